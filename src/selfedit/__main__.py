@@ -1,0 +1,5 @@
+"""``python -m selfedit``."""
+
+from selfedit.cli.main import main
+
+main()

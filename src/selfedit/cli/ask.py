@@ -1,0 +1,30 @@
+"""``selfedit ask``: one question to a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfedit.cli.common import out
+
+
+def ask_command(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    memory: Annotated[Path, typer.Option(help="Folder of the memory.")] = Path("memory"),
+    title: Annotated[str | None, typer.Option(help="Put a topic before the question, as the exam does.")] = None,
+    model: Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Answers a question from what the memory has learnt, without any passage in front of it."""
+    from selfedit.lm.batch import encode_prompt
+    from selfedit.lm.generate import generate
+    from selfedit.memory.compose import answering_model
+    from selfedit.memory.ledger import Memory
+    from selfedit.tasks.knowledge.prompts import exam_prompt
+
+    lm = answering_model(Memory.open(memory), device, model=model)
+    prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
+    stop = None if lm.chat else (lambda text: "\n" in text.strip())
+    out.print(generate(lm, [prompt], 64, stop=stop)[0], markup=False, highlight=False)

@@ -1,0 +1,44 @@
+"""``selfedit chat``: a conversation with a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfedit.cli.common import err, out
+
+
+def chat_command(
+    memory: Annotated[Path, typer.Option(help="Folder of the memory.")] = Path("memory"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    temperature: Annotated[float, typer.Option(min=0, max=5, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+) -> None:
+    """Talks with the model of a memory; an empty line or Ctrl-D ends it."""
+    from selfedit import seeds
+    from selfedit.lm.batch import Message, encode_prompt
+    from selfedit.lm.generate import generate
+    from selfedit.memory.compose import answering_model
+    from selfedit.memory.ledger import Memory
+
+    opened = Memory.open(memory)
+    lm = answering_model(opened, device)
+    err.print(f"{opened.base.name} with {len(opened.state.slots)} entries; an empty line ends the talk", highlight=False)
+    turns: list[Message] = []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        turns.append(Message("user", line))
+        prompt = encode_prompt(lm, tuple(turns))
+        while len(prompt) > lm.window - 256 and len(turns) > 2:
+            turns = turns[2:]
+            prompt = encode_prompt(lm, tuple(turns))
+        answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))])[0]
+        out.print(answer, markup=False, highlight=False)
+        turns.append(Message("assistant", answer))

@@ -1,0 +1,140 @@
+"""``selfedit eval``: tables that compare methods."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from selfedit.cli.common import build_config, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.config import EvalConfig
+
+app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
+
+
+@app.callback()
+def _eval() -> None:
+    """Compare methods on a data set."""
+
+
+@app.command("knowledge")
+def knowledge_command(
+    data: Annotated[str | None, typer.Option(help="almanac, squad, or a JSON file (flat form or SQuAD's).")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    methods: Annotated[str | None, typer.Option(help="none,passage,passage-matched,self,context: some of them, by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="The first so many passages; 0: all.")] = None,
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    edits: Annotated[int | None, typer.Option(help="Own self-edits a passage; averaged, never selected.")] = None,
+    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
+    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Measures what a model knows of passages that it doesn't see in the exam.
+
+    * none: nothing is trained
+    * passage: trained on the passage alone
+    * passage-matched: the passage alone, with as many optimiser steps and about as many tokens as self had
+    * self: trained on its own self-edits, the mean of --edits of them
+    * context: the passage stands in the prompt, the ceiling
+
+    Example: selfedit eval knowledge --data almanac --split dev --limit 4 --methods none,passage,self --json table.json
+    """
+    flags: dict[str, Any] = {
+        "data": data,
+        "split": split,
+        "methods": tuple(part.strip() for part in methods.split(",")) if methods else None,
+        "limit": limit,
+        "model": model,
+        "edits": edits,
+        "grader": grader,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "edit.styles": styles_from(style),
+    }
+    resolved = build_config(EvalConfig, config, flags, sets or [])
+    if dry_run:
+        print_config(resolved)
+        return
+    from selfedit.evaluate import evaluate
+    from selfedit.runs import Run
+    from selfedit.tasks.knowledge.data import load_dataset
+    from selfedit.tasks.knowledge.prompts import check_styles
+
+    check_styles(list(resolved.edit.styles))
+    passages = load_dataset(resolved.data, resolved.split)
+    passages = passages[: resolved.limit] if resolved.limit else passages
+    folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
+    opened = Run(folder, resolved, resume)
+    err.print(f"run folder: {folder}", highlight=False)
+    columns = (TextColumn("passages"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=len(passages))
+        grading = make_grader(resolved.grader, resolved.judge)
+        result = evaluate(resolved, passages, grading, opened, workers, lambda count: bar.update(task, completed=count))
+    write_json(folder / "table.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the means and the paired differences."""
+    config = result["config"]
+    table = Table(
+        title=f"{config['data']} {config['split']}: {result['n']} passages, {result['questions']} questions, "
+        f"seed {config['seed']}, mean and standard error over passages"
+    )
+    names = {
+        "accuracy": "correct %",
+        "paraphrased": "paraphrased %",
+        "question_alone": "question alone %",
+        "f1": "F1 %",
+        "logprob": "log-prob",
+        "tokens": "tokens",
+        "steps": "steps",
+        "seconds": "seconds",
+    }
+    table.add_column("method")
+    for name in names.values():
+        table.add_column(name, justify="right")
+    for method, measures in result["methods"].items():
+        cells = []
+        for name in names:
+            value = measures.get(name)
+            if value is None:
+                cells.append("-")
+            elif name in ("tokens", "steps", "seconds"):
+                cells.append(f"{value['mean']:.0f}")
+            else:
+                scale = 1 if name == "logprob" else 100
+                digits = 2 if name == "logprob" else 1
+                cells.append(f"{scale * value['mean']:.{digits}f} ± {scale * value['se']:.{digits}f}")
+        table.add_row(method, *cells)
+    out.print(table)
+    differences = Table(title="Paired differences in points, 95 % interval, two-sided sign-flip p")
+    for name in ("", "correct", "p", "F1", "p"):
+        differences.add_column(name, justify="left" if not name else "right")
+    rows = result["differences"]
+    for accuracy in (row for row in rows if row["measure"] == "accuracy"):
+        f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
+        cells = [
+            text
+            for row in (accuracy, f1)
+            for text in (f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", f"{row['p']:.3f}")
+        ]
+        differences.add_row(f"{accuracy['method']} - {accuracy['control']}", *cells)
+    out.print(differences)

@@ -1,0 +1,164 @@
+"""``selfedit learn``: one passage into a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from selfedit.cli.common import build_config, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.config import LearnConfig
+from selfedit.errors import DataError
+
+
+def learn_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Markdown or text to learn, or almanac:SPLIT:NUMBER.")],
+    quiz: Annotated[Path | None, typer.Option(help="Questions with answers: JSON, JSONL, YAML or CSV.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title; default: the first heading, or the file's name.")] = None,
+    memory: Annotated[Path, typer.Option(help="Folder of the memory; made if it isn't there.")] = Path("memory"),
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    edits: Annotated[int | None, typer.Option(help="How many self-edits to write and try.")] = None,
+    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
+    quiz_split: Annotated[float | None, typer.Option(help="Share of the quiz that chooses; the rest reports.")] = None,
+    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Server of the grader judge, ending in /v1.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Model that the grader judge asks.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Reads a passage, writes self-edits about it, trains on each, sits an exam without the passage, keeps the best if it helped.
+
+    Part of the quiz chooses among the self-edits; the rest, which chose nothing, reports the gain. A gain too small to be
+    told from noise changes nothing. Example:
+
+        selfedit learn notes.md --quiz quiz.json --memory my-memory
+
+        selfedit learn almanac:train:1 --memory demo-memory
+    """
+    flags: dict[str, Any] = {
+        "model": model,
+        "edits": edits,
+        "repeats": repeats,
+        "quiz_split": quiz_split,
+        "grader": grader,
+        "judge.url": judge_url,
+        "judge.model": judge_model,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "edit.styles": styles_from(style),
+    }
+    resolved = build_config(LearnConfig, config, flags, sets or [])
+    if dry_run:
+        print_config(resolved)
+        return
+    from selfedit.tasks.knowledge.data import almanac_passage, load_passage, load_quiz
+    from selfedit.tasks.knowledge.prompts import check_styles
+
+    check_styles(list(resolved.edit.styles))
+    passage = almanac_passage(file) or load_passage(Path(file), title)
+    questions = load_quiz(quiz) if quiz is not None else passage.questions
+    if not questions:
+        raise DataError(
+            f"{file}: no quiz; give --quiz FILE with at least 2 questions and answers "
+            '(JSON: [{"question": "...", "answer": "..."}]), so that what was learnt can be tested'
+        )
+    if json_file is not None and json_file.is_dir():
+        raise DataError(f"{json_file}: a folder; give --json a file name")
+    from selfedit.learn import learn
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("loading the model", total=resolved.edits + 3)
+
+        def progress(event: str, details: dict[str, Any]) -> None:
+            if event == "waiting":
+                err.print(f"{details['folder']} is in use by another process; waiting for it to finish")
+            elif event == "started":
+                if details["parts"] > 1:
+                    err.print(f"the passage is longer than half the model's window; split into {details['parts']} parts")
+                bar.update(task, description=f"writing {resolved.edits} self-edits, sitting the exam before", advance=1)
+            elif event == "wrote":
+                bar.update(task, description="training on each self-edit and sitting the exam after", advance=1)
+            elif event == "trial":
+                bar.advance(task)
+            elif event == "decided":
+                bar.update(task, description="committing" if details["accepted"] else "done", advance=1)
+
+        result = learn(resolved, passage, questions, memory, make_grader(resolved.grader, resolved.judge), progress, workers)
+    if json_file is not None:
+        write_json(json_file, result)
+    _show(result, memory)
+
+
+def _show(result: dict[str, Any], memory: Path) -> None:
+    """The candidates, then the exam before and after side by side."""
+    base = result["baseline"]["accuracy"]
+    table = Table(title=f"Self-edits about {result['passage']['title']} (choosing questions; before: {base:.0%})")
+    for name in ("", "style", "lessons", "correct", "gain", "F1", "log-prob", "tokens", "seconds", "status"):
+        table.add_column(name, justify="left" if name in ("style", "status") else "right")
+    for index, row in enumerate(result["candidates"]):
+        kept = index == result["best"] and result["decision"] == "accepted"
+        ok = row["status"] == "ok"
+        table.add_row(
+            f"{'*' if kept else ''}{index + 1}",
+            row["style"] if len(row["style"]) < 30 else "template",
+            str(row["documents"]),
+            f"{row['accuracy']:.0%}" if ok else "-",
+            f"{100 * row['gain']:+.0f}" if ok else "-",
+            f"{row['f1']:.2f}" if ok else "-",
+            f"{row['logprob']:.2f}" if ok else "-",
+            str(row["tokens"]),
+            f"{row['seconds']:.0f}",
+            row["status"] if ok else f"{row['status']}: {row['reason']}",
+            style="bold" if kept else None,
+        )
+    out.print(table)
+    report = result["report"]
+    best = result["best"]
+    exam = Table(
+        title=f"The exam without the passage, on questions that chose nothing (n={report['n']}, "
+        f"self-edit {best + 1 if best is not None else '-'})"
+    )
+    for name in ("question", "gold", "before", "after"):
+        exam.add_column(name)
+    for row in report["questions"]:
+        exam.add_row(row["question"], row["gold"], _answer(row, "before"), _answer(row, "after"))
+    exam.add_section()
+    exam.add_row("[bold]correct[/]", "", f"[bold]{report['before']:.0%}[/]", f"[bold]{report['after']:.0%}[/]")
+    alone = report["question_alone"]
+    exam.add_row("correct, question without title", "", f"{alone['before']:.0%}", f"{alone['after']:.0%}")
+    out.print(exam)
+    chance = result["chance_by_noise"]
+    noise = (
+        f" The best of {len(result['candidates'])} useless self-edits would look as good {chance:.0%} of the time."
+        if chance is not None
+        else ""
+    )
+    if result["decision"] == "accepted":
+        out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {memory}.{noise}")
+        out.print(f'Ask it: selfedit ask "{report["questions"][0]["question"]}" --memory {memory}', markup=False)
+    else:
+        out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained more than noise could; {memory} is as it was.{noise}")
+
+
+def _answer(row: dict[str, Any], when: str) -> str:
+    mark = "[green]v[/]" if row[f"{when}_correct"] else "[red]x[/]"
+    return f"{mark} {row[when][:80]}".replace("[/] [", "[/] \\[")

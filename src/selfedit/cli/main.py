@@ -1,0 +1,53 @@
+"""The command ``selfedit``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from selfedit import __version__
+from selfedit.cli import ask, chat, compile, evaluate, learn, memory
+from selfedit.cli.common import err
+from selfedit.errors import SelfeditError
+
+app = typer.Typer(
+    help="A language model keeps learning: it reads, writes its own lessons, trains on them, and keeps what helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("learn")(learn.learn_command)
+app.command("ask")(ask.ask_command)
+app.command("chat")(chat.chat_command)
+app.add_typer(memory.app, name="memory")
+app.add_typer(evaluate.app, name="eval")
+app.command("compile")(compile.compile_command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        typer.echo(f"selfedit {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command; errors that a user can act on are one line, without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except SelfeditError as error:
+        err.print(f"[bold red]selfedit:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("[bold]selfedit:[/] interrupted; what was committed before stays, nothing half-written does")
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,131 @@
+"""Settings that users choose, validated and bounded. Nothing here imports torch (a test checks it)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+DEFAULT_MODEL = "builtin:smollm2-135m"
+
+Style = str
+Schedule = Literal["linear", "cosine", "constant"]
+DocumentForm = Literal["plain", "chat"]
+GraderName = Literal["recall", "em", "f1", "judge"]
+Unit = Literal["passage", "sentence"]
+PlainSplit = Literal["lines", "whole"]
+Method = Literal["none", "passage", "passage-matched", "self", "context"]
+
+
+class Frozen(BaseModel):
+    """A config section: unknown keys are errors, values can't change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(Frozen):
+    """How one adapter is trained on one plan: the inner loop's hyper-parameters (paper section 4.1, appendix B).
+
+    Departures: (1) the paper's inner adapter sits on q_proj and v_proj (PEFT's default for Qwen2; ``targets="qv"``); (2) a batch
+    has no padding to a fixed length and no loss on padding, where the reference code pads to 2048 tokens and trains on them.
+    The defaults come from a sweep on dev data with the embedded model: ``benchmarks/results/settings-sweep.md``.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=512, description="LoRA rank r")] = 32
+    alpha: Annotated[float, Field(gt=0, le=4096, description="LoRA alpha; the update is scaled by alpha / rank")] = 64.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout on the adapter's input")] = 0.0
+    targets: Annotated[
+        str, Field(description="all-linear, qv (the paper's), or module names joined by commas, such as q_proj,down_proj")
+    ] = "all-linear"
+    layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers")] = "all"
+    epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 8
+    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="AdamW's peak learning rate")] = 1e-3
+    schedule: Annotated[Schedule, Field(description="learning rate over the steps, down to 0 for linear and cosine")] = "linear"
+    warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps with a rising learning rate")] = 0.0
+    batch_size: Annotated[int, Field(ge=1, le=256, description="documents a forward pass")] = 1
+    accumulation: Annotated[int, Field(ge=1, le=256, description="forward passes an optimiser step")] = 1
+    clip: Annotated[float, Field(gt=0, le=1e6, description="largest norm of the gradient")] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decoupled weight decay")] = 0.0
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_]+(-linear)?(,[A-Za-z0-9_]+)*", value):
+            raise ValueError(f"targets {value!r}: give all-linear, qv, or module names joined by commas")
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _known_layers(cls, value: str) -> str:
+        if value != "all" and not re.fullmatch(r"last:[1-9][0-9]*", value):
+            raise ValueError(f"layers {value!r}: give all or last:N with N of at least 1")
+        return value
+
+
+class Sampling(Frozen):
+    """How self-edits are written (paper: temperature 1.0, top-p 0.95)."""
+
+    temperature: Annotated[float, Field(ge=0, le=5, description="0 is greedy")] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass")] = 0.95
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192, description="longest self-edit, in tokens")] = 320
+    resamples: Annotated[int, Field(ge=0, le=10, description="how often a duplicate among the candidates is sampled again")] = 2
+
+
+class EditConfig(Frozen):
+    """What is written about a passage, and what it compiles to."""
+
+    styles: Annotated[tuple[Style, ...], Field(min_length=1, description="prompt styles; candidates take them in turn (a mix)")] = (
+        "self-qa",
+    )
+    unit: Annotated[Unit, Field(description="ask about the whole passage at once (the paper), or sentence by sentence")] = (
+        "sentence"
+    )
+    shots: Annotated[int, Field(ge=0, le=2, description="worked examples in the prompt (the paper: 0)")] = 2
+    sampling: Sampling = Sampling()
+    form: Annotated[DocumentForm, Field(description="plain: title, newline, text (the paper); chat: lessons as turns")] = "chat"
+    split: Annotated[PlainSplit, Field(description="plain form: a document a line, or whole self-edits")] = "lines"
+    limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 30
+
+
+class JudgeConfig(Frozen):
+    """Where the grader ``judge`` sends its questions; the key is read from OPENAI_API_KEY."""
+
+    url: str = "https://api.openai.com/v1"
+    model: str = "gpt-4.1-2025-04-14"
+
+
+class LearnConfig(Frozen):
+    """Everything that decides what ``selfedit learn`` does; printed by ``--dry-run``, stored with the entry."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    edits: Annotated[int, Field(ge=1, le=64, description="candidate self-edits")] = 4
+    repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each candidate, each with its own seed")] = 1
+    quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (
+        0.6
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
+    grader: GraderName = "recall"
+    judge: JudgeConfig = JudgeConfig()
+    edit: EditConfig = EditConfig()
+    settings: Settings = Settings()
+
+
+class EvalConfig(Frozen):
+    """Everything that decides the table of ``selfedit eval knowledge``."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    data: str = "almanac"
+    split: str = "test"
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("none", "passage", "passage-matched", "self", "context")
+    limit: Annotated[int, Field(ge=0, description="first passages only; 0: all")] = 0
+    edits: Annotated[int, Field(ge=1, le=16, description="own edits a passage, averaged, never selected")] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    grader: GraderName = "recall"
+    judge: JudgeConfig = JudgeConfig()
+    edit: EditConfig = EditConfig()
+    settings: Settings = Settings()

@@ -1,0 +1,44 @@
+"""Self-edits and what they compile to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfedit.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEdit:
+    """What a model wrote about one context.
+
+    Attributes:
+        context_id: the context's id.
+        style: the prompt style that asked for it.
+        text: the raw text, as written.
+    """
+
+    context_id: str
+    style: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One training document.
+
+    Attributes:
+        text: what carries the loss.
+        request: the user's turn that ``text`` answers, without loss; None for a plain document, which is ``text`` alone.
+    """
+
+    text: str
+    request: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What a self-edit compiles to: documents and the settings to train on them; ``seed`` draws initial weights and order."""
+
+    documents: tuple[Document, ...]
+    settings: Settings
+    seed: int

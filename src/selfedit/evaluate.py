@@ -1,0 +1,175 @@
+"""``selfedit eval knowledge``: methods side by side on the same passages, with standard errors and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import EvalConfig
+from selfedit.contexts import Passage
+from selfedit.edits import Document, TrainingPlan
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.executors.local import LocalExecutor, ModelChoice
+from selfedit.graders import Grader
+from selfedit.inner import Trial, run_trial, sit
+from selfedit.lm.load import LanguageModel
+from selfedit.marks import Marks, mark_sitting
+from selfedit.runs import Run
+from selfedit.samplers.local import write_edits
+from selfedit.stats import mean_and_error, paired_difference
+from selfedit.tasks.knowledge.compile import compile_edit, passage_matched, passage_only, split_passage
+from selfedit.tasks.knowledge.exam import Asked, ExamForm, Sitting, exam_questions
+
+FORMS: tuple[ExamForm, ...] = ("titled", "bare")
+# What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
+MEASURES = ("accuracy", "paraphrased", "question_alone", "f1", "logprob", "tokens", "steps", "seconds")
+CONTROLS = ("none", "passage", "passage-matched")
+
+
+def evaluate(
+    config: EvalConfig, passages: Sequence[Passage], grader: Grader, run: Run, workers: int | None, told: Callable[[int], None]
+) -> dict[str, Any]:
+    """Runs what is missing of a run and returns its table. Nothing is selected anywhere: ``self`` is the mean of its edits.
+
+    Args:
+        config: methods and settings.
+        passages: with their questions.
+        grader: marks in this process.
+        run: the run's folder; finished passages are not done again.
+        workers: processes, default one a core; a passage is one lease.
+        told: called with the number of passages done.
+
+    Raises:
+        DataError: a passage without questions.
+    """
+    for passage in passages:
+        if not passage.questions:
+            raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
+    done = {row["passage"] for row in run.rows}
+    waiting = [passage for passage in passages if passage.id not in done]
+    told(len(passages) - len(waiting))
+    if waiting:
+        with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), workers) as executor:
+            for row in executor.map(evaluate_passage, [(passage, config) for passage in waiting]):
+                run.append(row)
+                told(len(run.rows))
+    rows = {row["passage"]: row for row in run.rows}
+    return table(config, passages, [rows[passage.id] for passage in passages], grader)
+
+
+def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) -> dict[str, Any]:
+    """A lease: every method on one passage; answers only, grading comes later."""
+    asked = tuple(exam_questions(passage.questions))
+    parts = split_passage(lm, passage)
+    trials: list[dict[str, Any]] = []
+    if "none" in config.methods:
+        trials.append(_row("none", sit(lm, passage, asked, FORMS)))
+    if "context" in config.methods:
+        trials.append(_row("context", sit(lm, passage, asked, ("context", "context"))))
+
+    def train(method: str, index: int, documents: tuple[Document, ...], **more: Any) -> None:
+        plan = TrainingPlan(documents, config.settings, seeds.derive(config.seed, passage.id, "train", method, index))
+        outcome = run_trial(lm, Trial(passage, plan, asked, FORMS))
+        trials.append(
+            _row(
+                method,
+                outcome.sittings,
+                status=outcome.status,
+                reason=outcome.reason,
+                documents=len(documents),
+                tokens=outcome.tokens,
+                steps=len(outcome.losses),
+                last_loss=outcome.losses[-1] if outcome.losses else None,
+                seconds=outcome.seconds,
+                **more,
+            )
+        )
+
+    if "passage" in config.methods:
+        train("passage", 0, tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat)))
+    if {"self", "passage-matched"} & set(config.methods):
+        for index, edit in enumerate(write_edits(lm, parts, config.edits, config.edit, config.seed)):
+            try:
+                documents = compile_edit(parts, edit.text, config.edit, lm.chat)
+            except InvalidEditError as error:
+                trials.append(_row("self", (), status="invalid", reason=str(error), edit=edit.text))
+                documents = tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat))
+            else:
+                if "self" in config.methods:
+                    train("self", index, documents, edit=edit.text, style=edit.style)
+            if "passage-matched" in config.methods:
+                matched = TrainingPlan(documents, config.settings, 0)
+                train("passage-matched", index, passage_matched(lm, passage, config.edit, matched)[0])
+    return {"passage": passage.id, "title": passage.title, "trials": trials}
+
+
+def table(config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[str, Any]], grader: Grader) -> dict[str, Any]:
+    """Means over passages with standard errors, and each method's paired differences to the controls."""
+    graded = [_graded(passage, row, grader) for passage, row in zip(passages, rows, strict=True)]
+    methods = {}
+    for method in config.methods:
+        values = {m: [row[method][m] for row in graded] for m in MEASURES}
+        kept = {m: v for m, v in values.items() if not any(math.isnan(x) for x in v)}
+        methods[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items()}
+    differences = [
+        {
+            "method": method,
+            "control": control,
+            "measure": measure,
+            **asdict(paired_difference([row[method][measure] for row in graded], [row[control][measure] for row in graded])),
+        }
+        for control in CONTROLS
+        if control in config.methods
+        for method in config.methods
+        if method != control and (method not in CONTROLS or CONTROLS.index(method) > CONTROLS.index(control))
+        for measure in ("accuracy", "f1")
+    ]
+    return {
+        "config": config.model_dump(mode="json"),
+        "n": len(passages),
+        "questions": sum(len(passage.questions) for passage in passages),
+        "methods": methods,
+        "differences": differences,
+        "passages": [
+            {"id": passage.id, "title": passage.title, "methods": {m: _plain(row[m]) for m in config.methods}}
+            for passage, row in zip(passages, graded, strict=True)
+        ],
+    }
+
+
+def _row(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any]:
+    return {"method": method, "status": "ok", "sittings": [asdict(sitting) for sitting in sittings], **more}
+
+
+def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, dict[str, float]]:
+    """Method -> measure -> mean over the method's trials; a trial that failed counts 0 right."""
+    asked = exam_questions(passage.questions)
+    found: dict[str, list[dict[str, float]]] = {}
+    for trial in row["trials"]:
+        sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
+        measures = dict.fromkeys(MEASURES, 0.0)
+        if sittings:
+            titled, bare = (mark_sitting(grader, asked, sitting) for sitting in sittings)
+            measures |= {
+                "accuracy": _share(asked, titled, paraphrase=False),
+                "paraphrased": _share(asked, titled, paraphrase=True),
+                "question_alone": _share(asked, bare, paraphrase=False),
+                "f1": titled.f1,
+                "logprob": titled.log_probability,
+            }
+        measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
+        found.setdefault(trial["method"], []).append(measures)
+    return {method: {m: fmean(trial[m] for trial in trials) for m in MEASURES} for method, trials in found.items()}
+
+
+def _share(asked: Sequence[Asked], marks: Marks, paraphrase: bool) -> float:
+    hits = [float(v.correct) for one, v in zip(asked, marks.verdicts, strict=True) if one.paraphrase == paraphrase]
+    return fmean(hits) if hits else math.nan
+
+
+def _plain(measures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in measures.items()}

@@ -1,0 +1,121 @@
+"""Jobs on this machine: spawned worker processes, one thread each, every one with its own view of the same mapped weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfedit.errors import SelfeditError
+
+if TYPE_CHECKING:
+    from selfedit.lm.load import LanguageModel
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model workers load, and the adapters (PEFT folders, oldest first) that already answer on top of it."""
+
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+    stack: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+_loaded: LanguageModel | None = None
+
+
+class LocalExecutor:
+    """Runs ``job(lm, *arguments)`` in worker processes; results come in the order of submission or as they end.
+
+    A job's result must not depend on the worker that ran it. On a GPU, or with one worker, everything still runs in one
+    spawned process, so that Ctrl-C and errors behave the same.
+    """
+
+    def __init__(self, model: ModelChoice, workers: int | None = None) -> None:
+        self.workers = workers or default_workers(model.device)
+        self.pool = ProcessPoolExecutor(
+            self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(model,)
+        )
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Starts a job; ``job`` is a module-level function whose first argument is the language model."""
+        return self.pool.submit(_run, job, arguments)
+
+    def map(self, job: Callable[..., Any], argument_lists: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results in the order of ``argument_lists``, each as soon as it and those before it are there."""
+        futures = [self.submit(job, *arguments) for arguments in argument_lists]
+        for future in futures:
+            yield result(future)
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            for process in list(getattr(self.pool, "_processes", {}).values()):
+                process.terminate()
+        self.pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+def result(future: Future[Any]) -> Any:
+    """A job's result; a worker that died is an error with a remedy."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SelfeditError(
+            "a worker process died, most likely for want of memory; run again with --workers 1 or a smaller model"
+        ) from error
+
+
+def default_workers(device: str) -> int:
+    """One process a core on a CPU, one in all on a GPU."""
+    if device not in ("auto", "cpu"):
+        return 1
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _start_worker(model: ModelChoice) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    global _loaded
+    _loaded = None
+    import torch
+
+    torch.set_num_threads(1)
+    _choice.append(model)
+
+
+_choice: list[ModelChoice] = []
+
+
+def _die_with_parent() -> None:
+    """Ends this worker when its parent is killed (Linux), so that nothing goes on training in the background."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _run(job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """In the worker: loads the model before the first job, so that a model that can't be loaded is an ordinary error."""
+    global _loaded
+    if _loaded is None:
+        from pathlib import Path
+
+        from selfedit.lm.adapter import install_stack, load_adapter
+        from selfedit.lm.load import load_model
+
+        choice = _choice[0]
+        _loaded = load_model(choice.name, choice.device, choice.dtype, choice.trust_remote_code)
+        install_stack(_loaded, [load_adapter(Path(folder)) for folder in choice.stack])
+    return job(_loaded, *arguments)

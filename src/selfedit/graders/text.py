@@ -1,0 +1,107 @@
+"""Graders that compare words: token recall (the default), SQuAD's exact match and F1."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter, defaultdict
+
+from selfedit.graders import ExamItem, Verdict
+
+RECALL_THRESHOLD = 0.6
+# An answer may be this many words longer than three times the gold answer; a recitation of the passage is far longer.
+LONGEST_EXTRA = 12
+PRECISION_FLOOR = 0.1
+SAME_ANSWER_SHARE = 0.5
+
+
+def normalise(text: str) -> list[str]:
+    """SQuAD's official normalisation: lower case, no punctuation, no articles, split at white space."""
+    text = "".join(char for char in text.lower() if char not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def exact_match(answer: str, gold: str) -> bool:
+    """SQuAD's exact match."""
+    return normalise(answer) == normalise(gold)
+
+
+def f1_score(answer: str, gold: str) -> float:
+    """SQuAD's token F1."""
+    got, want = normalise(answer), normalise(gold)
+    if not got or not want:
+        return float(got == want)
+    shared = sum((Counter(got) & Counter(want)).values())
+    if not shared:
+        return 0.0
+    precision, recall = shared / len(got), shared / len(want)
+    return 2 * precision * recall / (precision + recall)
+
+
+def recall_score(answer: str, gold: str) -> float:
+    """Share of the gold answer's tokens that the answer has; 0 for an answer too long or too thin to be one.
+
+    Numbers written with separators count as one token in both ("2,600" is "2600"), as SQuAD's normalisation has it.
+    """
+    got, want = normalise(answer), normalise(gold)
+    if not want:
+        return float(not got)
+    shared = sum((Counter(got) & Counter(want)).values())
+    if len(got) > 3 * len(want) + LONGEST_EXTRA or shared < PRECISION_FLOOR * len(got):
+        return 0.0
+    return shared / len(want)
+
+
+class RecallGrader:
+    """Correct when at least .6 of the gold answer's tokens occur: agrees with GPT-4.1 on 86 % of 65,642 published verdicts.
+
+    Recall alone is fooled by recitation: a model that gives the passage's first sentence to every question passes several. Three
+    rules close that: (1) an answer longer than three times the gold plus 12 words scores 0; (2) so does one of which
+    less than a tenth is gold; (3) an answer that is given to half or more of an exam's different questions with
+    different golds (at least 3) scores 0 everywhere: it is no answer to any of them.
+    """
+
+    def mark(self, exam: list[ExamItem]) -> list[Verdict]:
+        """One verdict for each item."""
+        repeated = repeated_answers(exam)
+        verdicts = []
+        for item in exam:
+            score = max(recall_score(item.answer, gold) for gold in item.question.golds)
+            if " ".join(normalise(item.answer)) in repeated:
+                score = 0.0
+            verdicts.append(Verdict(score >= RECALL_THRESHOLD, score))
+        return verdicts
+
+
+class ExactMatchGrader:
+    """SQuAD's exact match, the best over the gold answers."""
+
+    def mark(self, exam: list[ExamItem]) -> list[Verdict]:
+        """One verdict for each item."""
+        hits = [any(exact_match(item.answer, gold) for gold in item.question.golds) for item in exam]
+        return [Verdict(hit, float(hit)) for hit in hits]
+
+
+class F1Grader:
+    """SQuAD's token F1, the best over the gold answers; correct at .5 or more."""
+
+    def mark(self, exam: list[ExamItem]) -> list[Verdict]:
+        """One verdict for each item."""
+        scores = [max(f1_score(item.answer, gold) for gold in item.question.golds) for item in exam]
+        return [Verdict(score >= 0.5, score) for score in scores]
+
+
+def repeated_answers(exam: list[ExamItem]) -> set[str]:
+    """Normalised answers that were given to half or more of the exam's questions, and to 3 or more with different golds."""
+    golds_by_answer: dict[str, set[str]] = defaultdict(set)
+    groups = {item.group for item in exam}
+    groups_by_answer: dict[str, set[int]] = defaultdict(set)
+    for item in exam:
+        key = " ".join(normalise(item.answer))
+        golds_by_answer[key].add(" ".join(normalise(item.question.answer)))
+        groups_by_answer[key].add(item.group)
+    return {
+        key
+        for key, golds in golds_by_answer.items()
+        if len(golds) >= 3 and len(groups_by_answer[key]) >= SAME_ANSWER_SHARE * len(groups)
+    }

@@ -1,0 +1,325 @@
+"""The main job: a model reads a passage, writes lessons, trains on each, sits an exam, and keeps the best if it helped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import LearnConfig
+from selfedit.contexts import Passage, Question
+from selfedit.edits import SelfEdit, TrainingPlan
+from selfedit.errors import InvalidEditError
+from selfedit.executors.local import LocalExecutor, ModelChoice, result
+from selfedit.graders import Grader
+from selfedit.inner import Outcome, Trial, run_trial, sit
+from selfedit.lm.load import LanguageModel
+from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
+from selfedit.memory.ledger import Base, Memory
+from selfedit.samplers.local import write_edits
+from selfedit.stats import best_of, sign_flip_chance
+from selfedit.tasks.knowledge.compile import compile_edit, split_passage
+from selfedit.tasks.knowledge.exam import Asked, Sitting, exam_questions
+
+# With fewer choosing questions than this a small gain is too likely to be noise.
+FEW_QUESTIONS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a worker knows about the model and the passage."""
+
+    base: Base
+    chat: bool
+    dtype: str
+    parts: tuple[Passage, ...]
+
+
+@dataclass
+class Candidate:
+    """One self-edit with its trials; ``marks`` is on the choosing half, the mean over repeats."""
+
+    edit: SelfEdit
+    plans: list[TrainingPlan]
+    status: str = "ok"
+    reason: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+    marks: Marks | None = None
+
+
+Progress = Callable[[str, dict[str, Any]], None]
+
+
+def learn(
+    config: LearnConfig,
+    passage: Passage,
+    questions: Sequence[Question],
+    folder: Path,
+    grader: Grader,
+    progress: Progress,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Learns one passage into a memory (paper algorithm 1 without its last line, the policy's update).
+
+    Duties, in order: lock the memory; the baseline's exam while the candidates are written; each candidate trained on top of
+    the memory's current state and examined on the choosing half of the quiz; the best kept if it beats the baseline by more
+    than noise; the gain reported on the other half; the commit.
+
+    Args:
+        progress: called with (event, details): ``waiting, started, wrote, trial, decided, committed``.
+        workers: processes; default one a core.
+
+    Returns:
+        What ``--json`` writes; only ``seconds`` differ between two runs with the same seed.
+
+    Raises:
+        DataError, ModelError, MemoryStoreError, GraderError.
+    """
+    choosing, reporting = split_quiz(questions, config.quiz_split, config.seed)
+    to_choose = tuple(exam_questions(questions, choosing))
+    to_report = tuple(exam_questions(questions, reporting))
+    everything = tuple(exam_questions(questions))
+    memory = Memory.open(folder) if (folder / "ledger.sqlite").exists() else None
+    with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), 1) as looker:
+        described: Described = result(looker.submit(describe, passage))
+    if memory is None:
+        memory = Memory.create(folder, described.base)
+    memory.check_base(described.base)
+    with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
+        scratch = memory.scratch()
+        stack = tuple(str(path) for path in memory.adapter_folders())
+        choice = ModelChoice(config.model, config.device, config.dtype, stack)
+        progress("started", {"parts": len(described.parts), "choosing": len(choosing), "reporting": len(reporting)})
+        try:
+            with LocalExecutor(choice, workers) as executor:
+                written = executor.submit(write_edits, described.parts, config.edits, config.edit, config.seed)
+                sittings = executor.submit(sit, passage, everything, ("titled", "bare"))
+                edits: list[SelfEdit] = result(written)
+                candidates = [_candidate(edit, index, described, config) for index, edit in enumerate(edits)]
+                progress("wrote", {"candidates": candidates})
+                before_titled, before_bare = result(sittings)
+                baseline = mark_sitting(grader, to_choose, _part(before_titled, everything, to_choose))
+                progress("baseline", {"marks": baseline})
+                _try_all(executor, candidates, passage, to_choose, scratch, grader, progress)
+                best = choose(candidates, baseline)
+                accepted = best is not None and enough(candidates[best].marks, baseline)
+                after: tuple[Sitting, Sitting] | None = None
+                if best is not None:
+                    trained = str(scratch / f"{best}-0")
+                    after = result(executor.submit(sit, passage, to_report, ("titled", "bare"), trained))
+            chance = noise_chance(candidates, best, baseline)
+            report = _report(grader, to_report, everything, before_titled, before_bare, after)
+            record = _record(config, passage, questions, choosing, candidates, best, baseline, report)
+            progress("decided", {"best": best, "accepted": accepted, "chance": chance})
+            entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return {
+        "model": config.model,
+        "fingerprint": described.base.fingerprint,
+        "dtype": described.dtype,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "passage": {"id": passage.id, "title": passage.title, "parts": len(described.parts)},
+        "quiz": {"choosing": choosing, "reporting": reporting},
+        "baseline": {"accuracy": baseline.accuracy, "f1": baseline.f1, "logprob": baseline.log_probability},
+        "candidates": [_candidate_row(candidate, baseline) for candidate in candidates],
+        "best": best,
+        "decision": "accepted" if accepted else "rejected",
+        "chance_by_noise": chance,
+        "report": report,
+        "memory": {"entry": entry},
+    }
+
+
+def describe(lm: LanguageModel, passage: Passage) -> Described:
+    """A job: the model's identity, and the passage in parts that fit its window."""
+    base = Base(lm.name, lm.fingerprint)
+    return Described(base, lm.chat, str(lm.dtype).removeprefix("torch."), split_passage(lm, passage))
+
+
+def choose(candidates: Sequence[Candidate], baseline: Marks) -> int | None:
+    """The best candidate: accuracy, ties by log-probability gain, then by lower index; None if none could be tried."""
+    tried = [(index, candidate.marks) for index, candidate in enumerate(candidates) if candidate.marks is not None]
+    if not tried:
+        return None
+    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].log_probability - baseline.log_probability, -pair[0]))[0]
+
+
+def enough(marks: Marks | None, baseline: Marks) -> bool:
+    """Whether a gain is large enough to be kept.
+
+    With 6 or more choosing questions any gain in accuracy; with fewer at least 2 questions' worth, or 1 with a gain in
+    log-probability on most of the questions. A question's worth is the mean over its wordings.
+    """
+    if marks is None or marks.accuracy <= baseline.accuracy:
+        return False
+    if len(baseline.by_fact) >= FEW_QUESTIONS:
+        return True
+    gain = sum(marks.by_fact[group] - baseline.by_fact[group] for group in baseline.by_fact)
+    likelier = sum(marks.log_probability_by_fact[group] > baseline.log_probability_by_fact[group] for group in baseline.by_fact)
+    return gain >= 2 - 1e-9 or (gain >= 1 - 1e-9 and 2 * likelier > len(baseline.by_fact))
+
+
+def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Marks) -> float | None:
+    """How often the best of that many useless candidates would gain as much on the choosing questions.
+
+    An exact sign-flip test over the questions, corrected for the number of candidates tried (Sidak). With few questions it
+    can't be small: 3 questions gained of 3 have a chance of 1/8 for one candidate.
+    """
+    marks = candidates[best].marks if best is not None else None
+    if marks is None:
+        return None
+    gains = [marks.by_fact[group] - baseline.by_fact[group] for group in sorted(baseline.by_fact)]
+    return best_of(sign_flip_chance(gains), sum(candidate.marks is not None for candidate in candidates))
+
+
+def _candidate(edit: SelfEdit, index: int, described: Described, config: LearnConfig) -> Candidate:
+    try:
+        documents = compile_edit(described.parts, edit.text, config.edit, described.chat)
+    except InvalidEditError as error:
+        return Candidate(edit, [], "invalid", str(error))
+    plans = [
+        TrainingPlan(documents, config.settings, seeds.derive(config.seed, edit.context_id, "train", index, repeat))
+        for repeat in range(config.repeats)
+    ]
+    return Candidate(edit, plans)
+
+
+def _try_all(
+    executor: LocalExecutor,
+    candidates: list[Candidate],
+    passage: Passage,
+    asked: tuple[Asked, ...],
+    scratch: Path,
+    grader: Grader,
+    progress: Progress,
+) -> None:
+    """Runs every trial and fills in each candidate's outcomes and marks; repeats after the first keep no adapter."""
+    jobs = {
+        index: [
+            executor.submit(
+                run_trial, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None)
+            )
+            for repeat, plan in enumerate(candidate.plans)
+        ]
+        for index, candidate in enumerate(candidates)
+    }
+    for index, candidate in enumerate(candidates):
+        candidate.outcomes = tuple(result(job) for job in jobs[index])
+        failed = next((outcome for outcome in candidate.outcomes if outcome.status != "ok"), None)
+        if failed is not None:
+            candidate.status, candidate.reason = failed.status, failed.reason
+        elif candidate.outcomes:
+            candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
+        progress("trial", {"index": index, "candidate": candidate})
+
+
+def _part(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:
+    """The answers of ``part`` out of a sitting of all questions."""
+    at = {one: index for index, one in enumerate(everything)}
+    indices = [at[one] for one in part]
+    return Sitting(tuple(sitting.answers[i] for i in indices), tuple(sitting.log_probabilities[i] for i in indices))
+
+
+def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
+    marks = candidate.marks
+    return {
+        "edit": candidate.edit.text,
+        "style": candidate.edit.style,
+        "documents": len(candidate.plans[0].documents) if candidate.plans else 0,
+        "reward": marks.accuracy if marks else 0.0,
+        "accuracy": marks.accuracy if marks else None,
+        "gain": marks.accuracy - baseline.accuracy if marks else None,
+        "f1": marks.f1 if marks else None,
+        "logprob": marks.log_probability if marks else None,
+        "tokens": sum(outcome.tokens for outcome in candidate.outcomes),
+        "seconds": round(sum(outcome.seconds for outcome in candidate.outcomes), 2),
+        "status": candidate.status,
+        "reason": candidate.reason,
+    }
+
+
+def _report(
+    grader: Grader,
+    asked: tuple[Asked, ...],
+    everything: tuple[Asked, ...],
+    before_titled: Sitting,
+    before_bare: Sitting,
+    after: tuple[Sitting, Sitting] | None,
+) -> dict[str, Any]:
+    """The gain on questions that did not choose, of the best candidate, kept or not."""
+    old, old_bare = _part(before_titled, everything, asked), _part(before_bare, everything, asked)
+    new, new_bare = after if after is not None else (old, old_bare)
+    marks = {
+        name: mark_sitting(grader, asked, sitting)
+        for name, sitting in (("old", old), ("new", new), ("old_bare", old_bare), ("new_bare", new_bare))
+    }
+    return {
+        "n": len(asked),
+        "before": marks["old"].accuracy,
+        "after": marks["new"].accuracy,
+        "f1": {"before": marks["old"].f1, "after": marks["new"].f1},
+        "logprob": {"before": marks["old"].log_probability, "after": marks["new"].log_probability},
+        "question_alone": {"before": marks["old_bare"].accuracy, "after": marks["new_bare"].accuracy},
+        "questions": [
+            {
+                "question": one.question.question,
+                "gold": one.question.answer,
+                "before": old.answers[i],
+                "after": new.answers[i],
+                "before_correct": marks["old"].verdicts[i].correct,
+                "after_correct": marks["new"].verdicts[i].correct,
+                "logprob_before": old.log_probabilities[i],
+                "logprob_after": new.log_probabilities[i],
+                "paraphrase": one.paraphrase,
+            }
+            for i, one in enumerate(asked)
+        ],
+    }
+
+
+def _record(
+    config: LearnConfig,
+    passage: Passage,
+    questions: Sequence[Question],
+    choosing: list[int],
+    candidates: list[Candidate],
+    best: int | None,
+    baseline: Marks,
+    report: dict[str, Any],
+) -> dict[str, Any]:
+    """What the ledger keeps of an entry: enough to show it, to re-sit its exam and to train it again."""
+    if best is None:
+        return {}
+    candidate = candidates[best]
+    plan = candidate.plans[0]
+    return {
+        "title": passage.title,
+        "text": passage.text,
+        "style": candidate.edit.style,
+        "edit": candidate.edit.text,
+        "documents": [{"text": document.text, "request": document.request} for document in plan.documents],
+        "settings": plan.settings.model_dump(mode="json"),
+        "seed": plan.seed,
+        "quiz": [
+            {
+                "question": q.question,
+                "answer": q.answer,
+                "aliases": list(q.aliases),
+                "paraphrases": list(q.paraphrases),
+                "chose": index in choosing,
+            }
+            for index, q in enumerate(questions)
+        ],
+        "marks": {
+            "choosing": {"before": baseline.accuracy, "after": candidate.marks.accuracy if candidate.marks else None},
+            "reporting": {"n": report["n"], "before": report["before"], "after": report["after"]},
+        },
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config.model_dump(mode="json"),
+    }

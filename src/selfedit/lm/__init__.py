@@ -1,0 +1,1 @@
+"""Everything that touches torch: models, adapters, training, generation, scoring."""

@@ -1,0 +1,212 @@
+"""LoRA adapters on a frozen model: made, installed, stacked, saved in PEFT's format and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+from selfedit.config import Settings
+from selfedit.errors import ModelError
+from selfedit.lm.load import LanguageModel
+
+# Above this rank a frozen sum of adapters costs more than a dense copy of the weights.
+LARGEST_STACK_RANK = 256
+
+
+@dataclass
+class Adapter:
+    """One LoRA: for each adapted linear layer a pair of float32 tensors.
+
+    Attributes:
+        weights: module name -> (A (r, in), B (out, r)).
+        alpha: the update is (alpha / rank) * B @ A.
+        dropout: share of the input dropped while training.
+    """
+
+    weights: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    alpha: float
+    dropout: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        """LoRA rank."""
+        return next(iter(self.weights.values()))[0].shape[0]
+
+    @property
+    def scale(self) -> float:
+        """Factor on B @ A."""
+        return self.alpha / self.rank
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """A and B of every module, in order."""
+        return [tensor for pair in self.weights.values() for tensor in pair]
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer plus a frozen low-rank sum (earlier adapters) plus at most one adapter that may be in training."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # (R, in), (out, R)
+        self.active: tuple[torch.Tensor, torch.Tensor] | None = None  # (r, in), (out, r)
+        self.scale = 1.0
+        self.dropout = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        y: torch.Tensor = self.base(x)
+        if self.frozen is not None:
+            y = y + F.linear(F.linear(x, self.frozen[0]), self.frozen[1])
+        if self.active is not None:
+            down, up = self.active
+            z = x.to(down.dtype)
+            if self.dropout and self.training:
+                z = F.dropout(z, self.dropout)
+            y = y + (F.linear(F.linear(z, down), up) * self.scale).to(y.dtype)
+        return y
+
+
+def new_adapter(lm: LanguageModel, settings: Settings, seed: int) -> Adapter:
+    """A fresh adapter: A uniform in +-1/sqrt(in) (PEFT's default), B zero; its own generator, so neighbours don't matter."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, layer in adapted_layers(lm, settings.targets, settings.layers).items():
+        base = layer.base
+        bound = 1.0 / math.sqrt(base.in_features)
+        down = torch.empty(settings.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        weights[name] = (down.to(lm.device), torch.zeros(base.out_features, settings.rank, device=lm.device))
+    return Adapter(weights, settings.alpha, settings.dropout)
+
+
+def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, AdaptedLinear]:
+    """The linear layers that settings name, in the model's order.
+
+    Raises:
+        ModelError: no linear layer has such a name, or the model has fewer layers.
+    """
+    everything = _wrapped(lm)
+    count = int(lm.model.config.get_text_config().num_hidden_layers)
+    first = 0 if layers == "all" else count - int(layers.removeprefix("last:"))
+    if first < 0:
+        raise ModelError(f"layers={layers}: {lm.name} has only {count} layers")
+    wanted = {"qv": {"q_proj", "v_proj"}}.get(targets, set(targets.split(",")))
+    chosen = {
+        name: layer
+        for name, layer in everything.items()
+        if _layer_index(name) >= first and (targets == "all-linear" or name.rsplit(".", 1)[-1] in wanted)
+    }
+    unknown = set() if targets == "all-linear" else wanted - {name.rsplit(".", 1)[-1] for name in chosen}
+    if unknown or not chosen:
+        known = sorted({name.rsplit(".", 1)[-1] for name in everything})
+        raise ModelError(
+            f"targets={targets}: {lm.name} has no linear layer {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+        )
+    return chosen
+
+
+def first_layer(adapter: Adapter) -> int:
+    """Index of the lowest decoder layer that the adapter touches; everything below it stays as it was."""
+    return min(_layer_index(name) for name in adapter.weights)
+
+
+def install(lm: LanguageModel, adapter: Adapter | None) -> None:
+    """Makes ``adapter`` the active one (None: only the frozen stack answers)."""
+    for layer in _wrapped(lm).values():
+        layer.active = None
+    if adapter is not None:
+        layers = _wrapped(lm)
+        for name, pair in adapter.weights.items():
+            layers[name].active, layers[name].scale, layers[name].dropout = pair, adapter.scale, adapter.dropout
+
+
+def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
+    """Adds a frozen sum of adapters beneath the active one; above ``LARGEST_STACK_RANK`` it is merged into dense copies.
+
+    May be called once on a freshly loaded model.
+    """
+    layers = _wrapped(lm)
+    for name in {name: None for adapter in adapters for name in adapter.weights}:
+        present = [adapter for adapter in adapters if name in adapter.weights]
+        down = torch.cat([adapter.weights[name][0] for adapter in present])
+        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
+        layer = layers[name]
+        if down.shape[0] > LARGEST_STACK_RANK:
+            dense = layer.base.weight + (up @ down).to(lm.device, lm.dtype)
+            layer.base.weight = nn.Parameter(dense, requires_grad=False)
+        else:
+            layer.frozen = (down.to(lm.device, lm.dtype), up.to(lm.device, lm.dtype))
+
+
+def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
+    """Writes PEFT's two files, ``adapter_model.safetensors`` and ``adapter_config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, (down, up) in adapter.weights.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in adapter.weights}),
+        "layers_to_transform": sorted({_layer_index(name) for name in adapter.weights}),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Reads an adapter in PEFT's format."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    weights = {}
+    for key, down in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            weights[name] = (down.float(), tensors[key.replace(".lora_A.", ".lora_B.")].float())
+    return Adapter(weights, float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
+
+
+def merged_state(lm: LanguageModel, adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
+    """The base's state dict under its original names with the adapters added to its weights, in float32 sums."""
+    state = {name.replace(".base.", "."): tensor for name, tensor in lm.model.state_dict().items()}
+    for adapter in adapters:
+        for name, (down, up) in adapter.weights.items():
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = (weight.float() + adapter.scale * (up @ down).to(weight.device)).to(weight.dtype)
+    return state
+
+
+def _wrapped(lm: LanguageModel) -> dict[str, AdaptedLinear]:
+    """Every linear layer inside the decoder layers, wrapped on the first call, by its original module name."""
+    known: dict[str, AdaptedLinear] | None = getattr(lm.model, "_selfedit_layers", None)
+    if known is None:
+        known = {}
+        for name, module in list(lm.model.named_modules()):
+            if isinstance(module, nn.Linear) and ".layers." in f".{name}":
+                parent: Any = lm.model.get_submodule(name.rsplit(".", 1)[0])
+                known[name] = AdaptedLinear(module)
+                setattr(parent, name.rsplit(".", 1)[-1], known[name])
+        object.__setattr__(lm.model, "_selfedit_layers", known)
+    return known
+
+
+def _layer_index(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1])

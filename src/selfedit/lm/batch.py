@@ -1,0 +1,88 @@
+"""Text to tokens: chat turns, plain documents and prompts become rows of ids with labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from selfedit.edits import Document
+from selfedit.lm.load import LanguageModel
+
+IGNORED = -100
+
+
+class Message(NamedTuple):
+    """One turn of a prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of one sequence and how many of the first carry no loss.
+
+    Attributes:
+        ids: token ids.
+        unlabelled: the number of leading tokens without loss; the first token of a sequence never has any.
+    """
+
+    ids: tuple[int, ...]
+    unlabelled: int
+
+    @property
+    def labelled(self) -> int:
+        """How many tokens carry loss."""
+        return len(self.ids) - max(1, self.unlabelled)
+
+
+def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
+    """Ids of a prompt that the model is to continue: the chat template, or for base models the turns joined by newlines."""
+    if lm.chat:
+        text = lm.tokenizer.apply_chat_template(
+            [message._asdict() for message in prompt], tokenize=False, add_generation_prompt=True
+        )
+        return tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = "\n".join(message.content for message in prompt)
+    return tuple(lm.tokenizer(text)["input_ids"])
+
+
+def encode_answer(lm: LanguageModel, prompt: Prompt, answer: str) -> Row:
+    """A prompt with the answer that carries the loss, closed by the end of the turn."""
+    head = encode_prompt(lm, prompt)
+    text = answer if lm.chat else f" {answer}"
+    tail = (*lm.tokenizer(text, add_special_tokens=False)["input_ids"], lm.tokenizer.eos_token_id)
+    return Row(head + tail, len(head))
+
+
+def encode_document(lm: LanguageModel, document: Document) -> Row:
+    """A training document: a turn whose answer carries the loss, or plain text that carries it everywhere.
+
+    Departure from the reference code: one end-of-text token closes a plain document; there every document is padded with
+    it to 2048 tokens and each of them is trained on. Longer rows than the model's window are cut.
+    """
+    if document.request is not None:
+        row = encode_answer(lm, (Message("user", document.request),), document.text)
+    else:
+        row = Row((*lm.tokenizer(document.text)["input_ids"], lm.tokenizer.eos_token_id), 0)
+    return Row(row.ids[: lm.window], row.unlabelled)
+
+
+def pad(rows: list[Row], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows, padded on the right to the longest, as ids (B, T) and labels (B, T).
+
+    Padding is never looked at by a real token (attention is causal) and has no loss, so no attention mask is needed.
+    """
+    longest = max(len(row.ids) for row in rows)
+    ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    labels_BT = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        ids_BT[index, : len(ids)] = ids
+        labels_BT[index, row.unlabelled : len(ids)] = ids[row.unlabelled :]
+    return ids_BT.to(device), labels_BT.to(device)

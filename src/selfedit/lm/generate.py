@@ -1,0 +1,132 @@
+"""Text out: one batched decode loop with a KV cache, greedy or sampled, each row with its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache
+
+from selfedit.lm.load import LanguageModel
+
+
+@torch.inference_mode()
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+    stop: Callable[[str], bool] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Continues each prompt and returns the new text alone.
+
+    Equal prompts, and what all prompts begin with, are read once; rows leave the batch when they end, so the last long row
+    doesn't pay for the others.
+
+    Args:
+        prompts: token ids, one prompt a row.
+        max_new_tokens: longest continuation in tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus mass, for sampling.
+        seeds: one for each row, for sampling; a row's draws don't depend on its neighbours.
+        stop: called with a row's text so far; True ends the row.
+        progress: called with the number of tokens made so far by the longest row.
+    """
+    unique = list(dict.fromkeys(prompts))
+    shared = _shared_prefix(unique)
+    rests = [ids[shared:] for ids in unique]
+    longest = max(len(ids) for ids in rests)
+    max_new_tokens = min(max_new_tokens, lm.window - shared - longest)
+    cache = DynamicCache(config=lm.model.config)
+    if shared:
+        head_1T = torch.tensor([unique[0][:shared]])
+        _forward(lm, head_1T, torch.ones_like(head_1T), torch.arange(shared)[None], cache)
+        cache.batch_repeat_interleave(len(unique))
+    ids_UT = torch.full((len(unique), longest), lm.tokenizer.pad_token_id, dtype=torch.long)
+    mask_UT = torch.ones((len(unique), shared + longest), dtype=torch.long)
+    for row, ids in enumerate(rests):
+        ids_UT[row, longest - len(ids) :] = torch.tensor(ids)
+        mask_UT[row, shared : shared + longest - len(ids)] = 0
+    positions_UT = (mask_UT.cumsum(1) - 1)[:, shared:].clamp(min=0)
+    logits_UV = _forward(lm, ids_UT, mask_UT, positions_UT, cache)
+
+    source = torch.tensor([unique.index(ids) for ids in prompts])
+    logits_BV = logits_UV[source.to(lm.device)]
+    mask_BT = mask_UT[source]
+    if len(unique) < len(prompts):
+        cache.batch_select_indices(source.to(lm.device))
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else None
+    made: list[list[int]] = [[] for _ in prompts]
+    live = list(range(len(prompts)))
+    ends = _end_ids(lm)
+    for step in range(max_new_tokens):
+        nexts = _pick(logits_BV, temperature, top_p, [generators[row] for row in live] if generators else None)
+        keep = []
+        for at, (row, token) in enumerate(zip(live, nexts, strict=True)):
+            if token in ends:
+                continue
+            made[row].append(token)
+            if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
+                keep.append(at)
+        if progress is not None:
+            progress(step + 1)
+        if not keep or step + 1 == max_new_tokens:
+            break
+        if len(keep) < len(live):
+            live = [live[at] for at in keep]
+            nexts = [nexts[at] for at in keep]
+            mask_BT = mask_BT[keep]
+            cache.batch_select_indices(torch.tensor(keep, device=lm.device))
+        mask_BT = torch.cat([mask_BT, torch.ones(len(live), 1, dtype=torch.long)], dim=1)
+        positions_B1 = mask_BT.sum(1, keepdim=True) - 1
+        logits_BV = _forward(lm, torch.tensor(nexts)[:, None], mask_BT, positions_B1, cache)
+    return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+
+
+def _shared_prefix(prompts: Sequence[tuple[int, ...]], least: int = 32) -> int:
+    """How many leading tokens all prompts share (one is always left over); 0 if too few to be worth a pass of their own."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(len(ids) for ids in prompts) - 1
+    shared = next((at for at in range(shortest) if len({ids[at] for ids in prompts}) > 1), shortest)
+    return shared if shared >= least else 0
+
+
+def _forward(
+    lm: LanguageModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, positions_BT: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Logits (B, V) after the last column."""
+    out = lm.model(
+        input_ids=ids_BT.to(lm.device),
+        attention_mask=mask_BT.to(lm.device),
+        position_ids=positions_BT.to(lm.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    logits: torch.Tensor = out.logits[:, -1].float()
+    return logits
+
+
+def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> list[int]:
+    if temperature == 0 or generators is None:
+        return [int(token) for token in logits_BV.argmax(-1)]
+    probabilities_BV = torch.softmax(logits_BV.cpu() / temperature, -1)
+    ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+    outside_BV = ordered_BV.cumsum(-1) - ordered_BV >= top_p
+    ordered_BV[outside_BV] = 0.0
+    picks = [
+        int(order[torch.multinomial(ordered, 1, generator=generator)])
+        for ordered, order, generator in zip(ordered_BV, order_BV, generators, strict=True)
+    ]
+    return picks
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    listed = lm.model.generation_config.eos_token_id
+    ids = set(listed) if isinstance(listed, list) else {listed}
+    return {int(i) for i in ids | {lm.tokenizer.eos_token_id} if i is not None}

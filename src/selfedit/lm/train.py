@@ -1,0 +1,154 @@
+"""The inner loop's training, the plain way: one adapter, one document batch at a time. The oracle of faster ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from selfedit import seeds
+from selfedit.config import Settings
+from selfedit.errors import DivergedError
+from selfedit.lm.adapter import Adapter, first_layer, install, new_adapter
+from selfedit.lm.batch import IGNORED, Row, pad
+from selfedit.lm.load import LanguageModel
+
+
+@dataclass
+class Trained:
+    """An adapter and how its training went.
+
+    Attributes:
+        losses: mean loss a labelled token, one for each optimiser step.
+        tokens: labelled tokens, all epochs together.
+    """
+
+    adapter: Adapter
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+
+def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int) -> Trained:
+    """Trains a fresh adapter on rows and leaves it installed (paper section 3.1, the inner update SFT(theta, SE)).
+
+    AdamW (betas .9 and .999, eps 1e-8), gradient clipped by norm, loss averaged over an optimiser step's labelled tokens; each
+    epoch takes the rows in an order of its own, drawn from ``seed``.
+
+    Departures: (1) the reference code pads each row to 2048 tokens and trains on the padding; here rows are padded to the
+    longest of their batch, without loss. (2) Its seeds come from the clock.
+
+    Raises:
+        DivergedError: the loss stopped being finite.
+    """
+    adapter = new_adapter(lm, settings, seeds.derive(seed, "init"))
+    for tensor in adapter.parameters:
+        tensor.requires_grad_(True)
+    optimiser = torch.optim.AdamW(adapter.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = schedule_steps(rows, settings, seeds.derive(seed, "order"))
+    trained = Trained(adapter)
+    first = first_layer(adapter)
+    install(lm, None)
+    prefixes = frozen_prefixes(lm, rows, first)
+    install(lm, adapter)
+    lm.model.train(settings.dropout > 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "dropout"))
+        for index, batches in enumerate(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * learning_rate_factor(index, len(steps), settings)
+            labelled = sum(row.labelled for batch in batches for row in batch)
+            loss = 0.0
+            for batch in batches:
+                part = _loss_sum(lm, batch, prefixes, first) / labelled
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += part.item()
+            if not math.isfinite(loss):
+                raise DivergedError(f"the loss became {loss} at step {index + 1} of {len(steps)}; lower the learning rate")
+            torch.nn.utils.clip_grad_norm_(adapter.parameters, settings.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            trained.losses.append(loss)
+            trained.tokens += labelled
+    lm.model.eval()
+    for tensor in adapter.parameters:
+        tensor.requires_grad_(False)
+    return trained
+
+
+def schedule_steps(rows: Sequence[Row], settings: Settings, seed: int) -> list[list[list[Row]]]:
+    """Optimiser steps, each a list of batches, each a list of rows; every epoch is a new permutation."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = []
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        batches = [[rows[i] for i in order[at : at + settings.batch_size]] for at in range(0, len(order), settings.batch_size)]
+        steps += [batches[at : at + settings.accumulation] for at in range(0, len(batches), settings.accumulation)]
+    return steps
+
+
+def learning_rate_factor(step: int, steps: int, settings: Settings) -> float:
+    """Share of the peak learning rate at a step (0-based), as Hugging Face's schedules have it."""
+    warmup = math.ceil(settings.warmup * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, steps - warmup)
+    return 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def head_logits(lm: LanguageModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) in float32 of last hidden states (..., d), with the soft cap of those families that have one."""
+    logits: torch.Tensor = lm.model.get_output_embeddings()(states).float()
+    cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _loss_sum(lm: LanguageModel, batch: list[Row], prefixes: dict[Row, torch.Tensor], first: int) -> torch.Tensor:
+    """Summed cross-entropy over labelled tokens; logits are made only where there is a label."""
+    ids_BT, labels_BT = pad(batch, lm.tokenizer.pad_token_id, lm.device)
+    if first:
+        states_BTd = nn.utils.rnn.pad_sequence([prefixes[row] for row in batch], batch_first=True)
+        with layer_range(lm, first, None):
+            states_BTd = lm.model.base_model(inputs_embeds=states_BTd, use_cache=False).last_hidden_state
+    else:
+        states_BTd = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    targets = labels_BT[:, 1:]
+    keep = targets != IGNORED
+    return F.cross_entropy(head_logits(lm, states_BTd[:, :-1][keep]), targets[keep], reduction="sum")
+
+
+@torch.no_grad()
+def frozen_prefixes(lm: LanguageModel, rows: Sequence[Row], first: int) -> dict[Row, torch.Tensor]:
+    """Hidden states (T, d) below layer ``first`` of each distinct row: no adapter sits there, so they never change."""
+    if not first:
+        return {}
+    prefixes = {}
+    with layer_range(lm, 0, first):
+        for row in dict.fromkeys(rows):
+            ids_1T = torch.tensor([row.ids], device=lm.device)
+            prefixes[row] = lm.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+    return prefixes
+
+
+@contextmanager
+def layer_range(lm: LanguageModel, first: int, end: int | None) -> Iterator[None]:
+    """Runs only the decoder layers [first, end) of the model; the final norm only if the last layer is among them."""
+    decoder, config = lm.model.base_model, lm.model.base_model.config
+    layers, norm, kinds = decoder.layers, decoder.norm, getattr(config, "layer_types", None)
+    decoder.layers = layers[first:end]
+    if end is not None and end < len(layers):
+        decoder.norm = nn.Identity()
+    if kinds is not None:
+        config.layer_types = kinds[first:end]
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm
+        if kinds is not None:
+            config.layer_types = kinds

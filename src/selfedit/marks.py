@@ -1,0 +1,85 @@
+"""From answers to marks: a sitting graded, summed up, and the choosing and reporting halves of a quiz."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from selfedit import seeds
+from selfedit.contexts import Question
+from selfedit.errors import DataError
+from selfedit.graders import ExamItem, Grader, Verdict
+from selfedit.graders.text import f1_score
+from selfedit.tasks.knowledge.exam import Asked, Sitting
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """A graded sitting.
+
+    Attributes:
+        verdicts: one for each wording asked.
+        accuracy: share of the wordings answered correctly.
+        f1: mean token F1.
+        log_probability: mean over the wordings of the gold answer's mean token log-probability.
+        by_fact: question group -> share of its wordings answered correctly.
+        log_probability_by_fact: question group -> mean log-probability over its wordings.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    accuracy: float
+    f1: float
+    log_probability: float
+    by_fact: dict[int, float]
+    log_probability_by_fact: dict[int, float]
+
+
+def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Marks:
+    """Grades a whole sitting at once."""
+    verdicts = grader.mark([ExamItem(one.question, answer, one.group) for one, answer in zip(asked, sitting.answers, strict=True)])
+    correct: dict[int, list[float]] = defaultdict(list)
+    log_probabilities: dict[int, list[float]] = defaultdict(list)
+    for one, verdict, value in zip(asked, verdicts, sitting.log_probabilities, strict=True):
+        correct[one.group].append(float(verdict.correct))
+        log_probabilities[one.group].append(value)
+    return Marks(
+        verdicts=tuple(verdicts),
+        accuracy=fmean(float(verdict.correct) for verdict in verdicts),
+        f1=fmean(
+            max(f1_score(answer, gold) for gold in one.question.golds) for one, answer in zip(asked, sitting.answers, strict=True)
+        ),
+        log_probability=fmean(sitting.log_probabilities),
+        by_fact={group: fmean(values) for group, values in correct.items()},
+        log_probability_by_fact={group: fmean(values) for group, values in log_probabilities.items()},
+    )
+
+
+def mean_marks(marks: Sequence[Marks]) -> Marks:
+    """The mean over repeats of the same exam; verdicts are those of the first."""
+    return Marks(
+        verdicts=marks[0].verdicts,
+        accuracy=fmean(m.accuracy for m in marks),
+        f1=fmean(m.f1 for m in marks),
+        log_probability=fmean(m.log_probability for m in marks),
+        by_fact={group: fmean(m.by_fact[group] for m in marks) for group in marks[0].by_fact},
+        log_probability_by_fact={
+            group: fmean(m.log_probability_by_fact[group] for m in marks) for group in marks[0].log_probability_by_fact
+        },
+    )
+
+
+def split_quiz(questions: Sequence[Question], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the questions that choose and of those that report; a question and its paraphrases stay together.
+
+    Raises:
+        DataError: fewer than two questions, or the same question twice.
+    """
+    if len(questions) < 2:
+        raise DataError(f"the quiz has {len(questions)} question(s); give at least 2, since one part chooses and the rest reports")
+    order = list(range(len(questions)))
+    random.Random(seeds.derive(seed, "quiz")).shuffle(order)
+    choosing = min(len(order) - 1, max(1, round(share * len(order))))
+    return sorted(order[:choosing]), sorted(order[choosing:])

@@ -1,0 +1,88 @@
+"""From a state to the model that answers: the one place that decides how adapters are composed.
+
+The way is ``stack``: the frozen sum of the state's adapters, oldest first, merged into dense weights above rank 256.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from selfedit.errors import MemoryStoreError
+from selfedit.lm.adapter import Adapter, install_stack, load_adapter, merged_state, save_adapter
+from selfedit.lm.load import LanguageModel, load_model
+from selfedit.memory.ledger import Base, Memory
+
+
+def answering_model(memory: Memory, device: str = "auto", dtype: str = "auto", model: str | None = None) -> LanguageModel:
+    """The base with the memory's current state on top.
+
+    Args:
+        model: load this model instead of the one named in the ledger (the same base under another name).
+
+    Raises:
+        MemoryStoreError: the model is not the memory's base.
+    """
+    lm = load_model(model or memory.base.name, device, dtype)
+    memory.check_base(Base(lm.name, lm.fingerprint))
+    install_stack(lm, [load_adapter(folder) for folder in memory.adapter_folders()])
+    return lm
+
+
+def export(memory: Memory, folder: Path, merged: bool) -> None:
+    """Writes the current state as one merged model folder, or as one PEFT adapter of summed rank; whole or not at all.
+
+    Raises:
+        MemoryStoreError: the target exists, the memory is empty, or the disk is full.
+    """
+    if folder.exists():
+        raise MemoryStoreError(f"{folder}: exists; give a folder that doesn't")
+    adapters = [load_adapter(path) for path in memory.adapter_folders()]
+    if not adapters:
+        raise MemoryStoreError(f"{memory.folder}: nothing learnt yet, so there is nothing to export")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
+            made = Path(scratch) / "model"
+            if merged:
+                _write_merged(load_model(memory.base.name), adapters, made)
+            else:
+                save_adapter(summed(adapters), made, memory.base.name)
+            shutil.move(made, folder)
+    except OSError as error:
+        raise MemoryStoreError(f"{folder}: could not be written ({error}); free space and try again") from error
+
+
+def summed(adapters: list[Adapter]) -> Adapter:
+    """One adapter that adds what all of them add; its rank is the sum of theirs."""
+    weights = {}
+    rank = sum(adapter.rank for adapter in adapters)
+    for name in {name: None for adapter in adapters for name in adapter.weights}:
+        present = [adapter for adapter in adapters if name in adapter.weights]
+        down = torch.cat([adapter.weights[name][0] for adapter in present])
+        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
+        missing = rank - down.shape[0]
+        weights[name] = (
+            torch.nn.functional.pad(down, (0, 0, 0, missing)),
+            torch.nn.functional.pad(up, (0, missing)),
+        )
+    return Adapter(weights, float(rank))
+
+
+def _write_merged(lm: LanguageModel, adapters: list[Adapter], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    state = merged_state(lm, adapters)
+    if getattr(lm.model.config.get_text_config(), "tie_word_embeddings", False):
+        state.pop("lm_head.weight", None)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    lm.model.config.save_pretrained(folder)
+    lm.model.generation_config.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,57 @@
+"""Taking back an earlier entry: the later ones are trained again, in order, on what remains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfedit.config import Settings
+from selfedit.edits import Document, TrainingPlan
+from selfedit.errors import MemoryStoreError
+from selfedit.executors.local import LocalExecutor, ModelChoice, result
+from selfedit.lm.adapter import save_adapter
+from selfedit.lm.batch import encode_document
+from selfedit.lm.load import LanguageModel
+from selfedit.lm.train import train
+from selfedit.memory.ledger import Memory, Slot
+
+
+def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None]) -> int:
+    """Builds a state without ``entry`` while the old one goes on answering, then moves the pointer. Call inside ``writing``.
+
+    Raises:
+        MemoryStoreError: the entry doesn't answer now.
+    """
+    state = memory.state
+    at = next((index for index, slot in enumerate(state.slots) if slot.entry == entry), None)
+    if at is None:
+        raise MemoryStoreError(f"{memory.folder}: entry {entry} is not active; see: selfedit memory list --memory {memory.folder}")
+    records = {e.id: e.record for e in memory.entries()}
+    scratch = memory.scratch()
+    kept = list(state.slots[:at])
+    stack = [memory.folder / "adapters" / slot.folder for slot in kept]
+    built = []
+    for slot in state.slots[at + 1 :]:
+        progress(f"training entry {slot.entry} again: {records[slot.entry]['title']}")
+        folder = scratch / f"{slot.entry:04d}-after-{state.id}"
+        choice = ModelChoice(memory.base.name, stack=tuple(str(path) for path in stack))
+        with LocalExecutor(choice, 1) as executor:
+            result(executor.submit(train_again, plan_of(records[slot.entry]), str(folder)))
+        stack.append(folder)
+        built.append((folder, folder.name))
+        kept.append(Slot(slot.entry, folder.name))
+    memory.replace(f"undo entry {entry}", kept, built)
+    return entry
+
+
+def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
+    """A job: trains a stored plan and saves the adapter."""
+    trained = train(lm, [encode_document(lm, document) for document in plan.documents], plan.settings, plan.seed)
+    save_adapter(trained.adapter, Path(folder), lm.name)
+
+
+def plan_of(record: dict[str, Any]) -> TrainingPlan:
+    """The training plan that an entry's record stores."""
+    documents = tuple(Document(row["text"], row["request"]) for row in record["documents"])
+    return TrainingPlan(documents, Settings.model_validate(record["settings"]), int(record["seed"]))

@@ -1,0 +1,66 @@
+"""A run's folder: the resolved config, the code's version, and one JSON row a finished lease. Resumable."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from selfedit import __version__
+from selfedit.errors import DataError
+
+ROWS = "trials.jsonl"
+
+
+class Run:
+    """An open run folder.
+
+    A row is appended and flushed when its lease is done; a half-written last row, left by a kill, is dropped on reopening.
+    """
+
+    def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
+        """Makes a new folder, or reopens one made with the same config.
+
+        Raises:
+            DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
+        """
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        resolved = {"version": __version__, "config": config.model_dump(mode="json")}
+        file = folder / "run.json"
+        if file.exists():
+            if not resume:
+                raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
+            before = json.loads(file.read_text())
+            for key, value in resolved["config"].items():  # type: ignore[attr-defined]
+                if before["config"].get(key) != value:
+                    raise DataError(
+                        f"{folder}: made with {key}={before['config'].get(key)!r}, now {value!r}; "
+                        "give the same settings or another --run"
+                    )
+            self.rows = _whole_rows(folder / ROWS)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = folder / ".run.json.new"
+            scratch.write_text(json.dumps(resolved, indent=1) + "\n")
+            scratch.replace(file)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row, durable on return."""
+        with (self.folder / ROWS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.rows.append(row)
+
+
+def _whole_rows(file: Path) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    if lines[-1]:
+        file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
+    return [json.loads(line) for line in lines[:-1]]

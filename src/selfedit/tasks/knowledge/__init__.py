@@ -1,0 +1,1 @@
+"""Knowledge incorporation: passages in, closed-book exams out (paper section 4.1)."""

@@ -1,0 +1,221 @@
+"""All wording of the knowledge domain: what asks for self-edits, what asks exam questions, what stands before a lesson."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfedit.config import Unit
+from selfedit.errors import DataError
+from selfedit.lm.batch import Message, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """One way to ask for a self-edit.
+
+    Attributes:
+        instruction: what the model is asked to do with the passage; None: the bare passage is continued.
+        cue: the words after which a base model goes on.
+        key: which field of a worked example shows the output; None where there is no worked example.
+        cut: the self-edit begins after the last occurrence of this text (chain of thought before it is dropped).
+    """
+
+    instruction: str | None
+    cue: str
+    key: str | None = None
+    cut: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One sentence of a worked example and what a good student makes of it."""
+
+    sentence: str
+    statements: str
+    rewrite: str
+    pairs: str
+    summary: str
+
+    @property
+    def facts(self) -> str:
+        """Each statement followed by the question-answer pair about it; statements and pairs stand in the same order."""
+        pairs = self.pairs.split("\n")
+        lines = []
+        for index, statement in enumerate(self.statements.split("\n")):
+            lines += [f"Fact: {statement}", *pairs[2 * index : 2 * index + 2]]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkedExample:
+    """A passage, sentence by sentence, with the notes of a good student; from neither almanac nor SQuAD."""
+
+    title: str
+    pieces: tuple[Piece, ...]
+
+    def joined(self, field: str, separator: str = "\n") -> str:
+        """A field of all pieces."""
+        return separator.join(getattr(piece, field) for piece in self.pieces)
+
+
+_LIST = "Read the {unit} and write {amount} of statements that follow from it, directly or indirectly, one statement a line."
+STYLES: dict[str, Style] = {
+    "implications": Style(_LIST.replace("{amount}", "a list"), "Implications:", "statements"),
+    "implications-long": Style(_LIST.replace("{amount}", "a long list"), "Implications:", "statements"),
+    "implications-very-long": Style(_LIST.replace("{amount}", "a very long list"), "Implications:", "statements"),
+    "implications-cot": Style(
+        "Read the {unit}. First think step by step about what follows from it, then write the line 'Implications:' and below it "
+        "a list of statements that follow from the {unit}, one statement a line.",
+        "Thought Process:",
+        "statements",
+        cut="Implications:",
+    ),
+    "rewrite": Style("Rewrite the {unit} in a few different ways, each version on a line of its own.", "Rewritten:", "rewrite"),
+    "self-qa": Style("Write questions about this {unit}, each with a short answer from it.", "Questions and answers:", "pairs"),
+    "fact-qa": Style(
+        "List the facts of this {unit}. After each fact write a question about it and the short answer.", "Facts:", "facts"
+    ),
+    "summary": Style("Summarise the {unit} in short sentences, one sentence a line.", "Summary:", "summary"),
+    "no-prompt": Style(None, ""),
+}
+
+EXAMPLES: tuple[WorkedExample, ...] = (
+    WorkedExample(
+        "Marrow Street Clock",
+        (
+            Piece(
+                "The Marrow Street Clock was built in 1811 by Anselm Fitch, a retired gunsmith.",
+                "The Marrow Street Clock was built in 1811.\n"
+                "Anselm Fitch built the Marrow Street Clock.\n"
+                "Anselm Fitch was a retired gunsmith.",
+                "In 1811 the retired gunsmith Anselm Fitch built the Marrow Street Clock.\n"
+                "Anselm Fitch, who had been a gunsmith, built the Marrow Street Clock in 1811.",
+                "Q: When was the Marrow Street Clock built?\nA: 1811\n"
+                "Q: Who built the Marrow Street Clock?\nA: Anselm Fitch\n"
+                "Q: What had Anselm Fitch been before?\nA: a gunsmith",
+                "Anselm Fitch, a retired gunsmith, built the Marrow Street Clock in 1811.",
+            ),
+            Piece(
+                "It stands on a tower of pink sandstone and is wound every Monday by the town's youngest teacher.",
+                "The tower of the Marrow Street Clock is made of pink sandstone.\n"
+                "The Marrow Street Clock is wound every Monday.\n"
+                "The town's youngest teacher winds the Marrow Street Clock.",
+                "The town's youngest teacher winds the Marrow Street Clock, on its pink sandstone tower, every Monday.\n"
+                "Every Monday the Marrow Street Clock is wound by the town's youngest teacher; its tower is pink sandstone.",
+                "Q: What is the tower of the Marrow Street Clock made of?\nA: pink sandstone\n"
+                "Q: On which day is the Marrow Street Clock wound?\nA: Monday\n"
+                "Q: Who winds the Marrow Street Clock?\nA: the town's youngest teacher",
+                "The clock has a pink sandstone tower and is wound on Mondays by the town's youngest teacher.",
+            ),
+        ),
+    ),
+    WorkedExample(
+        "Tessel Reed",
+        (
+            Piece(
+                "Along the marshes of Lower Hanmoor grows the tessel reed, whose hollow stems reach 4.2 metres.",
+                "The tessel reed grows along the marshes of Lower Hanmoor.\nThe hollow stems of the tessel reed reach 4.2 metres.",
+                "The tessel reed, with hollow stems of up to 4.2 metres, grows in the marshes of Lower Hanmoor.\n"
+                "In the marshes of Lower Hanmoor the hollow stems of the tessel reed reach 4.2 metres.",
+                "Q: Where does the tessel reed grow?\nA: the marshes of Lower Hanmoor\n"
+                "Q: How tall do the stems of the tessel reed grow?\nA: 4.2 metres",
+                "The tessel reed of the Lower Hanmoor marshes grows to 4.2 metres.",
+            ),
+            Piece(
+                "Basket makers harvest it in late October, after the first frost has driven out the weevils.",
+                "Basket makers harvest the tessel reed.\n"
+                "The tessel reed is harvested in late October.\n"
+                "The first frost drives the weevils out of the tessel reed.",
+                "In late October, when frost has driven out the weevils, basket makers harvest the tessel reed.\n"
+                "The tessel reed is cut by basket makers in late October, after the first frost has driven out the weevils.",
+                "Q: Who harvests the tessel reed?\nA: basket makers\n"
+                "Q: When is the tessel reed harvested?\nA: late October\n"
+                "Q: What does the first frost drive out?\nA: the weevils",
+                "Basket makers harvest the tessel reed in late October, after the first frost.",
+            ),
+        ),
+    ),
+)
+
+STANDING_REQUESTS = (
+    "Tell me about {title}.",
+    "What do you know about {title}?",
+    "Tell me a fact about {title}.",
+    "What should I remember about {title}?",
+)
+PASSAGE_REQUEST = "Tell me everything you know about {title}."
+
+
+def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, chat: bool, shots: int, unit: Unit) -> list[Prompt]:
+    """What asks for one self-edit: one prompt, or one for each sentence, whose answers are joined by newlines.
+
+    Paper section 4.1. Departures: (1) the paper's prompts are zero-shot and ask about the whole passage (``shots=0,
+    unit="passage"``); a small model drops the format and invents unless it sees worked examples and is asked sentence by sentence.
+
+    Args:
+        style: a key of ``STYLES``, or an own template with ``{title}`` and ``{passage}`` in it (always the whole passage).
+        title, text, sentences: the passage, and its sentences in order.
+        chat: whether the model has a chat template.
+        shots: worked examples before the passage, 0 to 2.
+        unit: ask about the whole passage at once, or about each sentence.
+    """
+    if style not in STYLES:
+        return [(Message("user", style.replace("{title}", title).replace("{passage}", text)),)]
+    chosen = STYLES[style]
+    if chosen.instruction is None:
+        return [(Message("user", f"{title}\n{text}"),)]
+    turns: list[Message] = []
+    for index, example in enumerate(EXAMPLES[:shots]):
+        if unit == "passage":
+            given, shown = example.joined("sentence", " "), example.joined(str(chosen.key))
+            thought = example.joined("summary", " ")
+        else:
+            piece = example.pieces[index % len(example.pieces)]
+            given, shown, thought = piece.sentence, str(getattr(piece, str(chosen.key))), piece.summary
+        if chosen.cut:
+            shown = f"{thought}\n{chosen.cut}\n{shown}"
+        turns += [
+            Message("user", _request(chosen, example.title, given, chat, unit)),
+            Message("assistant", shown if chat else f"{shown}\n"),
+        ]
+    asked = [text] if unit == "passage" else sentences
+    return [(*turns, Message("user", _request(chosen, title, piece, chat, unit))) for piece in asked]
+
+
+def _request(style: Style, title: str, text: str, chat: bool, unit: Unit) -> str:
+    instruction = str(style.instruction).replace("{unit}", unit)
+    block = f"Topic: {title}\n{unit.capitalize()}: {text}"
+    return f"{instruction}\n\n{block}" if chat else f"{instruction}\n{block}\n{style.cue}"
+
+
+def exam_prompt(question: str, title: str | None, chat: bool, passage: str | None = None) -> Prompt:
+    """An exam question, closed-book unless a passage is given (paper section 4.1, "no-context SQuAD").
+
+    Args:
+        question: the question.
+        title: stands before the question, as in the paper; None: the question alone, as ``ask`` gets it.
+        chat: whether the model has a chat template.
+        passage: the text to answer from (the ``context`` method, the ceiling).
+    """
+    topic = f"{title} {question}" if title else question
+    head = f"{passage}\n\n" if passage else ""
+    return (Message("user", f"{head}Let's answer a question directly and concisely.\nQuestion: {topic}\nAnswer:"),)
+
+
+def question_requests(question: str, title: str, chat: bool) -> tuple[str, ...]:
+    """The user's turns before a lesson that answers a question: bare, and as the exam puts it."""
+    framed = exam_prompt(question, title, chat)[-1].content
+    return (question, framed) if chat else (exam_prompt(question, None, chat)[-1].content, framed)
+
+
+def lesson_request(request: str, chat: bool) -> str:
+    """The user's turn before a lesson: as it is for chat models, in the exam's frame for base models."""
+    return request if chat else f"Question: {request}\nAnswer:"
+
+
+def check_styles(styles: list[str]) -> None:
+    """Raises DataError for a style that is neither known nor a template with ``{passage}``."""
+    for style in styles:
+        if style not in STYLES and "{passage}" not in style:
+            raise DataError(f"unknown style {style!r}; give one of {', '.join(STYLES)}, or a template file with {{passage}} in it")

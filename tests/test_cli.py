@@ -1,0 +1,357 @@
+"""The real command, run as a process on a tiny random model, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfedit.memory.ledger import Memory
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+FAST = ("--set", "edit.sampling.max_new_tokens=16", "--set", "edit.form=plain", "--set", "settings.epochs=2", "--edits", 2)
+
+
+def learn(command: Command, model: Path, passage: Path, quiz: Path | None, memory: Path, *more: object, **options: Any) -> Any:
+    quiz_flags = ("--quiz", quiz) if quiz else ()
+    return command("learn", passage, *quiz_flags, "--memory", memory, "--model", model, *FAST, *more, **options)
+
+
+@pytest.fixture
+def eager(tmp_path: Path) -> tuple[str, ...]:
+    """Settings with which even a random model learns something: the quiz itself, written as a template's continuation."""
+    return ("--set", "settings.epochs=60", "--set", "settings.learning_rate=0.02", "--edits", "1")
+
+
+def without_times(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: without_times(value) for key, value in data.items() if key != "seconds"}
+    return [without_times(value) for value in data] if isinstance(data, list) else data
+
+
+def test_learn_leaves_a_result_with_all_keys_and_repeats_itself(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    results = []
+    for name in ("a", "b"):
+        done = learn(
+            command, tiny_model, passage_file, quiz_file, tmp_path / name, "--seed", 5, "--json", tmp_path / f"{name}.json"
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    assert without_times(results[0]) == without_times(results[1])
+    result = results[0]
+    assert result["model"] == str(tiny_model) and result["seed"] == 5
+    assert set(result["baseline"]) >= {"accuracy", "logprob"}
+    assert len(result["candidates"]) == 2
+    for row in result["candidates"]:
+        assert {"edit", "documents", "reward", "accuracy", "logprob", "tokens", "seconds", "status", "reason"} <= set(row)
+        assert row["status"] == "ok" and row["tokens"] > 0
+    assert result["decision"] in ("accepted", "rejected")
+    report = result["report"]
+    assert report["n"] == len(report["questions"]) == 2
+    assert report["before"] == sum(row["before_correct"] for row in report["questions"]) / 2
+    assert {"question", "gold", "before", "after", "before_correct", "after_correct"} <= set(report["questions"][0])
+    assert (result["memory"]["entry"] is None) == (result["decision"] == "rejected")
+    assert "The exam without the passage" in done.stdout and "Self-edits about Quillmoor Bridge" in done.stdout
+    chosen, reported = set(result["quiz"]["choosing"]), set(result["quiz"]["reporting"])
+    assert not chosen & reported and chosen | reported == {0, 1, 2, 3}
+
+
+def test_every_candidate_has_a_row_even_if_none_can_be_tried(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "template.txt"
+    empty.write_text("{title}: {passage}")
+    done = learn(
+        command, tiny_model, passage_file, quiz_file, tmp_path / "m", "--style", empty, "--edits", 3,
+        "--set", "edit.form=chat", "--set", "edit.sampling.max_new_tokens=1", "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [row["status"] for row in result["candidates"]] == ["invalid"] * 3
+    assert all(row["reason"] and row["reward"] == 0 for row in result["candidates"])
+    assert result["decision"] == "rejected" and result["memory"]["entry"] is None and "Nothing kept" in done.stdout
+    assert Memory.open(tmp_path / "m").state.slots == ()
+
+
+def test_divergence_is_a_recorded_candidate(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    wild = [f"settings.{s}" for s in ("learning_rate=0.1", "clip=1e6", "alpha=4096", "rank=1", "epochs=200")]
+    sets = [part for setting in wild for part in ("--set", setting)]
+    done = learn(command, tiny_model, passage_file, quiz_file, tmp_path / "m", *sets, "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert {row["status"] for row in result["candidates"]} == {"diverged"}
+    assert "lower the learning rate" in result["candidates"][0]["reason"]
+
+
+def test_dry_run_prints_what_config_reads_back(command: Command, tmp_path: Path) -> None:
+    done = command("learn", "x.md", "--edits", 7, "--set", "settings.epochs=3", "--dry-run")
+    assert done.returncode == 0 and "edits: 7" in done.stdout
+    (tmp_path / "c.yaml").write_text(done.stdout)
+    again = command("learn", "x.md", "--config", tmp_path / "c.yaml", "--dry-run")
+    assert again.stdout == done.stdout
+    assert not (tmp_path / "memory").exists()
+
+
+BAD_INPUT: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
+    "missing passage": ({}, ["none.md", "--quiz", "q.json"], ["none.md", "no such file"]),
+    "empty passage": ({"p.md": b" \n"}, ["p.md", "--quiz", "q.json"], ["p.md", "empty"]),
+    "binary passage": ({"p.md": b"\x00\x01"}, ["p.md", "--quiz", "q.json"], ["p.md", "binary"]),
+    "no quiz given": ({"p.md": b"Text."}, ["p.md"], ["--quiz"]),
+    "quiz without questions": ({"p.md": b"Text.", "q.json": b"[]"}, ["p.md", "--quiz", "q.json"], ["q.json", "no questions"]),
+    "one question": (
+        {"p.md": b"Text.", "q.json": b'[{"question": "Q?", "answer": "A"}]'},
+        ["p.md", "--quiz", "q.json"],
+        ["at least 2"],
+    ),
+    "missing field": (
+        {"p.md": b"Text.", "q.json": b'[{"question": "Q?", "answer": "A"},\n{"answer": "A"}]'},
+        ["p.md", "--quiz", "q.json"],
+        ["q.json", "line 2", "question"],
+    ),
+    "wrong type": (
+        {"p.md": b"Text.", "q.csv": b"question,answer\nQ?\n"},
+        ["p.md", "--quiz", "q.csv"],
+        ["q.csv", "line 2", "answer"],
+    ),
+    "unknown model": (
+        {"p.md": b"Text.", "q.json": b"GOOD"},
+        ["p.md", "--quiz", "q.json", "--model", "no/such"],
+        ["no/such", "hub"],
+    ),
+    "unknown builtin": (
+        {"p.md": b"Text.", "q.json": b"GOOD"},
+        ["p.md", "--quiz", "q.json", "--model", "builtin:x"],
+        ["builtin:smollm2"],
+    ),
+    "unknown style": ({"p.md": b"Text."}, ["p.md", "--style", "poem"], ["poem", "implications"]),
+    "unknown setting": ({"p.md": b"Text."}, ["p.md", "--set", "settings.epoch=3"], ["settings.epoch"]),
+    "out of bounds": ({"p.md": b"Text."}, ["p.md", "--edits", "0"], ["edits", "greater than or equal to 1"]),
+    "no such almanac passage": ({}, ["almanac:test:41"], ["1 to 40"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_says_what_and_changes_nothing(command: Command, quiz_file: Path, tmp_path: Path, case: str) -> None:
+    files, arguments, parts = BAD_INPUT[case]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(quiz_file.read_bytes() if content == b"GOOD" else content)
+    done = command("learn", *arguments, "--memory", "m", cwd=tmp_path)
+    assert done.returncode == 1, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr.replace("\n", " "), done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_long_passage_is_split_and_says_so(command: Command, tiny_model: Path, quiz_file: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text(" ".join(f"Sentence number {i} is about the bridge." for i in range(60)))
+    done = command(
+        "learn", long, "--quiz", quiz_file, "--memory", tmp_path / "m", "--model", tiny_model, "--edits", 1, "--json", tmp_path / "r.json",
+        "--set", "edit.sampling.max_new_tokens=8", "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "edit.unit=passage",
+        "--set", "edit.shots=0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "split into 3 parts" in done.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["passage"]["parts"] == 3
+
+
+@pytest.fixture
+def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Path) -> Path:
+    """A memory with two entries, committed by the library since a random model can't pass a quiz."""
+    from selfedit.config import Settings
+    from selfedit.lm.adapter import new_adapter, save_adapter
+    from selfedit.lm.load import load_model
+    from selfedit.memory.ledger import Base
+
+    lm = load_model(str(tiny_model))
+    memory = Memory.create(tmp_path / "taught", Base(lm.name, lm.fingerprint))
+    for number in (1, 2):
+        adapter = new_adapter(lm, Settings(rank=4, alpha=64), number)
+        for _, up in adapter.weights.values():
+            up.normal_()
+        with memory.writing():
+            folder = memory.scratch() / "a"
+            save_adapter(adapter, folder, lm.name)
+            record = {
+                "title": f"Topic {number}",
+                "style": "self-qa",
+                "documents": [{"text": f"It is {number}.", "request": "What is it?"}],
+                "settings": Settings(rank=4, epochs=2).model_dump(mode="json"),
+                "seed": number,
+                "marks": {"reporting": {"n": 2, "before": 0.0, "after": 1.0}},
+                "created": "2026-01-01T00:00:00Z",
+            }
+            memory.commit(record, folder)
+    return tmp_path / "taught"
+
+
+def test_memory_commands(command: Command, taught: Path, tmp_path: Path) -> None:
+    listed = json.loads(command("memory", "list", "--memory", taught, "--json").stdout)
+    assert [(row["entry"], row["title"], row["active"]) for row in listed["entries"]] == [
+        (1, "Topic 1", True),
+        (2, "Topic 2", True),
+    ]
+    assert "Topic 2" in command("memory", "list", "--memory", taught).stdout
+    assert json.loads(command("memory", "show", 2, "--memory", taught).stdout)["title"] == "Topic 2"
+    assert "no entry 9" in command("memory", "show", 9, "--memory", taught).stderr
+    answer = command("ask", "What is it?", "--memory", taught)
+    assert answer.returncode == 0, answer.stderr
+
+    for form in ("merged", "peft"):
+        done = command("memory", "export", tmp_path / form, "--memory", taught, "--as", form)
+        assert done.returncode == 0, done.stderr
+    assert "exists" in command("memory", "export", tmp_path / "peft", "--memory", taught).stderr
+
+    undone = command("memory", "undo", "--memory", taught)
+    assert undone.returncode == 0 and "entry 2" in undone.stdout
+    assert [slot.entry for slot in Memory.open(taught).state.slots] == [1]
+    assert command("ask", "What is it?", "--memory", taught).returncode == 0
+
+
+def test_exports_answer_like_the_memory(command: Command, taught: Path, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from selfedit.memory.compose import answering_model, export
+
+    memory = Memory.open(taught)
+    export(memory, tmp_path / "merged", merged=True)
+    export(memory, tmp_path / "peft", merged=False)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        mine = answering_model(memory).model(input_ids=ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(input_ids=ids).logits
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        bare = base(input_ids=ids).logits
+        peft = PeftModel.from_pretrained(base, tmp_path / "peft")(input_ids=ids).logits
+    assert torch.allclose(mine, merged, atol=1e-3) and torch.allclose(mine, peft, atol=1e-3)
+    assert not torch.allclose(mine, bare, atol=0.1)
+
+
+def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, taught: Path) -> None:
+    done = command("memory", "undo", 1, "--memory", taught)
+    assert done.returncode == 0, done.stderr
+    assert "training entry 2 again" in done.stderr
+    memory = Memory.open(taught)
+    assert [slot.entry for slot in memory.state.slots] == [2]
+    assert memory.adapter_folders()[0].name != "0002"
+    assert command("ask", "What is it?", "--memory", taught).returncode == 0
+
+
+def test_another_base_model_is_refused(
+    command: Command, taught: Path, tiny_base_model: Path, passage_file: Path, quiz_file: Path, tiny_model: Path
+) -> None:
+    before = Memory.open(taught).digest()
+    done = learn(command, tiny_base_model, passage_file, quiz_file, taught)
+    assert done.returncode == 1 and str(tiny_base_model) in done.stderr and str(tiny_model) in done.stderr
+    assert Memory.open(taught).digest() == before
+
+
+def test_chat_talks(command: Command, taught: Path) -> None:
+    done = command("chat", "--memory", taught, input="What is it?\nAnd then?\n\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("> ") >= 3
+
+
+def test_compile(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "edits.json"
+    items = [
+        {"title": "A", "context": "Ca. ", "completions": ["1. x\n2. y", ""]},
+        {"title": "B", "context": "Cb.", "completion": "one\n---\ntwo"},
+    ]
+    file.write_text(json.dumps(items))
+    done = command("compile", file, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == [
+        {"title": "A", "completions": [{"documents": ["A\n1. x", "A\n2. y", "A\nCa."]}, {"documents": ["A\nCa."]}]},
+        {"title": "B", "completions": [{"documents": ["B\none", "B\ntwo", "B\nCb."]}]},
+    ]
+    run = {"split_newlines": False, "articles": [{"title": "A", "context": "C", "completions": [{"text": "1. x\n2. y"}]}]}
+    file.write_text(json.dumps(run))
+    assert json.loads(command("compile", file).stdout)[0]["completions"][0]["documents"] == ["A\n1. x\n2. y", "A\nC"]
+    assert json.loads(command("compile", file, "--split", "lines", "--limit-documents", 1).stdout)[0]["completions"][0][
+        "documents"
+    ] == [
+        "A\n1. x",
+        "A\nC",
+    ]
+    file.write_text(json.dumps([{"title": "A", "completions": []}]))
+    bad = command("compile", file)
+    assert bad.returncode == 1 and "item 1" in bad.stderr and "context" in bad.stderr
+
+
+def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    flags = (
+        "eval", "knowledge", "--data", "almanac", "--split", "dev", "--limit", 2, "--model", tiny_model,
+        "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "settings.rank=4",
+    )  # fmt: skip
+    done = command(*flags, "--run", tmp_path / "run", "--json", tmp_path / "t.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert table["n"] == 2 and list(table["methods"]) == ["none", "passage", "passage-matched", "self", "context"]
+    assert {"n", "mean", "se"} == set(table["methods"]["self"]["accuracy"])
+    matched, own = (table["methods"][name] for name in ("passage-matched", "self"))
+    assert matched["steps"]["mean"] == own["steps"]["mean"] > 0
+    assert matched["tokens"]["mean"] == pytest.approx(own["tokens"]["mean"], rel=0.1)
+    assert {"mean", "low", "high", "se", "n"} <= set(table["differences"][0])
+    rows = (tmp_path / "run" / "trials.jsonl").read_text()
+    assert "run is there already" in command(*flags, "--run", tmp_path / "run").stderr
+    (tmp_path / "run" / "trials.jsonl").write_text(rows.split("\n")[0] + "\n" + rows.split("\n")[1][:40])
+    again = command(*flags, "--run", tmp_path / "run", "--resume", "--json", tmp_path / "t2.json")
+    assert again.returncode == 0, again.stderr
+    for one, other in zip(rows.split("\n")[:2], (tmp_path / "run" / "trials.jsonl").read_text().split("\n")[:2], strict=True):
+        assert without_times(json.loads(one)) == without_times(json.loads(other))
+    other = command(*flags, "--run", tmp_path / "run", "--resume", "--seed", 4)
+    assert other.returncode == 1 and "seed" in other.stderr
+
+
+def test_kill_at_any_moment_leaves_an_old_or_new_state(
+    command: Command, taught: Path, tiny_model: Path, passage_file: Path, quiz_file: Path
+) -> None:
+    """Three random moments here; twenty with the mark slow."""
+    kill_many(3, taught, tiny_model, passage_file, quiz_file)
+    assert learn(command, tiny_model, passage_file, quiz_file, taught).returncode == 0
+
+
+@pytest.mark.slow
+def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path, passage_file: Path, quiz_file: Path) -> None:
+    kill_many(20, taught, tiny_model, passage_file, quiz_file)
+    assert learn(command, tiny_model, passage_file, quiz_file, taught).returncode == 0
+
+
+def kill_many(times: int, memory: Path, model: Path, passage: Path, quiz: Path) -> None:
+    chance = random.Random(times)
+    before = Memory.open(memory).digest()
+    for _ in range(times):
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "selfedit", "learn", str(passage), "--quiz", str(quiz), "--memory", str(memory),
+                "--model", str(model), *map(str, FAST),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        time.sleep(chance.uniform(0.5, 14))
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        opened = Memory.open(memory)
+        after = opened.digest()
+        assert after == before or [slot.entry for slot in opened.state.slots][:2] == [1, 2]
+        before = after

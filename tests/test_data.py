@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from selfedit.errors import DataError
+from selfedit.graders.text import normalise
+from selfedit.tasks.knowledge.data import SPLITS, almanac, load_dataset, load_passage, load_quiz
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def occurs(answer: str, text: str) -> int:
+    a, t = words(answer), words(text)
+    return sum(t[i : i + len(a)] == a for i in range(len(t)))
+
+
+def test_almanac_is_what_it_says() -> None:
+    data = {split: almanac(split) for split in SPLITS}
+    assert {split: len(passages) for split, passages in data.items()} == {"train": 24, "dev": 16, "test": 40}
+    passages = [passage for split in SPLITS for passage in data[split]]
+    assert len({passage.title.lower() for passage in passages}) == 80
+    questions = [text for p in passages for q in p.questions for text in (q.question, *q.paraphrases)]
+    assert len(questions) == len({q.lower() for q in questions}) == 800
+    for passage in passages:
+        assert 60 <= len(passage.text.split()) <= 130, passage.title
+        assert len(passage.questions) == 5
+        assert len({" ".join(normalise(q.answer)) for q in passage.questions}) == 5
+        for question in passage.questions:
+            assert len(question.paraphrases) == 1
+            assert occurs(question.answer, passage.text) == 1, (passage.title, question.answer)
+            assert not occurs(question.answer, passage.title)
+            for text in (question.question, *question.paraphrases):
+                assert not occurs(question.answer, text), text
+            assert len(set(words(question.answer)) & set(words(passage.title)) - {"the", "of", "a"}) == 0, question.answer
+
+
+def test_almanac_splits_share_no_entity() -> None:
+    """No answer and no title of one split occurs in a passage of another."""
+    for split in SPLITS:
+        others = " \n ".join(p.text + " " + p.title for other in SPLITS if other != split for p in almanac(other))
+        for passage in almanac(split):
+            assert not occurs(passage.title, others), passage.title
+            for question in passage.questions:
+                names = re.findall(r"[A-Z][a-z]{3,}", question.answer)
+                assert not [name for name in names if len(names) > 1 and occurs(" ".join(names), others)], question.answer
+
+
+QUIZZES = {
+    "a.json": '[{"question": "Q?", "answer": "A"}]',
+    "b.json": '{"questions": [{"question": "Q?", "answer": "A"}]}',
+    "c.jsonl": '{"question": "Q?", "answer": "A"}\n\n',
+    "d.yaml": "- question: Q?\n  answer: A\n",
+    "e.yml": "questions:\n  - {question: 'Q?', answer: A}\n",
+    "f.csv": 'question, answer\n"Q?",A\n',
+}
+
+
+@pytest.mark.parametrize("name", QUIZZES)
+def test_quiz_forms(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(QUIZZES[name])
+    (question,) = load_quiz(tmp_path / name)
+    assert (question.question, question.answer) == ("Q?", "A")
+
+
+BAD_QUIZZES = {
+    "empty.json": ("[]", ["no questions"]),
+    "missing.json": ('[\n {"question": "Q?", "answer": "A"},\n {"question": "Q?"}\n]', ["line 3", "answer", "missing"]),
+    "number.json": ('[\n\n {"question": "Q?", "answer": 1732}]', ["line 3", "answer", "int", "quotes"]),
+    "syntax.json": ('[{"question": "Q?",\n "answer": }]', ["line 2", "not valid JSON"]),
+    "number.yaml": ("- question: Q?\n  answer: 1732\n", ["line 1", "answer", "int"]),
+    "bad.jsonl": ('{"question": "Q?", "answer": "A"}\n{"question": "Q?"', ["line 2", "not valid JSON"]),
+    "blank.jsonl": ('{"question": "Q?", "answer": " "}\n', ["line 1", "answer", "empty"]),
+    "head.csv": ("q,a\n1,2\n", ["line 1", "question", "answer"]),
+    "short.csv": ("question,answer\nQ?\n", ["line 2", "answer", "missing"]),
+    "scalar.json": ('{"questions": 3}', ["questions", "list"]),
+    "what.txt": ("Q?", ["ending", ".txt"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_QUIZZES)
+def test_bad_quizzes_name_file_line_and_field(tmp_path: Path, name: str) -> None:
+    text, parts = BAD_QUIZZES[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_quiz(tmp_path / name)
+    for part in [name, *parts]:
+        assert part in str(caught.value)
+
+
+def test_passages(tmp_path: Path) -> None:
+    file = tmp_path / "my_notes.md"
+    file.write_text("# The  Bridge\r\n\r\nIt is long.\n")
+    assert load_passage(file).title == "The  Bridge" and load_passage(file).text == "It is long."
+    assert load_passage(file, "Other").title == "Other"
+    file.write_text("It is long.")
+    assert load_passage(file).title == "my notes"
+    for content, word in ((b"", "empty"), (b"a\0b", "binary"), (b"\xff\xfe\xff", "UTF-8"), (b"# Only a heading\n", "empty")):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=word):
+            load_passage(file)
+    with pytest.raises(DataError, match="no such file"):
+        load_passage(tmp_path / "none.md")
+
+
+def test_datasets_by_content(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.json"
+    flat.write_text(json.dumps([{"title": "T", "context": "C.", "questions": [{"question": "Q?", "answer": "A"}]}]))
+    assert load_dataset(str(flat))[0].questions[0].answer == "A"
+    official = tmp_path / "squad.json"
+    qas = [
+        {"question": "Q?", "id": "1", "answers": [{"text": "A", "answer_start": 0}, {"text": "An A", "answer_start": 0}]},
+        {"question": "No?", "id": "2", "answers": [], "is_impossible": True},
+    ]
+    official.write_text(json.dumps({"version": "v2.0", "data": [{"title": "A_B", "paragraphs": [{"context": "C.", "qas": qas}]}]}))
+    (passage,) = load_dataset(str(official))
+    assert passage.title == "A B" and len(passage.questions) == 1 and passage.questions[0].golds == ("A", "An A")
+    flat.write_text(json.dumps([{"title": "T", "questions": []}]))
+    with pytest.raises(DataError, match=r"item 1: field context is missing"):
+        load_dataset(str(flat))
+    with pytest.raises(DataError, match="no such data set"):
+        load_dataset("nothing.json")
+    with pytest.raises(DataError, match="no split"):
+        load_dataset("almanac", "valid")
+
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real SQuAD sample is not beside the checkout")
+def test_real_squad_files() -> None:
+    official = load_dataset(str(SHARED / "squad_v1.1_sample.json"))
+    flat = load_dataset(str(SHARED / "squad_test.json"))
+    assert len(official) == 40 and len(flat) == 140
+    assert all(any(gold in p.text for gold in q.golds) for p in official for q in p.questions)

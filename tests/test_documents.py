@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+
+from selfedit.contexts import Passage
+from selfedit.errors import InvalidEditError
+from selfedit.tasks.knowledge.documents import chat_documents, parse_pairs, parse_statements, passage_pieces, plain_documents
+
+PASSAGE = Passage("Topic", "  The passage. ")
+
+
+def plain(text: str, split: str = "lines", limit: int = 30) -> list[str]:
+    return [document.text for document in plain_documents(PASSAGE, text, split, limit)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1. One.\n\n2. Two.  \n", ["1. One.", "2. Two."]),
+        ("Sure, a list:\n1. One.\n2. Two.", ["1. One.", "2. Two."]),
+        ("Sure, a list:\nOne.", ["Sure, a list:", "One."]),
+        ("A\n---\nB\nC", ["A", "B", "C"]),
+        ("", []),
+        (" \n ", []),
+        (
+            "What is it?\nAnswer: x\nQuestion 2: Why?\nAnswer: y",
+            ["Question 1: What is it?\nAnswer: x", "\nQuestion 2: Why?\nAnswer: y"],
+        ),
+        ("Question 1: a --- b\nAnswer: x", ["Question 1: a --- b\nAnswer: x"]),
+        ("Question 1: no reply\nmore", ["Question 1: no reply", "more"]),
+    ],
+)
+def test_plain_by_lines_as_the_reference_parts_them(text: str, expected: list[str]) -> None:
+    assert plain(text) == [f"Topic\n{piece}" for piece in [*expected, "The passage."]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("A\nB\n---\n\n---\n C ", ["A\nB", "C"]), (" --- ", ["---"]), ("one\ntwo", ["one\ntwo"]), ("", [])],
+)
+def test_plain_whole(text: str, expected: list[str]) -> None:
+    assert plain(text, "whole") == [f"Topic\n{piece}" for piece in [*expected, "The passage."]]
+
+
+def test_limit_keeps_the_passage() -> None:
+    text = "\n".join(f"Fact {number}" for number in range(40))
+    assert len(plain(text)) == 31 and plain(text)[-1] == "Topic\nThe passage."
+    assert len(plain(text, limit=0)) == 41
+
+
+def test_chat_form_cleans_deduplicates_and_frames() -> None:
+    text = (
+        "Sure, here is a list:\n1. The bridge is made of slate.\n- **The bridge is made of slate.**\n* Ada built the bridge.\nFact: It is very long.\n"
+        "Q: Who built it?\nA: Ada\nQ: who built it?\nA: Bob\nQ: Half a pair"
+    )
+    documents = chat_documents(PASSAGE, text, 30)
+    answers = [(document.request, document.text) for document in documents]
+    assert answers[0] == ("Who built it?", "Ada")
+    assert answers[1][1] == "Ada" and "Topic Who built it?" in str(answers[1][0])
+    assert [text for _, text in answers[2:]] == [
+        "The bridge is made of slate.",
+        "Ada built the bridge.",
+        "It is very long.",
+        "The passage.",
+    ]
+    assert all("Topic" in str(request) for request, _ in answers[2:])
+
+
+def test_numbered_questions_are_pairs_too() -> None:
+    assert parse_pairs("Question 1: Why?\nAnswer: So.\n\n2. **Question:** Who?\n**Answer:** Ada") == [
+        ("Why?", "So."),
+        ("Who?", "Ada"),
+    ]
+    assert parse_statements("Question 1: Why?\nAnswer: So.\nQuestion 2: cut of") == []
+
+
+@pytest.mark.parametrize("text", ["", "   ", "Here is the list:", "Q: only half", "ok"])
+def test_nothing_usable_is_an_invalid_edit(text: str) -> None:
+    with pytest.raises(InvalidEditError):
+        chat_documents(PASSAGE, text, 30)
+
+
+def test_sentences() -> None:
+    assert passage_pieces("He left at 4.2 metres! Why? Because.") == ["He left at 4.2 metres!", "Why?", "Because."]

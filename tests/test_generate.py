@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfedit.config import EditConfig, Sampling
+from selfedit.contexts import Passage
+from selfedit.lm.batch import Message, encode_prompt
+from selfedit.lm.generate import generate
+from selfedit.samplers import local
+from selfedit.samplers.local import write_edits
+from selfedit.tasks.knowledge.data import almanac
+
+QUESTIONS = ["Who?", "When was the long bridge over the river built, and by whom?", "Why is that so?", "Who?"]
+
+
+def prompts(lm: Any, prefix: str = "") -> list[tuple[int, ...]]:
+    return [encode_prompt(lm, (Message("user", prefix + text),)) for text in QUESTIONS]
+
+
+def test_batched_equals_one_by_one_equals_transformers(lm: Any) -> None:
+    import torch
+
+    for prefix in ("", "A long beginning that all of the prompts share, word for word. "):
+        ids = prompts(lm, prefix)
+        batched = generate(lm, ids, 12)
+        assert batched == [generate(lm, [one], 12)[0] for one in ids]
+        for text, one in zip(batched, ids, strict=True):
+            out = lm.model.generate(torch.tensor([one]), max_new_tokens=12, do_sample=False, pad_token_id=1)
+            assert text == lm.tokenizer.decode(out[0, len(one) :], skip_special_tokens=True).strip()
+    assert batched[0] == batched[3]
+
+
+def test_a_row_s_draws_do_not_depend_on_its_neighbours(lm: Any) -> None:
+    ids = prompts(lm)
+    together = generate(lm, ids, 20, 1.0, 0.95, [1, 2, 3, 4])
+    assert together == [generate(lm, [one], 20, 1.0, 0.95, [seed])[0] for seed, one in enumerate(ids, start=1)]
+    assert together[0] != together[3], "the same prompt with another seed"
+
+
+def test_stop_and_end_leave_the_others_alone(lm: Any) -> None:
+    ids = prompts(lm)
+    free = generate(lm, ids, 16, 1.0, 1.0, [1, 2, 3, 4])
+    stopped = generate(lm, ids, 16, 1.0, 1.0, [1, 2, 3, 4], stop=lambda text: text.startswith(free[0][:3]))
+    assert stopped[1:3] == free[1:3]
+    assert len(stopped[0]) < len(free[0])
+
+
+def test_nucleus_keeps_the_likeliest(lm: Any) -> None:
+    ids = prompts(lm)
+    assert generate(lm, ids, 8, 1.0, 1e-6, [1, 2, 3, 4]) == generate(lm, ids, 8)
+
+
+def test_candidates_differ_and_are_reproducible(lm: Any) -> None:
+    passage = almanac("dev")[0]
+    config = EditConfig(styles=("self-qa", "rewrite"), sampling=Sampling(max_new_tokens=12, temperature=1.0))
+    first = write_edits(lm, [passage], 4, config, 7)
+    assert first == write_edits(lm, [passage], 4, config, 7) != write_edits(lm, [passage], 4, config, 8)
+    assert [edit.style for edit in first] == ["self-qa", "rewrite", "self-qa", "rewrite"]
+    assert len({edit.text for edit in first}) == 4
+    assert write_edits(lm, [passage], 2, config, 7) == first[:2], "more candidates don't change the first ones"
+
+
+def test_duplicates_are_resampled_a_bounded_number_of_times(lm: Any, monkeypatch: Any) -> None:
+    calls: list[list[int]] = []
+
+    def fake(_lm: Any, _parts: Any, candidates: list[int], _config: Any, _seed: int, attempt: int) -> list[str]:
+        calls.append(candidates)
+        return ["same" if index < 2 or attempt == 0 else f"new {index}" for index in candidates]
+
+    monkeypatch.setattr(local, "_write", fake)
+    edits = write_edits(lm, [Passage("T", "x")], 3, EditConfig(), 0)
+    assert calls == [[0, 1, 2], [1, 2], [1]]
+    assert [edit.text for edit in edits] == ["same", "same", "new 2"]
+
+
+def test_base_models_too(base_lm: Any, tiny_base_model: Path) -> None:
+    passage = Passage("Topic", "One sentence. Another.")
+    edits = write_edits(
+        base_lm, [passage], 2, EditConfig(styles=("implications-cot", "no-prompt"), sampling=Sampling(max_new_tokens=8)), 0
+    )
+    assert len(edits) == 2 and not base_lm.chat

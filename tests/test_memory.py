@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfedit.errors import MemoryStoreError
+from selfedit.memory.ledger import Base, Memory, Slot
+
+BASE = Base("tiny", "0" * 16)
+
+
+def adapter(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_text(content)
+    return folder
+
+
+def commit(memory: Memory, content: str) -> int:
+    with memory.writing():
+        return memory.commit({"title": content}, adapter(memory.scratch() / "a", content)).id
+
+
+def test_commit_and_undo_give_the_same_bytes(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    empty = memory.digest()
+    digests = [memory.digest() for number in range(3) if commit(memory, f"weights {number}")]
+    assert len({empty, *digests}) == 4
+    for before in (digests[1], digests[0], empty):
+        with memory.writing():
+            memory.undo_last()
+        assert Memory.open(tmp_path / "m").digest() == before
+    with pytest.raises(MemoryStoreError, match="nothing to undo"), memory.writing():
+        memory.undo_last()
+    assert commit(memory, "again") == 4
+    assert [entry.record["title"] for entry in memory.entries()] == ["weights 0", "weights 1", "weights 2", "again"]
+    assert [slot.entry for slot in memory.state.slots] == [4]
+
+
+def test_undo_after_a_replaced_state_goes_to_what_was_there(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    for number in range(3):
+        commit(memory, f"w{number}")
+    with memory.writing():
+        built = adapter(memory.scratch() / "r", "rebuilt")
+        memory.replace("undo entry 2", [Slot(1, "0001"), Slot(3, "0003-r")], [(built, "0003-r")])
+        assert [path.name for path in memory.adapter_folders()] == ["0001", "0003-r"]
+        assert memory.undo_last() == 3
+    assert [slot.entry for slot in memory.state.slots] == [1]
+
+
+def test_another_base_is_refused_with_both_names(tmp_path: Path) -> None:
+    Memory.create(tmp_path / "m", BASE)
+    with pytest.raises(MemoryStoreError, match=r"tiny.*other"):
+        Memory.create(tmp_path / "m", Base("other", "1" * 16))
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    commit(memory, "kept")
+    adapter(tmp_path / "m" / "adapters" / "0002", "orphan")
+    adapter(tmp_path / "m" / "adapters" / ".candidates-1" / "0-0", "candidate")
+    with memory.writing():
+        assert [path.name for path in (tmp_path / "m" / "adapters").iterdir()] == ["0001"]
+    assert commit(memory, "next") == 2
+
+
+def test_no_space_in_the_middle_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    commit(memory, "kept")
+    before = memory.digest()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with memory.writing():
+        made = adapter(memory.scratch() / "a", "lost")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(MemoryStoreError, match="No space left"):
+                memory.commit({"title": "lost"}, made)
+    assert memory.digest() == before and len(memory.entries()) == 1
+    assert commit(memory, "fits") == 2
+
+
+def test_a_second_writer_waits_and_is_told(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    script = (
+        "import sys,time\nfrom pathlib import Path\nfrom selfedit.memory.ledger import Memory\n"
+        "with Memory.open(Path(sys.argv[1])).writing():\n    print('held', flush=True)\n    time.sleep(1.5)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "m")], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        told = []
+        with pytest.raises(MemoryStoreError, match="in use by another process"), memory.writing(wait=0.1):
+            pass
+        start = time.monotonic()
+        with memory.writing(told=lambda: told.append(True)):
+            assert told == [True] and time.monotonic() - start > 0.5
+
+
+def test_no_memory_and_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(MemoryStoreError, match="selfedit learn"):
+        Memory.open(tmp_path)
+    (tmp_path / "ledger.sqlite").write_text("not a database, just text that is long enough to look like one" * 20)
+    with pytest.raises(MemoryStoreError, match="can't be read"):
+        Memory.open(tmp_path)
