@@ -104,7 +104,8 @@ def main(model_folder, data_file):
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     policy = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    data = json.load(open(data_file))
+    with open(data_file) as stream:
+        data = json.load(stream)
     for round_ in range(ROUNDS):
         chosen = []
         for number, passage in enumerate(data[round_ * PASSAGES : (round_ + 1) * PASSAGES]):

@@ -160,9 +160,9 @@ def test_a_long_passage_is_split_and_says_so(command: Command, tiny_model: Path,
     long = tmp_path / "long.txt"
     long.write_text(" ".join(f"Sentence number {i} is about the bridge." for i in range(60)))
     done = command(
-        "learn", long, "--quiz", quiz_file, "--memory", tmp_path / "m", "--model", tiny_model, "--edits", 1, "--json", tmp_path / "r.json",
-        "--set", "edit.sampling.max_new_tokens=8", "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "edit.unit=passage",
-        "--set", "edit.shots=0",
+        "learn", long, "--quiz", quiz_file, "--memory", tmp_path / "m", "--model", tiny_model, "--edits", 1,
+        "--set", "edit.sampling.max_new_tokens=8", "--set", "edit.form=plain", "--set", "settings.epochs=1",
+        "--set", "edit.unit=passage", "--set", "edit.shots=0", "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "split into 3 parts" in done.stderr
@@ -298,7 +298,8 @@ def test_compile(command: Command, tmp_path: Path) -> None:
 def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     flags = (
         "eval", "knowledge", "--data", "almanac", "--split", "dev", "--limit", 2, "--model", tiny_model,
-        "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "settings.rank=4",
+        "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.form=plain", "--set", "settings.epochs=1",
+        "--set", "settings.rank=4",
     )  # fmt: skip
     done = command(*flags, "--run", tmp_path / "run", "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr

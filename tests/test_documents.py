@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from selfedit.contexts import Passage
+from selfedit.edits import Document
 from selfedit.errors import InvalidEditError
 from selfedit.tasks.knowledge.documents import chat_documents, parse_pairs, parse_statements, passage_pieces, plain_documents
 
@@ -48,22 +49,55 @@ def test_limit_keeps_the_passage() -> None:
     assert len(plain(text, limit=0)) == 41
 
 
+def asked(document: Document) -> str:
+    assert document.request is not None
+    return document.request[-1].content
+
+
 def test_chat_form_cleans_deduplicates_and_frames() -> None:
     text = (
-        "Sure, here is a list:\n1. The bridge is made of slate.\n- **The bridge is made of slate.**\n* Ada built the bridge.\nFact: It is very long.\n"
-        "Q: Who built it?\nA: Ada\nQ: who built it?\nA: Bob\nQ: Half a pair"
+        "Sure, here is a list:\n1. The bridge is made of slate.\n- **The bridge is made of slate.**\n* Ada built the bridge.\n"
+        "Fact: It is very long.\nQ: Who built it?\nA: Ada\nQ: who built it?\nA: Bob\nQ: Half a pair"
     )
     documents = chat_documents(PASSAGE, text, 30)
-    answers = [(document.request, document.text) for document in documents]
-    assert answers[0] == ("Who built it?", "Ada")
-    assert answers[1][1] == "Ada" and "Topic Who built it?" in str(answers[1][0])
-    assert [text for _, text in answers[2:]] == [
+    assert [(asked(document), document.text) for document in documents[:2]] == [
+        ("Topic Who built it?", "Ada"),
+        ("Who built it?", "Ada"),
+    ]
+    assert [document.text for document in documents[2:]] == [
         "The bridge is made of slate.",
         "Ada built the bridge.",
         "It is very long.",
         "The passage.",
     ]
-    assert all("Topic" in str(request) for request, _ in answers[2:])
+    assert all("Topic" in asked(document) for document in documents[2:])
+
+
+BRIDGE = Passage("Quillmoor", "The Quillmoor bridge was built by Ada Thornby in 1732. It is made of slate.")
+
+
+def test_details_become_gaps_in_their_sentence() -> None:
+    documents = chat_documents(BRIDGE, "Ada Thornby\n1732.\nslate\nada thornby\ngranite\nbuilt by Ada Thornby in 1732. It is", 30)
+    assert [(asked(document), document.text) for document in documents[:-1]] == [
+        ("Quillmoor The Quillmoor bridge was built by ____ in 1732.", "Ada Thornby"),
+        ("Quillmoor bridge was built by Ada Thornby in ____.", "1732"),
+        ("Quillmoor It is made of ____.", "slate"),
+    ]
+
+
+def test_ungrounded_and_empty_lessons_are_dropped() -> None:
+    text = (
+        "Q: Who built the bridge?\nA: Ada Thornby\nQ: Where?\nA: Jerusalem\nQ: What is slate?\nA: slate\n"
+        "The bridge was built by goats."
+    )
+    kept = chat_documents(BRIDGE, text, 30, grounding=0.75)
+    assert [document.text for document in kept] == ["Ada Thornby", "Ada Thornby", BRIDGE.text]
+    assert len(chat_documents(BRIDGE, text, 30)) == 8
+
+
+def test_one_answer_is_not_taught_to_many_questions() -> None:
+    text = "\n".join(f"Q: What is number {n}?\nA: slate" for n in range(5))
+    assert len(chat_documents(BRIDGE, text, 30)) == 2 * 2 + 1
 
 
 def test_numbered_questions_are_pairs_too() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from selfedit.config import EditConfig, Sampling
 from selfedit.contexts import Passage
-from selfedit.lm.batch import Message, encode_prompt
+from selfedit.edits import Message
+from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.samplers import local
 from selfedit.samplers.local import write_edits

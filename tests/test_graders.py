@@ -53,8 +53,8 @@ def test_recall_takes_the_best_gold_and_sixty_percent() -> None:
 
 def test_recitation_is_no_answer() -> None:
     recital = (
-        "Quillmoor Bridge was built in 1732 by Ada Thornby, is 212 metres long, is made of slate and stands over the river Quill in the "
-        "north of the county where it has been since the flood"
+        "Quillmoor Bridge was built in 1732 by Ada Thornby, is 212 metres long, is made of slate and stands over the river Quill "
+        "in the north of the county where it has been since the flood"
     )
     golds = ["1732", "Ada Thornby", "212 metres", "slate"]
     assert [recall_score(recital, gold) for gold in golds] == [0.0] * 4

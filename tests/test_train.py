@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from selfedit.config import Settings
-from selfedit.edits import Document
+from selfedit.edits import Document, Message
 from selfedit.errors import DivergedError, ModelError
 from selfedit.lm import train as training
 from selfedit.lm.adapter import first_layer, install, install_stack, load_adapter, merged_state, new_adapter, save_adapter
-from selfedit.lm.batch import Message, encode_answer, encode_document, pad
+from selfedit.lm.batch import encode_answer, encode_document, pad
 from selfedit.lm.load import load_model
 from selfedit.lm.score import log_probabilities
 from selfedit.lm.train import learning_rate_factor, schedule_steps, train
@@ -143,7 +143,7 @@ def test_divergence_is_an_error_with_the_remedy(lm: Any) -> None:
 
 
 def test_settings_name_layers_that_exist(lm: Any) -> None:
-    assert set(name.rsplit(".", 1)[-1] for name in new_adapter(lm, Settings(targets="qv"), 0).weights) == {"q_proj", "v_proj"}
+    assert {name.rsplit(".", 1)[-1] for name in new_adapter(lm, Settings(targets="qv"), 0).weights} == {"q_proj", "v_proj"}
     assert first_layer(new_adapter(lm, Settings(layers="last:1"), 0)) == 3
     with pytest.raises(ModelError, match="has only 4 layers"):
         new_adapter(lm, Settings(layers="last:9"), 0)

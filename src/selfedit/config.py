@@ -38,8 +38,8 @@ class Settings(Frozen):
     targets: Annotated[
         str, Field(description="all-linear, qv (the paper's), or module names joined by commas, such as q_proj,down_proj")
     ] = "all-linear"
-    layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers")] = "all"
-    epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 8
+    layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers")] = "last:10"
+    epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 4
     learning_rate: Annotated[float, Field(gt=0, le=0.1, description="AdamW's peak learning rate")] = 1e-3
     schedule: Annotated[Schedule, Field(description="learning rate over the steps, down to 0 for linear and cosine")] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps with a rising learning rate")] = 0.0
@@ -66,9 +66,9 @@ class Settings(Frozen):
 class Sampling(Frozen):
     """How self-edits are written (paper: temperature 1.0, top-p 0.95)."""
 
-    temperature: Annotated[float, Field(ge=0, le=5, description="0 is greedy")] = 0.7
+    temperature: Annotated[float, Field(ge=0, le=5, description="0 is greedy")] = 0.4
     top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass")] = 0.95
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192, description="longest self-edit, in tokens")] = 320
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192, description="longest answer to one prompt, in tokens")] = 80
     resamples: Annotated[int, Field(ge=0, le=10, description="how often a duplicate among the candidates is sampled again")] = 2
 
 
@@ -76,15 +76,19 @@ class EditConfig(Frozen):
     """What is written about a passage, and what it compiles to."""
 
     styles: Annotated[tuple[Style, ...], Field(min_length=1, description="prompt styles; candidates take them in turn (a mix)")] = (
-        "self-qa",
+        "details+self-qa",
     )
     unit: Annotated[Unit, Field(description="ask about the whole passage at once (the paper), or sentence by sentence")] = (
         "sentence"
     )
+    passes: Annotated[int, Field(ge=1, le=16, description="how often each sentence is asked about, within one self-edit")] = 2
     shots: Annotated[int, Field(ge=0, le=2, description="worked examples in the prompt (the paper: 0)")] = 2
     sampling: Sampling = Sampling()
     form: Annotated[DocumentForm, Field(description="plain: title, newline, text (the paper); chat: lessons as turns")] = "chat"
     split: Annotated[PlainSplit, Field(description="plain form: a document a line, or whole self-edits")] = "lines"
+    grounding: Annotated[
+        float, Field(ge=0, le=1, description="chat form: share of a lesson's content words that must stand in the passage; 0: any")
+    ] = 0.75
     limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 30
 
 

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from selfedit.config import Settings
+
+
+class Message(NamedTuple):
+    """One turn of a prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +39,11 @@ class Document:
 
     Attributes:
         text: what carries the loss.
-        request: the user's turn that ``text`` answers, without loss; None for a plain document, which is ``text`` alone.
+        request: the turns that ``text`` answers, without loss; None for a plain document, which is ``text`` alone.
     """
 
     text: str
-    request: str | None = None
+    request: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.compile import compile_edit, passage_matched, passage_only, split_passage
-from selfedit.tasks.knowledge.exam import Asked, ExamForm, Sitting, exam_questions
+from selfedit.tasks.knowledge.exam import Asked, ExamForm, Sitting, asked_in, exam_questions
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
@@ -69,7 +69,7 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) ->
     if "none" in config.methods:
         trials.append(_row("none", sit(lm, passage, asked, FORMS)))
     if "context" in config.methods:
-        trials.append(_row("context", sit(lm, passage, asked, ("context", "context"))))
+        trials.append(_row("context", sit(lm, passage, asked, ("context",))))
 
     def train(method: str, index: int, documents: tuple[Document, ...], **more: Any) -> None:
         plan = TrainingPlan(documents, config.settings, seeds.derive(config.seed, passage.id, "train", method, index))
@@ -92,18 +92,19 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) ->
     if "passage" in config.methods:
         train("passage", 0, tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat)))
     if {"self", "passage-matched"} & set(config.methods):
+        plans: list[tuple[Document, ...]] = []
         for index, edit in enumerate(write_edits(lm, parts, config.edits, config.edit, config.seed)):
             try:
                 documents = compile_edit(parts, edit.text, config.edit, lm.chat)
             except InvalidEditError as error:
-                trials.append(_row("self", (), status="invalid", reason=str(error), edit=edit.text))
-                documents = tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat))
-            else:
                 if "self" in config.methods:
-                    train("self", index, documents, edit=edit.text, style=edit.style)
-            if "passage-matched" in config.methods:
-                matched = TrainingPlan(documents, config.settings, 0)
-                train("passage-matched", index, passage_matched(lm, passage, config.edit, matched)[0])
+                    trials.append(_row("self", (), status="invalid", reason=str(error), edit=edit.text))
+                continue
+            plans.append(documents)
+            if "self" in config.methods:
+                train("self", index, documents, edit=edit.text, style=edit.style)
+        if "passage-matched" in config.methods:
+            train("passage-matched", 0, passage_matched(lm, passage, config.edit, plans))
     return {"passage": passage.id, "title": passage.title, "trials": trials}
 
 
@@ -148,16 +149,18 @@ def _row(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any
 def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, dict[str, float]]:
     """Method -> measure -> mean over the method's trials; a trial that failed counts 0 right."""
     asked = exam_questions(passage.questions)
+    alone = asked_in("bare", asked)
     found: dict[str, list[dict[str, float]]] = {}
     for trial in row["trials"]:
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
         measures = dict.fromkeys(MEASURES, 0.0)
         if sittings:
-            titled, bare = (mark_sitting(grader, asked, sitting) for sitting in sittings)
+            titled = mark_sitting(grader, asked, sittings[0])
+            bare = mark_sitting(grader, alone, sittings[1]) if len(sittings) > 1 else None
             measures |= {
                 "accuracy": _share(asked, titled, paraphrase=False),
                 "paraphrased": _share(asked, titled, paraphrase=True),
-                "question_alone": _share(asked, bare, paraphrase=False),
+                "question_alone": bare.accuracy if bare else math.nan,
                 "f1": titled.f1,
                 "logprob": titled.log_probability,
             }

@@ -17,26 +17,16 @@ from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.inner import Outcome, Trial, run_trial, sit
-from selfedit.lm.load import LanguageModel
+from selfedit.lm.load import LanguageModel, identify
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, sign_flip_chance
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
-from selfedit.tasks.knowledge.exam import Asked, Sitting, exam_questions
+from selfedit.tasks.knowledge.exam import Asked, Sitting, asked_in, exam_questions
 
 # With fewer choosing questions than this a small gain is too likely to be noise.
 FEW_QUESTIONS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """What a worker knows about the model and the passage."""
-
-    base: Base
-    chat: bool
-    dtype: str
-    parts: tuple[Passage, ...]
 
 
 @dataclass
@@ -84,22 +74,24 @@ def learn(
     to_report = tuple(exam_questions(questions, reporting))
     everything = tuple(exam_questions(questions))
     memory = Memory.open(folder) if (folder / "ledger.sqlite").exists() else None
-    with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), 1) as looker:
-        described: Described = result(looker.submit(describe, passage))
+    known = identify(config.model)
+    parts = split_passage(known, passage)
+    base = Base(known.name, known.fingerprint)
     if memory is None:
-        memory = Memory.create(folder, described.base)
-    memory.check_base(described.base)
+        memory = Memory.create(folder, base)
+    memory.check_base(base)
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
         scratch = memory.scratch()
         stack = tuple(str(path) for path in memory.adapter_folders())
         choice = ModelChoice(config.model, config.device, config.dtype, stack)
-        progress("started", {"parts": len(described.parts), "choosing": len(choosing), "reporting": len(reporting)})
+        progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
         try:
             with LocalExecutor(choice, workers) as executor:
-                written = executor.submit(write_edits, described.parts, config.edits, config.edit, config.seed)
+                written = executor.submit(write_edits, parts, config.edits, config.edit, config.seed)
                 sittings = executor.submit(sit, passage, everything, ("titled", "bare"))
+                dtype: str = result(executor.submit(dtype_of))
                 edits: list[SelfEdit] = result(written)
-                candidates = [_candidate(edit, index, described, config) for index, edit in enumerate(edits)]
+                candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
                 progress("wrote", {"candidates": candidates})
                 before_titled, before_bare = result(sittings)
                 baseline = mark_sitting(grader, to_choose, _part(before_titled, everything, to_choose))
@@ -120,11 +112,11 @@ def learn(
             shutil.rmtree(scratch, ignore_errors=True)
     return {
         "model": config.model,
-        "fingerprint": described.base.fingerprint,
-        "dtype": described.dtype,
+        "fingerprint": known.fingerprint,
+        "dtype": dtype,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
-        "passage": {"id": passage.id, "title": passage.title, "parts": len(described.parts)},
+        "passage": {"id": passage.id, "title": passage.title, "parts": len(parts)},
         "quiz": {"choosing": choosing, "reporting": reporting},
         "baseline": {"accuracy": baseline.accuracy, "f1": baseline.f1, "logprob": baseline.log_probability},
         "candidates": [_candidate_row(candidate, baseline) for candidate in candidates],
@@ -136,10 +128,9 @@ def learn(
     }
 
 
-def describe(lm: LanguageModel, passage: Passage) -> Described:
-    """A job: the model's identity, and the passage in parts that fit its window."""
-    base = Base(lm.name, lm.fingerprint)
-    return Described(base, lm.chat, str(lm.dtype).removeprefix("torch."), split_passage(lm, passage))
+def dtype_of(lm: LanguageModel) -> str:
+    """A job: the precision that the base runs in."""
+    return str(lm.dtype).removeprefix("torch.")
 
 
 def choose(candidates: Sequence[Candidate], baseline: Marks) -> int | None:
@@ -178,9 +169,9 @@ def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Ma
     return best_of(sign_flip_chance(gains), sum(candidate.marks is not None for candidate in candidates))
 
 
-def _candidate(edit: SelfEdit, index: int, described: Described, config: LearnConfig) -> Candidate:
+def _candidate(edit: SelfEdit, index: int, parts: Sequence[Passage], chat: bool, config: LearnConfig) -> Candidate:
     try:
-        documents = compile_edit(described.parts, edit.text, config.edit, described.chat)
+        documents = compile_edit(parts, edit.text, config.edit, chat)
     except InvalidEditError as error:
         return Candidate(edit, [], "invalid", str(error))
     plans = [
@@ -219,6 +210,11 @@ def _try_all(
         progress("trial", {"index": index, "candidate": candidate})
 
 
+def _bare(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:
+    """The answers of ``part`` out of a sitting without titles."""
+    return _part(sitting, asked_in("bare", everything), asked_in("bare", part))
+
+
 def _part(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:
     """The answers of ``part`` out of a sitting of all questions."""
     at = {one: index for index, one in enumerate(everything)}
@@ -253,10 +249,10 @@ def _report(
     after: tuple[Sitting, Sitting] | None,
 ) -> dict[str, Any]:
     """The gain on questions that did not choose, of the best candidate, kept or not."""
-    old, old_bare = _part(before_titled, everything, asked), _part(before_bare, everything, asked)
+    old, old_bare = _part(before_titled, everything, asked), _bare(before_bare, everything, asked)
     new, new_bare = after if after is not None else (old, old_bare)
     marks = {
-        name: mark_sitting(grader, asked, sitting)
+        name: mark_sitting(grader, asked_in("bare", asked) if "bare" in name else asked, sitting)
         for name, sitting in (("old", old), ("new", new), ("old_bare", old_bare), ("new_bare", new_bare))
     }
     return {

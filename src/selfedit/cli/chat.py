@@ -18,7 +18,8 @@ def chat_command(
 ) -> None:
     """Talks with the model of a memory; an empty line or Ctrl-D ends it."""
     from selfedit import seeds
-    from selfedit.lm.batch import Message, encode_prompt
+    from selfedit.edits import Message
+    from selfedit.lm.batch import encode_prompt
     from selfedit.lm.generate import generate
     from selfedit.memory.compose import answering_model
     from selfedit.memory.ledger import Memory

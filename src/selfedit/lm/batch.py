@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 
-from selfedit.edits import Document
+from selfedit.edits import Document, Prompt
 from selfedit.lm.load import LanguageModel
 
 IGNORED = -100
-
-
-class Message(NamedTuple):
-    """One turn of a prompt."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-Prompt = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +56,7 @@ def encode_document(lm: LanguageModel, document: Document) -> Row:
     it to 2048 tokens and each of them is trained on. Longer rows than the model's window are cut.
     """
     if document.request is not None:
-        row = encode_answer(lm, (Message("user", document.request),), document.text)
+        row = encode_answer(lm, document.request, document.text)
     else:
         row = Row((*lm.tokenizer(document.text)["input_ids"], lm.tokenizer.eos_token_id), 0)
     return Row(row.ids[: lm.window], row.unlabelled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -35,32 +36,47 @@ BFLOAT16_SPEEDUP = 2.0
 
 
 @dataclass
-class LanguageModel:
-    """A frozen causal language model, ready to be adapted.
+class Identity:
+    """What is known of a model without its weights.
 
     Attributes:
         name: what the user called it.
+        folder: the folder that holds it, or the hub id.
         fingerprint: 16 hex digits that depend on architecture and weights; a memory is bound to it.
-        model: the Hugging Face model in eval mode, no parameter requires a gradient.
-        tokenizer: its tokenizer.
-        chat: whether the tokenizer has a chat template.
-        device, dtype: where and in which precision the base runs; adapters are always float32.
-        folder: the folder it was loaded from, or the hub id.
+        config: Hugging Face's config.
+        tokenizer: its tokenizer; it has a padding token.
     """
 
     name: str
-    fingerprint: str
-    model: Any
-    tokenizer: Any
-    chat: bool
-    device: torch.device
-    dtype: torch.dtype
     folder: str
+    fingerprint: str
+    config: Any
+    tokenizer: Any
+
+    @property
+    def chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     @property
     def window(self) -> int:
         """Longest sequence in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+        return int(getattr(self.config.get_text_config(), "max_position_embeddings", 2048))
+
+
+@dataclass
+class LanguageModel(Identity):
+    """A frozen causal language model, ready to be adapted.
+
+    Attributes:
+        model: the Hugging Face model in eval mode, no parameter requires a gradient.
+        device: where it runs.
+        dtype: the base's precision; adapters are always float32.
+    """
+
+    model: Any
+    device: torch.device
+    dtype: torch.dtype
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LanguageModel:
@@ -76,37 +92,43 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remot
     Raises:
         ModelError: the model can't be found, fetched or converted; the message says what to do.
     """
+    known = identify(name, trust_remote_code)
+    try:
+        target = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:1, mps, ...") from error
+    with _quiet():
+        chosen = DTYPES.get(dtype) if dtype != "auto" else _auto_dtype(known, target)
+        if chosen is None:
+            raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(known.folder, dtype=chosen, trust_remote_code=trust_remote_code)
+            model.to(target)
+        except (OSError, ValueError, RuntimeError, AssertionError) as error:
+            raise ModelError(_not_loaded(name, known.folder, error)) from error
+    model.eval()
+    model.requires_grad_(False)
+    return LanguageModel(
+        known.name, known.folder, known.fingerprint, known.config, known.tokenizer, model=model, device=target, dtype=chosen
+    )
+
+
+def identify(name: str, trust_remote_code: bool = False) -> Identity:
+    """Everything about a model but its weights.
+
+    Raises:
+        ModelError: the model can't be found, fetched or converted; the message says what to do.
+    """
     folder = resolve(name)
-    target = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise ModelError(_not_loaded(name, folder, error)) from error
-        fingerprint = _fingerprint(folder, config)
-        chosen = DTYPES.get(dtype) if dtype != "auto" else _auto_dtype(folder, fingerprint, target)
-        if chosen is None:
-            raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise ModelError(_not_loaded(name, folder, error)) from error
-    model.to(target)
-    model.eval()
-    model.requires_grad_(False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LanguageModel(
-        name=name,
-        fingerprint=fingerprint,
-        model=model,
-        tokenizer=tokenizer,
-        chat=bool(getattr(tokenizer, "chat_template", None)),
-        device=target,
-        dtype=chosen,
-        folder=folder,
-    )
+    return Identity(name, folder, _fingerprint(folder, config), config, tokenizer)
 
 
 def resolve(name: str) -> str:
@@ -206,14 +228,14 @@ def _sample_digest(file: Path, pieces: int = 64, piece_bytes: int = 65536) -> st
     return digest.hexdigest()
 
 
-def _auto_dtype(folder: str, fingerprint: str, device: torch.device) -> torch.dtype:
+def _auto_dtype(known: Identity, device: torch.device) -> torch.dtype:
     """bfloat16 off the CPU; on a CPU what a timing of a training-like product chose, kept in the cache."""
     if device.type != "cpu":
         return torch.bfloat16
-    note = cache_folder() / "dtypes" / f"{fingerprint}.json"
+    note = cache_folder() / "dtypes" / f"{known.fingerprint}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return DTYPES[json.loads(note.read_text())["dtype"]]
-    seconds = {name: _time_decoder_step(folder, DTYPES[name]) for name in ("float32", "bfloat16")}
+    seconds = {name: _time_decoder_step(known.folder, DTYPES[name]) for name in ("float32", "bfloat16")}
     chosen = "bfloat16" if seconds["float32"] > BFLOAT16_SPEEDUP * seconds["bfloat16"] else "float32"
     note.parent.mkdir(parents=True, exist_ok=True)
     scratch = note.with_suffix(f".{os.getpid()}")
@@ -258,12 +280,12 @@ def _not_loaded(name: str, folder: str, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and warnings while a model is read."""
+    """Silences the progress bars and warnings of transformers and gguf while a model is read."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.config import Settings
-from selfedit.edits import Document, TrainingPlan
+from selfedit.edits import Document, Message, TrainingPlan
 from selfedit.errors import MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.lm.adapter import save_adapter
@@ -53,5 +53,8 @@ def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
 
 def plan_of(record: dict[str, Any]) -> TrainingPlan:
     """The training plan that an entry's record stores."""
-    documents = tuple(Document(row["text"], row["request"]) for row in record["documents"])
+    documents = tuple(
+        Document(row["text"], None if row["request"] is None else tuple(Message(*turn) for turn in row["request"]))
+        for row in record["documents"]
+    )
     return TrainingPlan(documents, Settings.model_validate(record["settings"]), int(record["seed"]))

@@ -12,7 +12,7 @@ from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
 from selfedit.tasks.knowledge.documents import passage_pieces
-from selfedit.tasks.knowledge.prompts import STYLES, edit_prompts
+from selfedit.tasks.knowledge.prompts import STYLES, edit_prompts, parts_of
 
 
 def write_edits(lm: LanguageModel, passages: Sequence[Passage], count: int, config: EditConfig, seed: int) -> list[SelfEdit]:
@@ -43,9 +43,10 @@ def _write(
 ) -> list[str]:
     prompts, row_seeds, counts = [], [], []
     for index in candidates:
-        style = config.styles[index % len(config.styles)]
         asked = [
             prompt
+            for style in parts_of(config.styles[index % len(config.styles)])
+            for _ in range(config.passes if config.unit == "sentence" else 1)
             for part in passages
             for prompt in edit_prompts(style, part.title, passage_pieces(part.text), part.text, lm.chat, config.shots, config.unit)
         ]
@@ -64,10 +65,12 @@ def _write(
     )
     joined = []
     for index, count in zip(candidates, counts, strict=True):
-        style = config.styles[index % len(config.styles)]
-        cut = STYLES[style].cut if style in STYLES else None
         pieces, texts = texts[:count], texts[count:]
-        joined.append("\n".join(text.rsplit(cut, 1)[-1].strip() if cut else text for text in pieces))
+        styles = parts_of(config.styles[index % len(config.styles)])
+        cuts = {STYLES[style].cut for style in styles if style in STYLES} - {None}
+        for cut in cuts:
+            pieces = [text.rsplit(str(cut), 1)[-1].strip() for text in pieces]
+        joined.append("\n".join(pieces))
     return joined
 
 

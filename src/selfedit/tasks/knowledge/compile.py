@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from selfedit.config import EditConfig
 from selfedit.contexts import Passage
-from selfedit.edits import Document, TrainingPlan
+from selfedit.edits import Document
 from selfedit.lm.batch import encode_document
-from selfedit.lm.load import LanguageModel
+from selfedit.lm.load import Identity, LanguageModel
 from selfedit.tasks.knowledge import documents
 
 
@@ -21,11 +22,13 @@ def compile_edit(parts: Sequence[Passage], text: str, config: EditConfig, chat: 
     if config.form == "plain":
         lessons = documents.plain_documents(parts[0], text, config.split, config.limit_documents)[:-1]
     else:
-        lessons = documents.chat_documents(parts[0], text, config.limit_documents, chat)[:-1]
+        lessons = documents.chat_documents(
+            Passage(parts[0].title, " ".join(part.text for part in parts)), text, config.limit_documents, chat, config.grounding
+        )[:-1]
     return (*lessons, *(document for part in parts for document in passage_only(part, config, chat)))
 
 
-def split_passage(lm: LanguageModel, passage: Passage) -> tuple[Passage, ...]:
+def split_passage(lm: Identity, passage: Passage) -> tuple[Passage, ...]:
     """The passage in parts of at most half the model's window, cut between sentences; one part if it fits."""
     room = lm.window // 2
     length = len(lm.tokenizer(passage.text)["input_ids"])
@@ -44,7 +47,7 @@ def split_passage(lm: LanguageModel, passage: Passage) -> tuple[Passage, ...]:
     return tuple(Passage(passage.title, " ".join(part)) for part in parts)
 
 
-def _chopped(lm: LanguageModel, sentence: str, room: int) -> list[str]:
+def _chopped(lm: Identity, sentence: str, room: int) -> list[str]:
     """A sentence longer than the room for a part, cut between words."""
     words = sentence.split()
     pieces = []
@@ -67,33 +70,40 @@ def passage_only(passage: Passage, config: EditConfig, chat: bool) -> tuple[Docu
 
 
 def passage_matched(
-    lm: LanguageModel, passage: Passage, config: EditConfig, matched: TrainingPlan
-) -> tuple[tuple[Document, ...], int, int]:
-    """Documents made of the passage alone, as many as a plan has and with nearly as many labelled tokens.
+    lm: LanguageModel, passage: Passage, config: EditConfig, plans: Sequence[tuple[Document, ...]]
+) -> tuple[Document, ...]:
+    """Documents made of the passage alone, as many as the plans have on average, and with about as many labelled tokens.
 
-    With equal settings this takes the same number of optimiser steps. Each document is the passage or a run of its
-    sentences, whichever comes closest to what is still owed; so the totals differ by less than a sentence or so.
-
-    Returns:
-        The documents, their labelled tokens and the plan's labelled tokens, for one epoch.
+    With equal settings this takes the same number of optimiser steps. The last document is the whole passage, as in every plan;
+    the others are runs of its words, one beginning where the other ended, each as long as what is still owed asks for.
     """
-    owed = goal = sum(encode_document(lm, document).labelled for document in matched.documents)
-    sentences = documents.passage_pieces(passage.text)
-    runs = [" ".join(sentences[a:b]) for a in range(len(sentences)) for b in range(a + 1, len(sentences) + 1)]
-    lessons = {
-        document: encode_document(lm, document).labelled for document in (_lesson(passage, run, config, lm.chat) for run in runs)
-    }
-    used: dict[Document, int] = dict.fromkeys(lessons, 0)
+    words = passage.text.split()
+    count = max(1, round(fmean(len(documents) for documents in plans))) if plans else 1
+    owed = fmean(sum(encode_document(lm, d).labelled for d in documents) for documents in plans) if plans else 0.0
+    whole = _lesson(passage, passage.text, config, lm.chat)
+    owed -= encode_document(lm, whole).labelled
     chosen: list[Document] = []
-    for left in range(len(matched.documents), 0, -1):
-        wanted = owed / left
-        best = min(lessons, key=lambda document: (abs(lessons[document] - wanted) + 4 * used[document], used[document]))
-        used[best] += 1
-        chosen.append(best)
-        owed -= lessons[best]
-    return tuple(chosen), goal - owed, goal
+    at = 0
+    for left in range(count - 1, 0, -1):
+        length = _words_for(lm, passage, config, words[at:] + words[:at], owed / left)
+        run = words[at : at + length]
+        lesson = _lesson(passage, " ".join(run), config, lm.chat)
+        owed -= encode_document(lm, lesson).labelled
+        chosen.append(lesson)
+        at = (at + len(run)) % len(words)
+    return (*chosen, whole)
+
+
+def _words_for(lm: LanguageModel, passage: Passage, config: EditConfig, words: Sequence[str], wanted: float) -> int:
+    """How many of the words make a lesson whose labelled tokens come closest to the number wanted; at least one."""
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high) // 2
+        lesson = _lesson(passage, " ".join(words[:middle]), config, lm.chat)
+        enough = encode_document(lm, lesson).labelled >= wanted
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return low
 
 
 def _lesson(passage: Passage, run: str, config: EditConfig, chat: bool) -> Document:
-    piece = Passage(passage.title, run)
-    return passage_only(piece, config, chat)[0]
+    return passage_only(Passage(passage.title, run), config, chat)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from selfedit.config import PlainSplit
@@ -11,6 +12,10 @@ from selfedit.edits import Document
 from selfedit.errors import InvalidEditError
 from selfedit.tasks.knowledge import prompts
 
+MOST_QUESTIONS_PER_ANSWER = 2
+LONGEST_DETAIL = 8
+# Words kept on each side of a gap.
+GAP_CONTEXT = 8
 _NUMBERED_QUESTION = re.compile(r"Question \d+:")
 _PAIR = re.compile(
     r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s*)?\**Q(?:uestion)?\s*\d*\**\s*[:.]\**\s*(?P<question>[^\n]+?)\s*\n+"
@@ -19,6 +24,13 @@ _PAIR = re.compile(
 )
 _HALF_PAIR = re.compile(r"^\s*(?:\d+[.)]\s*)?\**(?:Q(?:uestion)?|A(?:nswer)?)\s*\d*\**\s*[:.]", re.IGNORECASE)
 _MARKER = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):]|Fact:)\s+")
+_FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the of in on at to and or but is was were are be been has have had it its he she his her they their them "
+        "this that these those by for with from as not no so what which who whom whose how when where why did does do",
+    )
+)
 _PREAMBLE = re.compile(r"^(sure|certainly|of course|here (are|is)|implications?:|summary:|rewritten|the following)", re.IGNORECASE)
 
 
@@ -50,25 +62,45 @@ def plain_pieces(text: str, split: PlainSplit) -> list[str]:
     return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
 
 
-def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True) -> tuple[Document, ...]:
+def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, grounding: float = 0.0) -> tuple[Document, ...]:
     """Lessons as turns: each question-answer pair with loss on its answer, each statement as an answer to a standing request.
 
-    A pair becomes two turns, the bare question and the question as the exam puts it: taught only one way, the
-    model often can't answer when asked the other way (docs/lab-book.md).
-    Cleaned (markers, preambles, half a pair at a cut) and without duplicates; the passage itself comes last. At most
-    ``limit`` lessons are kept (0: all), the passage on top of them.
+    A line that stands in the passage to the letter becomes a gap to be filled in its sentence. A pair's question is put as the
+    exam puts it, with the title and without: taught one way only, a model often fails the other (docs/lab-book.md).
+    Cleaned (markers, preambles, half a pair at a cut) and without duplicates; the passage itself comes last.
+
+    Args:
+        passage: what the self-edit is about.
+        text: the self-edit.
+        limit: most lessons kept, the passage on top of them; 0: all.
+        chat: whether the model has a chat template.
+        grounding: share of the content words of an answer or statement that must stand in the passage; above 0 an
+            answer made of its question's own words is dropped too, since it teaches nothing.
 
     Raises:
         InvalidEditError: nothing usable is left.
     """
-    lessons = [
-        Document(answer, request)
+    pairs = [
+        (question, answer)
         for question, answer in parse_pairs(text)
-        for request in prompts.question_requests(question, passage.title, chat)
+        if _grounded(answer, passage, grounding) and (not grounding or _content(answer) - _content(question))
     ]
-    for index, statement in enumerate(parse_statements(text)):
+    lessons = [
+        Document(answer, prompts.exam_prompt(question, title, chat))
+        for question, answer in _not_too_often(pairs)
+        for title in (passage.title, None)
+    ]
+    for index, gap in enumerate(parse_gaps(text, passage.text)):
+        lessons.append(Document(gap[1], prompts.exam_prompt(gap[0], None if index % 2 else passage.title, chat)))
+    sentences = {_key(sentence) for sentence in passage_pieces(passage.text)}
+    statements = [
+        statement
+        for statement in parse_statements(text)
+        if _grounded(statement, passage, grounding) and (_key(statement) not in _key(passage.text) or _key(statement) in sentences)
+    ]
+    for index, statement in enumerate(statements):
         request = prompts.STANDING_REQUESTS[index % len(prompts.STANDING_REQUESTS)].format(title=passage.title)
-        lessons.append(Document(statement, prompts.lesson_request(request, chat)))
+        lessons.append(Document(statement, prompts.exam_prompt(request, None, chat)))
     if not lessons:
         raise InvalidEditError("no statement and no question-answer pair is left after cleaning")
     return (*(lessons[:limit] if limit else lessons), passage_document(passage, chat))
@@ -77,7 +109,7 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True) -
 def passage_document(passage: Passage, chat: bool = True) -> Document:
     """The passage itself as a lesson in chat form."""
     request = prompts.PASSAGE_REQUEST.format(title=passage.title)
-    return Document(passage.text.strip(), prompts.lesson_request(request, chat))
+    return Document(passage.text.strip(), prompts.exam_prompt(request, None, chat))
 
 
 def parse_pairs(text: str) -> list[tuple[str, str]]:
@@ -90,15 +122,37 @@ def parse_pairs(text: str) -> list[tuple[str, str]]:
     return list(pairs.values())
 
 
+def parse_gaps(text: str, passage: str) -> list[tuple[str, str]]:
+    """Lines of a text that stand in the passage to the letter, each with its surroundings and a gap in its place.
+
+    At most 8 words and half a sentence; one gap for each detail, at its first place.
+    """
+    gaps: dict[str, tuple[str, str]] = {}
+    sentences = passage_pieces(passage)
+    for line in _PAIR.sub("", text).split("\n"):
+        detail = _clean(line).strip(".,;:!?")
+        if _HALF_PAIR.match(line) or not _content(detail) or len(detail.split()) > LONGEST_DETAIL:
+            continue
+        pattern = re.compile(rf"(?<!\w){re.escape(detail)}(?!\w)", re.IGNORECASE)
+        found = next(((sentence, match) for sentence in sentences if (match := pattern.search(sentence))), None)
+        if found is None or 2 * len(detail) > len(found[0]):
+            continue
+        sentence, match = found
+        before = "".join(re.findall(r"\S+\s*", sentence[: match.start()])[-GAP_CONTEXT:])
+        after = "".join(re.findall(r"\s*\S+", sentence[match.end() :])[:GAP_CONTEXT])
+        gaps.setdefault(" ".join(sorted(_content(detail))), (f"{before}{prompts.GAP}{after}", match.group()))
+    return list(gaps.values())
+
+
 def parse_statements(text: str) -> list[str]:
-    """Statements in a text, one a line, without pairs, list markers, preambles, fragments and duplicates."""
+    """Statements of 4 words or more in a text, one a line, without pairs, markers, preambles, questions and duplicates."""
     rest = _PAIR.sub("", text)
     statements: dict[str, str] = {}
     for line in rest.replace("---", "\n").split("\n"):
         if _HALF_PAIR.match(line):
             continue
         statement = _clean(line)
-        if len(statement.split()) < 3 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
+        if len(statement.split()) < 4 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
             continue
         statements.setdefault(_key(statement), statement)
     return list(statements.values())
@@ -107,6 +161,28 @@ def parse_statements(text: str) -> list[str]:
 def passage_pieces(text: str) -> Sequence[str]:
     """The passage's sentences, for lessons on the passage alone."""
     return [piece.strip() for piece in re.split(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])", text.strip()) if piece.strip()]
+
+
+def _not_too_often(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs without the third and later questions to one answer; a model taught one answer too often gives it to everything."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for question, answer in pairs:
+        seen[_key(answer)] += 1
+        if seen[_key(answer)] <= MOST_QUESTIONS_PER_ANSWER:
+            kept.append((question, answer))
+    return kept
+
+
+def _grounded(text: str, passage: Passage, share: float) -> bool:
+    words = _content(text)
+    known = _content(f"{passage.title} {passage.text}")
+    return not share or (bool(words) and len(words & known) >= share * len(words))
+
+
+def _content(text: str) -> set[str]:
+    """Lower-case words and numbers without function words."""
+    return set(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
 
 
 def _clean(line: str) -> str:

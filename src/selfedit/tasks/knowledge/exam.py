@@ -44,13 +44,19 @@ def exam_questions(questions: Sequence[Question], groups: Sequence[int] | None =
     return asked
 
 
+def asked_in(form: ExamForm, asked: Sequence[Asked]) -> tuple[Asked, ...]:
+    """What is asked in a form: every wording, but without title only the first one."""
+    return tuple(one for one in asked if form != "bare" or not one.paraphrase)
+
+
 def sit_exam(lm: LanguageModel, passage: Passage, asked: Sequence[Asked], form: ExamForm) -> Sitting:
-    """Answers every question under what is installed now (paper section 4.1: greedy, without the passage).
+    """Answers the questions of a form (``asked_in``) under what is installed now (paper section 4.1: greedy, without the passage).
 
     Args:
         form: ``titled`` puts the title before the question, as in the paper; ``bare`` asks the question alone, as ``ask``
             does; ``context`` also gives the passage.
     """
+    asked = asked_in(form, asked)
     prompts = [
         exam_prompt(
             one.question.question,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfedit.config import Unit
+from selfedit.edits import Message, Prompt
 from selfedit.errors import DataError
-from selfedit.lm.batch import Message, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class Piece:
     rewrite: str
     pairs: str
     summary: str
+
+    @property
+    def details(self) -> str:
+        """The pairs' answers, one a line."""
+        return "\n".join(line.removeprefix("A: ") for line in self.pairs.split("\n") if line.startswith("A: "))
 
     @property
     def facts(self) -> str:
@@ -76,6 +81,7 @@ STYLES: dict[str, Style] = {
     "fact-qa": Style(
         "List the facts of this {unit}. After each fact write a question about it and the short answer.", "Facts:", "facts"
     ),
+    "details": Style("List the names, numbers and details in this {unit}, one a line.", "Details:", "details"),
     "summary": Style("Summarise the {unit} in short sentences, one sentence a line.", "Summary:", "summary"),
     "no-prompt": Style(None, ""),
 }
@@ -144,6 +150,8 @@ STANDING_REQUESTS = (
     "Tell me a fact about {title}.",
     "What should I remember about {title}?",
 )
+GAP = "____"
+EXAM_REQUEST = "Answer the question directly and concisely"
 PASSAGE_REQUEST = "Tell me everything you know about {title}."
 
 
@@ -192,6 +200,9 @@ def _request(style: Style, title: str, text: str, chat: bool, unit: Unit) -> str
 def exam_prompt(question: str, title: str | None, chat: bool, passage: str | None = None) -> Prompt:
     """An exam question, closed-book unless a passage is given (paper section 4.1, "no-context SQuAD").
 
+    Departure from the paper: a chat model gets the request for a short answer as its system message, so that a lesson costs
+    fewer tokens; a base model gets it before the question, as in the paper.
+
     Args:
         question: the question.
         title: stands before the question, as in the paper; None: the question alone, as ``ask`` gets it.
@@ -200,22 +211,18 @@ def exam_prompt(question: str, title: str | None, chat: bool, passage: str | Non
     """
     topic = f"{title} {question}" if title else question
     head = f"{passage}\n\n" if passage else ""
-    return (Message("user", f"{head}Let's answer a question directly and concisely.\nQuestion: {topic}\nAnswer:"),)
+    if chat:
+        return (Message("system", f"{EXAM_REQUEST}."), Message("user", f"{head}{topic}"))
+    return (Message("user", f"{head}Let's {EXAM_REQUEST.lower()}.\nQuestion: {topic}\nAnswer:"),)
 
 
-def question_requests(question: str, title: str, chat: bool) -> tuple[str, ...]:
-    """The user's turns before a lesson that answers a question: bare, and as the exam puts it."""
-    framed = exam_prompt(question, title, chat)[-1].content
-    return (question, framed) if chat else (exam_prompt(question, None, chat)[-1].content, framed)
-
-
-def lesson_request(request: str, chat: bool) -> str:
-    """The user's turn before a lesson: as it is for chat models, in the exam's frame for base models."""
-    return request if chat else f"Question: {request}\nAnswer:"
+def parts_of(style: str) -> list[str]:
+    """The styles that a combination such as ``details+self-qa`` asks for in turn; a template is one part."""
+    return [style] if "{passage}" in style else style.split("+")
 
 
 def check_styles(styles: list[str]) -> None:
     """Raises DataError for a style that is neither known nor a template with ``{passage}``."""
-    for style in styles:
+    for style in (part for entry in styles for part in parts_of(entry)):
         if style not in STYLES and "{passage}" not in style:
             raise DataError(f"unknown style {style!r}; give one of {', '.join(STYLES)}, or a template file with {{passage}} in it")
