@@ -26,12 +26,6 @@ def learn(command: Command, model: Path, passage: Path, quiz: Path | None, memor
     return command("learn", passage, *quiz_flags, "--memory", memory, "--model", model, *FAST, *more, **options)
 
 
-@pytest.fixture
-def eager(tmp_path: Path) -> tuple[str, ...]:
-    """Settings with which even a random model learns something: the quiz itself, written as a template's continuation."""
-    return ("--set", "settings.epochs=60", "--set", "settings.learning_rate=0.02", "--edits", "1")
-
-
 def without_times(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: without_times(value) for key, value in data.items() if key != "seconds"}
@@ -335,23 +329,59 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
     assert learn(command, tiny_model, passage_file, quiz_file, taught).returncode == 0
 
 
+def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
+    both = [start_learning(passage_file, quiz_file, taught, tiny_model) for _ in range(2)]
+    told = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("in use by another process" in text for text in told) == 1
+
+
+def test_a_full_disk_leaves_the_memory_as_it_was(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path
+) -> None:
+    import resource
+
+    before = Memory.open(taught).digest()
+    full = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))}
+    done = learn(command, tiny_model, passage_file, quiz_file, taught, **full)
+    assert done.returncode == 1 and "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert Memory.open(taught).digest() == before
+    assert learn(command, tiny_model, passage_file, quiz_file, taught).returncode == 0
+
+
+def test_ctrl_c_leaves_things_whole(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
+    before = Memory.open(taught).digest()
+    process = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=200")
+    deadline = time.monotonic() + 60
+    while not list((taught / "adapters").glob(".candidates-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in told and "Traceback" not in told
+    assert Memory.open(taught).digest() == before
+    assert not list((taught / "adapters").glob(".candidates-*"))
+
+
+def start_learning(passage: Path, quiz: Path, memory: Path, model: Path, *more: str) -> subprocess.Popen[str]:
+    arguments = ["learn", passage, "--quiz", quiz, "--memory", memory, "--model", model, *FAST, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "selfedit", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def kill_many(times: int, memory: Path, model: Path, passage: Path, quiz: Path) -> None:
     chance = random.Random(times)
     before = Memory.open(memory).digest()
     for _ in range(times):
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "selfedit", "learn", str(passage), "--quiz", str(quiz), "--memory", str(memory),
-                "--model", str(model), *map(str, FAST),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        process = start_learning(passage, quiz, memory, model)
         time.sleep(chance.uniform(0.5, 14))
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         opened = Memory.open(memory)
         after = opened.digest()
         assert after == before or [slot.entry for slot in opened.state.slots][:2] == [1, 2]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from selfedit.config import Settings
-from selfedit.errors import ModelError
+from selfedit.errors import MemoryStoreError, ModelError
 from selfedit.lm.load import LanguageModel
 
 # Above this rank a frozen sum of adapters costs more than a dense copy of the weights.
@@ -149,13 +150,15 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
 
 
 def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
-    """Writes PEFT's two files, ``adapter_model.safetensors`` and ``adapter_config.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes PEFT's two files, ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        MemoryStoreError: no space left, or another fault of the disk.
+    """
     tensors = {}
     for name, (down, up) in adapter.weights.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -168,7 +171,14 @@ def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise MemoryStoreError(
+            f"{folder}: the adapter could not be written ({error}); free space on the disk and try again"
+        ) from error
 
 
 def load_adapter(folder: Path) -> Adapter:

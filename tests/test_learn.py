@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from selfedit.contexts import Question
+from selfedit.edits import SelfEdit
+from selfedit.errors import DataError
+from selfedit.learn import Candidate, choose, enough, noise_chance
+from selfedit.marks import Marks, split_quiz
+
+
+def marks(by_fact: list[float], log_probabilities: list[float] | None = None) -> Marks:
+    values = log_probabilities or [0.0] * len(by_fact)
+    return Marks((), sum(by_fact) / len(by_fact), 0.0, sum(values) / len(values), dict(enumerate(by_fact)), dict(enumerate(values)))
+
+
+def candidate(m: Marks | None) -> Candidate:
+    return Candidate(SelfEdit("c", "s", "t"), [], marks=m)
+
+
+def test_the_best_by_accuracy_then_likelihood_then_index() -> None:
+    baseline = marks([0, 0])
+    assert choose([candidate(None), candidate(None)], baseline) is None
+    assert choose([candidate(marks([0, 1])), candidate(None), candidate(marks([1, 1]))], baseline) == 2
+    assert choose([candidate(marks([0, 1], [-2, -2])), candidate(marks([1, 0], [-1, -1]))], baseline) == 1
+    assert choose([candidate(marks([0, 1])), candidate(marks([1, 0]))], baseline) == 0
+
+
+def test_few_questions_ask_for_more_than_one_lucky_answer() -> None:
+    three = marks([0, 0, 0], [-3, -3, -3])
+    assert not enough(marks([0, 0, 0], [-1, -1, -1]), three), "no gain in accuracy"
+    assert not enough(marks([1, 0, 0], [-1, -4, -4]), three)
+    assert enough(marks([1, 0, 0], [-1, -2, -4]), three)
+    assert enough(marks([1, 1, 0], [-1, -4, -4]), three)
+    assert not enough(marks([0.5, 0, 0], [-1, -1, -1]), three), "half a fact"
+    assert not enough(None, three)
+    six = marks([0] * 6)
+    assert enough(marks([1, 0, 0, 0, 0, 0], [-9] * 6), six)
+
+
+def test_the_chance_of_noise_counts_all_that_was_tried() -> None:
+    baseline = marks([0, 0, 0])
+    best = candidate(marks([1, 1, 1]))
+    assert noise_chance([best], 0, baseline) == pytest.approx(1 / 8)
+    assert noise_chance([best, candidate(marks([0, 0, 0])), candidate(None)], 0, baseline) == pytest.approx(1 - (7 / 8) ** 2)
+    assert noise_chance([candidate(None)], None, baseline) is None
+
+
+def test_the_halves_of_a_quiz() -> None:
+    questions = [Question(f"Q{n}?", "a") for n in range(5)]
+    choosing, reporting = split_quiz(questions, 0.6, 0)
+    assert len(choosing) == 3 and sorted(choosing + reporting) == [0, 1, 2, 3, 4]
+    assert (choosing, reporting) == split_quiz(questions, 0.6, 0)
+    assert len({tuple(split_quiz(questions, 0.6, seed)[0]) for seed in range(20)}) > 3
+    assert [len(half) for half in split_quiz(questions[:2], 0.9, 0)] == [1, 1]
+    with pytest.raises(DataError, match="at least 2"):
+        split_quiz(questions[:1], 0.5, 0)

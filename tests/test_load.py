@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfedit.contexts import Question
+from selfedit.errors import ModelError
+from selfedit.graders import ExamItem
+from selfedit.graders.text import RecallGrader
+from selfedit.lm import load
+from selfedit.lm.load import identify, load_model, resolve
+from selfedit.tasks.knowledge.data import almanac
+from selfedit.tasks.knowledge.exam import exam_questions, sit_exam
+
+BUILTIN = "builtin:smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("no/such-model", "hub"),
+        ("builtin:other", "built in"),
+        ("/nowhere/at/all", "no such model"),
+        ("missing.gguf", "no such GGUF"),
+    ],
+)
+def test_unknown_models_say_what_to_do(name: str, word: str) -> None:
+    with pytest.raises(ModelError, match=word):
+        load_model(name)
+
+
+def test_a_folder_without_a_model_and_a_broken_one(tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    with pytest.raises(ModelError, match="can't be loaded"):
+        load_model(str(tmp_path))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUFnonsense")
+    with pytest.raises(ModelError, match="can't be read as a GGUF"):
+        load_model(str(tmp_path / "broken.gguf"))
+
+
+def test_the_fingerprint_tells_models_apart(tiny_model: Path, tiny_base_model: Path) -> None:
+    assert identify(str(tiny_model)).fingerprint == load_model(str(tiny_model)).fingerprint
+    assert identify(str(tiny_model)).fingerprint != identify(str(tiny_base_model)).fingerprint
+    assert identify(str(tiny_model)).chat and not identify(str(tiny_base_model)).chat
+
+
+def test_dtype_and_device(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert load_model(str(tiny_model), dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(ModelError, match="unknown dtype"):
+        load_model(str(tiny_model), dtype="int3")
+    with pytest.raises(ModelError, match="unknown device"):
+        load_model(str(tiny_model), device="abacus")
+    monkeypatch.setenv("SELFEDIT_CACHE", str(tmp_path))
+    timed = {torch.float32: 3.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(load, "_time_decoder_step", lambda folder, dtype: timed[dtype])
+    assert load_model(str(tiny_model)).dtype == torch.bfloat16
+    timed[torch.bfloat16] = 99.0
+    assert load_model(str(tiny_model)).dtype == torch.bfloat16, "timed once, then kept"
+    (note,) = (tmp_path / "dtypes").iterdir()
+    note.unlink()
+    assert load_model(str(tiny_model)).dtype == torch.float32
+
+
+def test_half_written_conversion_is_not_trusted(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"12345")
+    assert not load._is_whole(folder)
+    (folder / "complete.json").write_text(json.dumps({"model.safetensors": 5}))
+    assert load._is_whole(folder)
+    (folder / "model.safetensors").write_bytes(b"123")
+    assert not load._is_whole(folder)
+
+
+def test_the_embedded_model_knows_nothing_of_almanac() -> None:
+    """A sample here, all of it with the mark slow."""
+    assert closed_book_share(4) < 0.05
+
+
+@pytest.mark.slow
+def test_the_embedded_model_knows_nothing_of_all_of_almanac() -> None:
+    assert closed_book_share(40) < 0.05
+
+
+def closed_book_share(passages: int) -> float:
+    lm = load_model(BUILTIN, dtype="float32")
+    right = []
+    for passage in (p for split in ("train", "dev", "test") for p in almanac(split)[:passages]):
+        asked = exam_questions(passage.questions)
+        answers = sit_exam(lm, passage, asked, "titled").answers
+        exam = [
+            ExamItem(Question(one.question.question, one.question.answer), answer, one.group)
+            for one, answer in zip(asked, answers, strict=True)
+        ]
+        right += [verdict.correct for verdict in RecallGrader().mark(exam)]
+    return sum(right) / len(right)
+
+
+@pytest.mark.slow
+def test_a_half_written_cache_is_made_again_by_the_real_command(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, passage_file: Path, quiz_file: Path
+) -> None:
+    whole = Path(resolve(BUILTIN))
+    broken = tmp_path / "models" / whole.name
+    broken.mkdir(parents=True)
+    (broken / "complete.json").write_text((whole / "complete.json").read_text())
+    (broken / "model.safetensors").write_bytes(b"half")
+    done = command(
+        "learn", passage_file, "--quiz", quiz_file, "--memory", tmp_path / "m", "--edits", 1, "--set", "settings.epochs=1",
+        env={"SELFEDIT_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load._is_whole(broken)
+
+
+def test_conversion_interrupted_leaves_no_folder(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom selfedit.lm import load\n"
+        "load._dequantise = lambda gguf, folder: (folder.mkdir(), (folder / 'a').write_text('x'), os._exit(9))\n"
+        "load._converted(Path(sys.argv[1]))"
+    )
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"GGUF" * 1000)
+    done = subprocess.run([sys.executable, "-c", code, str(gguf)], env=os.environ | {"SELFEDIT_CACHE": str(tmp_path / "cache")})
+    assert done.returncode == 9
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.name.startswith("m-") and path.is_dir()]
