@@ -183,7 +183,7 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
             record = {
                 "title": f"Topic {number}",
                 "style": "self-qa",
-                "documents": [{"text": f"It is {number}.", "request": "What is it?"}],
+                "documents": [{"text": f"It is {number}.", "request": [["user", "What is it?"]]}],
                 "settings": Settings(rank=4, epochs=2).model_dump(mode="json"),
                 "seed": number,
                 "marks": {"reporting": {"n": 2, "before": 0.0, "after": 1.0}},
@@ -330,10 +330,12 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
 
 
 def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
-    both = [start_learning(passage_file, quiz_file, taught, tiny_model) for _ in range(2)]
-    told = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert sum("in use by another process" in text for text in told) == 1
+    first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=100")
+    wait_for_candidates(taught, first)
+    second = start_learning(passage_file, quiz_file, taught, tiny_model)
+    told = [process.communicate(timeout=300)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), told
+    assert "in use by another process" not in told[0] and "in use by another process" in told[1]
 
 
 def test_a_full_disk_leaves_the_memory_as_it_was(
@@ -352,14 +354,18 @@ def test_a_full_disk_leaves_the_memory_as_it_was(
 def test_ctrl_c_leaves_things_whole(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
     before = Memory.open(taught).digest()
     process = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=200")
-    deadline = time.monotonic() + 60
-    while not list((taught / "adapters").glob(".candidates-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_candidates(taught, process)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in told and "Traceback" not in told
     assert Memory.open(taught).digest() == before
     assert not list((taught / "adapters").glob(".candidates-*"))
+
+
+def wait_for_candidates(memory: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not (memory / "adapters" / f".candidates-{process.pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def start_learning(passage: Path, quiz: Path, memory: Path, model: Path, *more: str) -> subprocess.Popen[str]:

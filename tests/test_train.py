@@ -24,9 +24,9 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "seal_minimal.py"
 def rows_of(lm: Any) -> list[Any]:
     documents = [
         Document("Quillmoor Bridge\nIt was built in 1732."),
-        Document("slate", "What is it made of?"),
+        Document("slate", (Message("user", "What is it made of?"),)),
         Document("Quillmoor Bridge\nIt is 212 metres long, and nobody knows why it was ever built."),
-        Document("Ada Thornby", "Who built it?"),
+        Document("Ada Thornby", (Message("user", "Who built it?"),)),
         Document("a"),
     ]
     return [encode_document(lm, document) for document in documents]
@@ -145,8 +145,7 @@ def test_divergence_is_an_error_with_the_remedy(lm: Any) -> None:
 def test_settings_name_layers_that_exist(lm: Any) -> None:
     assert {name.rsplit(".", 1)[-1] for name in new_adapter(lm, Settings(targets="qv"), 0).weights} == {"q_proj", "v_proj"}
     assert first_layer(new_adapter(lm, Settings(layers="last:1"), 0)) == 3
-    with pytest.raises(ModelError, match="has only 4 layers"):
-        new_adapter(lm, Settings(layers="last:9"), 0)
+    assert first_layer(new_adapter(lm, Settings(layers="last:9"), 0)) == 0
     with pytest.raises(ModelError, match="no linear layer x_proj"):
         new_adapter(lm, Settings(targets="x_proj"), 0)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -39,14 +41,23 @@ def _root(
 def main() -> None:
     """Runs the command; errors that a user can act on are one line, without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except SelfeditError as error:
         err.print(f"[bold red]selfedit:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except _Interrupted:
         err.print("[bold]selfedit:[/] interrupted; what was committed before stays, nothing half-written does")
         sys.exit(130)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C; not a KeyboardInterrupt, which the command-line library would turn into a bare death by signal."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
 def _escaped(text: str) -> str:

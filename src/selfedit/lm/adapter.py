@@ -91,16 +91,14 @@ def new_adapter(lm: LanguageModel, settings: Settings, seed: int) -> Adapter:
 
 
 def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, AdaptedLinear]:
-    """The linear layers that settings name, in the model's order.
+    """The linear layers that settings name, in the model's order; ``last:N`` of a model with fewer layers is all of them.
 
     Raises:
-        ModelError: no linear layer has such a name, or the model has fewer layers.
+        ModelError: no linear layer has such a name.
     """
     everything = _wrapped(lm)
     count = int(lm.model.config.get_text_config().num_hidden_layers)
-    first = 0 if layers == "all" else count - int(layers.removeprefix("last:"))
-    if first < 0:
-        raise ModelError(f"layers={layers}: {lm.name} has only {count} layers")
+    first = 0 if layers == "all" else max(0, count - int(layers.removeprefix("last:")))
     wanted = {"qv": {"q_proj", "v_proj"}}.get(targets, set(targets.split(",")))
     chosen = {
         name: layer
