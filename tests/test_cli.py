@@ -376,6 +376,7 @@ def start_learning(passage: Path, quiz: Path, memory: Path, model: Path, *more: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"COLUMNS": "200"},
     )
 
 
