@@ -5,8 +5,10 @@ import pytest
 from selfedit.contexts import Question
 from selfedit.edits import SelfEdit
 from selfedit.errors import DataError
-from selfedit.learn import Candidate, choose, enough, noise_chance
+from selfedit.inner import Outcome
+from selfedit.learn import Candidate, choose, enough, guess_rate, noise_chance
 from selfedit.marks import Marks, split_quiz
+from selfedit.tasks.knowledge.exam import Asked, Sitting
 
 
 def marks(by_fact: list[float], log_probabilities: list[float] | None = None) -> Marks:
@@ -38,12 +40,26 @@ def test_few_questions_ask_for_more_than_one_lucky_answer() -> None:
     assert enough(marks([1, 0, 0, 0, 0, 0], [-9] * 6), six)
 
 
-def test_the_chance_of_noise_counts_all_that_was_tried() -> None:
-    baseline = marks([0, 0, 0])
-    best = candidate(marks([1, 1, 1]))
-    assert noise_chance([best], 0, baseline) == pytest.approx(1 / 8)
-    assert noise_chance([best, candidate(marks([0, 0, 0])), candidate(None)], 0, baseline) == pytest.approx(1 - (7 / 8) ** 2)
-    assert noise_chance([candidate(None)], None, baseline) is None
+def asked_and_answered(answers: list[str]) -> tuple[list[Asked], Outcome]:
+    golds = ["Ada Thornby", "1732", "slate"]
+    asked = [Asked(Question(f"Q{n}?", gold), n, False) for n, gold in enumerate(golds)]
+    return asked, Outcome("ok", "", (Sitting(tuple(answers), (0.0, 0.0, 0.0)),), (), 0, 0.0)
+
+
+def test_the_chance_of_noise_counts_luck_and_all_that_was_tried() -> None:
+    baseline, good = marks([0, 0, 0]), marks([1, 1, 1])
+    asked, exact = asked_and_answered(["Ada Thornby", "1732", "slate"])
+    rate = guess_rate(asked, exact.sittings)
+    assert rate == pytest.approx(1 / 8), "six answers held against other questions, none right, one hit and one miss added"
+    best = candidate(good)
+    best.outcomes = (exact,)
+    assert noise_chance([best, candidate(None)], 0, baseline, asked) == pytest.approx(rate**3)
+    _, reciting = asked_and_answered(["1732 slate Ada Thornby"] * 3)
+    lucky = candidate(good)
+    lucky.outcomes = (reciting,)
+    one, two = noise_chance([lucky], 0, baseline, asked), noise_chance([lucky, lucky], 0, baseline, asked)
+    assert one is not None and two is not None and 0.6 < one < two < 1
+    assert noise_chance([candidate(None)], None, baseline, asked) is None
 
 
 def test_the_halves_of_a_quiz() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from selfedit.stats import best_of, mean_and_error, paired_difference, sign_flip_chance
+from selfedit.stats import best_of, mean_and_error, paired_difference, sign_flip_chance, tail_chance
 
 
 def test_means_and_differences_against_scipy() -> None:
@@ -34,4 +34,6 @@ def test_chance_of_a_gain() -> None:
     assert sign_flip_chance([1, -1]) == pytest.approx(3 / 4)
     assert sign_flip_chance([0, 0]) == 1.0
     assert sign_flip_chance([1.0] * 30) < 1e-3
+    assert tail_chance(2, 3, 0.1) == pytest.approx(3 * 0.01 * 0.9 + 0.001)
+    assert tail_chance(1.5, 3, 0.1) == tail_chance(2, 3, 0.1) and tail_chance(0, 3, 0.1) == 1.0
     assert best_of(0.25, 1) == 0.25 and best_of(0.25, 4) == pytest.approx(1 - 0.75**4)

@@ -16,12 +16,13 @@ from selfedit.edits import SelfEdit, TrainingPlan
 from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
+from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trial, sit
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
 from selfedit.samplers.local import write_edits
-from selfedit.stats import best_of, sign_flip_chance
+from selfedit.stats import best_of, tail_chance
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
 from selfedit.tasks.knowledge.exam import Asked, Sitting, asked_in, exam_questions
 
@@ -103,7 +104,7 @@ def learn(
                 if best is not None:
                     trained = str(scratch / f"{best}-0")
                     after = result(executor.submit(sit, passage, to_report, ("titled", "bare"), trained))
-            chance = noise_chance(candidates, best, baseline)
+            chance = noise_chance(candidates, best, baseline, to_choose)
             report = _report(grader, to_report, everything, before_titled, before_bare, after)
             record = _record(config, passage, questions, choosing, candidates, best, baseline, report)
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
@@ -156,17 +157,33 @@ def enough(marks: Marks | None, baseline: Marks) -> bool:
     return gain >= 2 - 1e-9 or (gain >= 1 - 1e-9 and 2 * likelier > len(baseline.by_fact))
 
 
-def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Marks) -> float | None:
-    """How often the best of that many useless candidates would gain as much on the choosing questions.
+def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Marks, asked: Sequence[Asked]) -> float | None:
+    """How often the best of that many useless candidates would gain as many questions.
 
-    An exact sign-flip test over the questions, corrected for the number of candidates tried (Sidak). With few questions it
-    can't be small: 3 questions gained of 3 have a chance of 1/8 for one candidate.
+    A useless self-edit's answers don't depend on the question. How often such an answer is right by luck is read off the exam
+    itself: answers to other questions, held against this question's gold (token recall). The chance is the binomial tail over the
+    questions that were wrong before, corrected for the number of candidates tried (Sidak).
     """
     marks = candidates[best].marks if best is not None else None
     if marks is None:
         return None
-    gains = [marks.by_fact[group] - baseline.by_fact[group] for group in sorted(baseline.by_fact)]
-    return best_of(sign_flip_chance(gains), sum(candidate.marks is not None for candidate in candidates))
+    tried = [candidate for candidate in candidates if candidate.marks is not None]
+    lucky = guess_rate(asked, [outcome.sittings[0] for candidate in tried for outcome in candidate.outcomes])
+    gain = sum(marks.by_fact[group] - baseline.by_fact[group] for group in baseline.by_fact)
+    wrong = sum(value < 1 for value in baseline.by_fact.values())
+    return best_of(tail_chance(gain, wrong, lucky), len(tried))
+
+
+def guess_rate(asked: Sequence[Asked], sittings: Sequence[Sitting]) -> float:
+    """Share of the answers that are right for another question than the one asked, with one hit and one miss added (Laplace)."""
+    hits, pairs = 1, 2
+    for sitting in sittings:
+        for answer, one in zip(sitting.answers, asked, strict=True):
+            for other in asked:
+                if other.group != one.group:
+                    pairs += 1
+                    hits += any(recall_score(answer, gold) >= RECALL_THRESHOLD for gold in other.question.golds)
+    return hits / pairs
 
 
 def _candidate(edit: SelfEdit, index: int, parts: Sequence[Passage], chat: bool, config: LearnConfig) -> Candidate:

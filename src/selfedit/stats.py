@@ -73,6 +73,12 @@ def sign_flip_chance(differences: Sequence[float]) -> float:
     return float((((signs * np.abs(changed)).sum(1) >= seen).sum() + 1) / (RANDOM_SIGNS + 1))
 
 
+def tail_chance(gain: float, trials: int, rate: float) -> float:
+    """The chance of at least ``gain`` (rounded up) successes in independent trials of a rate; 1 for no gain."""
+    needed = math.ceil(gain - 1e-9)
+    return 1.0 if needed <= 0 else float(scipy_stats.binom.sf(needed - 1, trials, rate))
+
+
 def best_of(chance: float, tries: int) -> float:
     """The chance that the best of independent tries looks as good as one try does with ``chance``."""
     return 1.0 - (1.0 - chance) ** max(1, tries)

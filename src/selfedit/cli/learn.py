@@ -43,7 +43,7 @@ def learn_command(
 
         selfedit learn notes.md --quiz quiz.json --memory my-memory
 
-        selfedit learn almanac:train:1 --memory demo-memory
+        selfedit learn almanac:dev:1 --memory demo-memory
     """
     flags: dict[str, Any] = {
         "model": model,
@@ -154,7 +154,8 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     )
     if result["decision"] == "accepted":
         out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {memory}.{noise}")
-        out.print(f'Ask it: selfedit ask "{report["questions"][0]["question"]}" --memory {memory}', markup=False)
+        asked = next((row for row in report["questions"] if row["after_correct"]), report["questions"][0])
+        out.print(f'Ask it: selfedit ask "{asked["question"]}" --memory {memory}', markup=False, highlight=False)
     else:
         out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained more than noise could; {memory} is as it was.{noise}")
 
