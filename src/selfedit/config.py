@@ -29,7 +29,7 @@ class Settings(Frozen):
 
     Departures: (1) the paper's inner adapter sits on q_proj and v_proj (PEFT's default for Qwen2; ``targets="qv"``); (2) a batch
     has no padding to a fixed length and no loss on padding, where the reference code pads to 2048 tokens and trains on them.
-    The defaults come from a sweep on dev data with the embedded model: ``benchmarks/results/settings-sweep.md``.
+    The defaults were chosen on dev data with the embedded model: ``docs/lab-book.md``.
     """
 
     rank: Annotated[int, Field(ge=1, le=512, description="LoRA rank r")] = 32
