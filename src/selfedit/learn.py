@@ -74,13 +74,9 @@ def learn(
     to_choose = tuple(exam_questions(questions, choosing))
     to_report = tuple(exam_questions(questions, reporting))
     everything = tuple(exam_questions(questions))
-    memory = Memory.open(folder) if (folder / "ledger.sqlite").exists() else None
     known = identify(config.model)
     parts = split_passage(known, passage)
-    base = Base(known.name, known.fingerprint)
-    if memory is None:
-        memory = Memory.create(folder, base)
-    memory.check_base(base)
+    memory = Memory.create(folder, Base(known.name, known.fingerprint))
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
         scratch = memory.scratch()
         stack = tuple(str(path) for path in memory.adapter_folders())
