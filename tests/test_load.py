@@ -16,7 +16,7 @@ from selfedit.graders.text import RecallGrader
 from selfedit.lm import load
 from selfedit.lm.load import identify, load_model, resolve
 from selfedit.tasks.knowledge.data import almanac
-from selfedit.tasks.knowledge.exam import exam_questions, sit_exam
+from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 
 BUILTIN = "builtin:smollm2-135m"
 
@@ -97,7 +97,7 @@ def closed_book_share(passages: int) -> float:
     right = []
     for passage in (p for split in ("train", "dev", "test") for p in almanac(split)[:passages]):
         asked = exam_questions(passage.questions)
-        answers = sit_exam(lm, passage, asked, "titled").answers
+        answers = sit_exams(lm, [Paper(passage, tuple(asked), "titled")])[0].answers
         exam = [
             ExamItem(Question(one.question.question, one.question.answer), answer, one.group)
             for one, answer in zip(asked, answers, strict=True)

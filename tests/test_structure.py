@@ -9,8 +9,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
-    "errors", "seeds", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks", "runs", "inner",
-    "executors", "memory", "learn", "evaluate", "cli", "__main__",
+    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks",
+    "runs", "inner", "executors", "memory", "learn", "evaluate", "cli", "__main__",
 ]  # fmt: skip
 
 

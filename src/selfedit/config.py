@@ -111,6 +111,7 @@ class LearnConfig(Frozen):
         0.6
     )
     seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
+    slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()
@@ -129,6 +130,7 @@ class EvalConfig(Frozen):
     limit: Annotated[int, Field(ge=0, description="first passages only; 0: all")] = 0
     edits: Annotated[int, Field(ge=1, le=16, description="own edits a passage, averaged, never selected")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()

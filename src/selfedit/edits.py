@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,3 +54,8 @@ class TrainingPlan:
     documents: tuple[Document, ...]
     settings: Settings
     seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.settings.epochs * math.ceil(len(self.documents) / (self.settings.batch_size * self.settings.accumulation))

@@ -15,8 +15,9 @@ from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders import Grader
-from selfedit.inner import Trial, run_trial, sit
-from selfedit.lm.load import LanguageModel
+from selfedit.inner import Trial, run_trials, sit
+from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
 from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
@@ -54,15 +55,16 @@ def evaluate(
     told(len(passages) - len(waiting))
     if waiting:
         with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), workers) as executor:
-            for row in executor.map(evaluate_passage, [(passage, config) for passage in waiting]):
+            slots = config.slots or slots_that_fit(identify(config.model), config.settings, executor.workers)
+            for row in executor.map(evaluate_passage, [(passage, config, slots) for passage in waiting]):
                 run.append(row)
                 told(len(run.rows))
     rows = {row["passage"]: row for row in run.rows}
     return table(config, passages, [rows[passage.id] for passage in passages], grader)
 
 
-def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) -> dict[str, Any]:
-    """A lease: every method on one passage; answers only, grading comes later."""
+def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig, slots: int) -> dict[str, Any]:
+    """A lease: every method on one passage, its trials side by side; answers only, grading comes later."""
     asked = tuple(exam_questions(passage.questions))
     parts = split_passage(lm, passage)
     trials: list[dict[str, Any]] = []
@@ -71,28 +73,17 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) ->
     if "context" in config.methods:
         trials.append(_row("context", sit(lm, passage, asked, ("context",))))
 
-    def train(method: str, index: int, documents: tuple[Document, ...], **more: Any) -> None:
-        plan = TrainingPlan(documents, config.settings, seeds.derive(config.seed, passage.id, "train", method, index))
-        outcome = run_trial(lm, Trial(passage, plan, asked, FORMS))
-        trials.append(
-            _row(
-                method,
-                outcome.sittings,
-                status=outcome.status,
-                reason=outcome.reason,
-                documents=len(documents),
-                tokens=outcome.tokens,
-                steps=len(outcome.losses),
-                last_loss=outcome.losses[-1] if outcome.losses else None,
-                seconds=outcome.seconds,
-                **more,
-            )
-        )
+    waiting: list[tuple[str, dict[str, Any]]] = []
+    plans: list[TrainingPlan] = []
+
+    def plan(method: str, index: int, documents: tuple[Document, ...], **more: Any) -> None:
+        waiting.append((method, more | {"documents": len(documents)}))
+        plans.append(TrainingPlan(documents, config.settings, seeds.derive(config.seed, passage.id, "train", method, index)))
 
     if "passage" in config.methods:
-        train("passage", 0, tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat)))
+        plan("passage", 0, tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat)))
     if {"self", "passage-matched"} & set(config.methods):
-        plans: list[tuple[Document, ...]] = []
+        compiled: list[tuple[Document, ...]] = []
         for index, edit in enumerate(write_edits(lm, parts, config.edits, config.edit, config.seed)):
             try:
                 documents = compile_edit(parts, edit.text, config.edit, lm.chat)
@@ -100,11 +91,26 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig) ->
                 if "self" in config.methods:
                     trials.append(_row("self", (), status="invalid", reason=str(error), edit=edit.text))
                 continue
-            plans.append(documents)
+            compiled.append(documents)
             if "self" in config.methods:
-                train("self", index, documents, edit=edit.text, style=edit.style)
+                plan("self", index, documents, edit=edit.text, style=edit.style)
         if "passage-matched" in config.methods:
-            train("passage-matched", 0, passage_matched(lm, passage, config.edit, plans))
+            plan("passage-matched", 0, passage_matched(lm, passage, config.edit, compiled))
+    outcomes = run_trials(lm, [Trial(passage, one, asked, FORMS) for one in plans], slots)
+    for (method, more), outcome in zip(waiting, outcomes, strict=True):
+        trials.append(
+            _row(
+                method,
+                outcome.sittings,
+                status=outcome.status,
+                reason=outcome.reason,
+                tokens=outcome.tokens,
+                steps=len(outcome.losses),
+                last_loss=outcome.losses[-1] if outcome.losses else None,
+                seconds=outcome.seconds,
+                **more,
+            )
+        )
     return {"passage": passage.id, "title": passage.title, "trials": trials}
 
 

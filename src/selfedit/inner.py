@@ -6,17 +6,21 @@ Every function here is a job: its first argument is the language model, and it r
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfedit import progress
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import install, load_adapter, save_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.train import train
-from selfedit.tasks.knowledge.exam import Asked, ExamForm, Sitting, sit_exam
+from selfedit.lm.stack import Slots
+from selfedit.lm.train import Trained
+from selfedit.lm.train_many import Job, train_many
+from selfedit.tasks.knowledge.exam import Asked, ExamForm, Paper, Sitting, sit_exams
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +62,61 @@ class Outcome:
     seconds: float
 
 
-def run_trial(lm: LanguageModel, trial: Trial) -> Outcome:
-    """Trains a fresh adapter on the plan, sits the exam without the passage, and takes the adapter off again."""
+def run_trials(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[Outcome]:
+    """Trains a fresh adapter for each trial, ``slots`` side by side, and sits the exams without the passage.
+
+    Trials whose settings adapt other layers are trained apart. The seconds of trials that share a pass are shared out by tokens.
+    """
+    outcomes: list[Outcome | None] = [None] * len(trials)
+    shapes = dict.fromkeys((trial.plan.settings.targets, trial.plan.settings.layers) for trial in trials)
+    for shape in shapes:
+        chosen = [i for i, t in enumerate(trials) if (t.plan.settings.targets, t.plan.settings.layers) == shape]
+        for index, outcome in zip(chosen, _run_alike(lm, [trials[i] for i in chosen], slots), strict=True):
+            outcomes[index] = outcome
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _run_alike(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[Outcome]:
     start = time.perf_counter()
-    rows = [encode_document(lm, document) for document in trial.plan.documents]
-    try:
-        trained = train(lm, rows, trial.plan.settings, trial.plan.seed)
-        sittings = tuple(sit_exam(lm, trial.passage, trial.asked, form) for form in trial.forms)
+    jobs = [
+        Job(tuple(encode_document(lm, document) for document in t.plan.documents), t.plan.settings, t.plan.seed) for t in trials
+    ]
+    trained = train_many(lm, jobs, slots, progress.report)
+    sittings = _examine(lm, trials, trained, slots)
+    spent = time.perf_counter() - start
+    weights = [job.settings.epochs * sum(len(row.ids) for row in job.rows) for job in jobs]
+    outcomes = []
+    for trial, result, sat, weight in zip(trials, trained, sittings, weights, strict=True):
+        seconds = spent * weight / sum(weights)
+        if isinstance(result, DivergedError):
+            outcomes.append(Outcome("diverged", str(result), (), (), 0, seconds))
+            continue
         if trial.adapter_folder is not None:
-            save_adapter(trained.adapter, Path(trial.adapter_folder), lm.name)
-    except DivergedError as error:
-        return Outcome("diverged", str(error), (), (), 0, time.perf_counter() - start)
-    finally:
-        install(lm, None)
-    return Outcome("ok", "", sittings, tuple(trained.losses), trained.tokens, time.perf_counter() - start)
+            save_adapter(result.adapter, Path(trial.adapter_folder), lm.name)
+        outcomes.append(Outcome("ok", "", sat, tuple(result.losses), result.tokens, seconds))
+    return outcomes
+
+
+def _examine(
+    lm: LanguageModel, trials: Sequence[Trial], trained: Sequence[Trained | DivergedError], count: int
+) -> list[tuple[Sitting, ...]]:
+    """Every exam of every adapter that was trained, ``count`` adapters in a batch."""
+    sittings: list[tuple[Sitting, ...]] = [()] * len(trials)
+    whole = [(index, result.adapter) for index, result in enumerate(trained) if isinstance(result, Trained)]
+    for at in range(0, len(whole), count):
+        part = whole[at : at + count]
+        settings = trials[part[0][0]].plan.settings
+        rank = max(adapter.rank for _, adapter in part)
+        seats = Slots(lm, settings.targets, settings.layers, rank, len(part), training=False)
+        papers = []
+        for slot, (index, adapter) in enumerate(part):
+            seats.put(slot, adapter)
+            papers += [Paper(trials[index].passage, trials[index].asked, form, slot) for form in trials[index].forms]
+        with seats.installed():
+            sat = iter(sit_exams(lm, papers, seats.first))
+        for index, _ in part:
+            sittings[index] = tuple(next(sat) for _ in trials[index].forms)
+    return sittings
 
 
 def sit(
@@ -81,6 +126,6 @@ def sit(
     try:
         if adapter_folder is not None:
             install(lm, load_adapter(Path(adapter_folder)))
-        return tuple(sit_exam(lm, passage, asked, form) for form in forms)
+        return tuple(sit_exams(lm, [Paper(passage, asked, form) for form in forms]))
     finally:
         install(lm, None)

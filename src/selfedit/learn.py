@@ -17,8 +17,9 @@ from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
-from selfedit.inner import Outcome, Trial, run_trial, sit
+from selfedit.inner import Outcome, Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
 from selfedit.samplers.local import write_edits
@@ -61,7 +62,7 @@ def learn(
     than noise; the gain reported on the other half; the commit.
 
     Args:
-        progress: called with (event, details): ``waiting, started, wrote, trial, decided, committed``.
+        progress: called with (event, details): ``waiting, started, baseline, wrote, steps, decided``.
         workers: processes; default one a core.
 
     Returns:
@@ -83,17 +84,20 @@ def learn(
         choice = ModelChoice(config.model, config.device, config.dtype, stack)
         progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
         try:
-            with LocalExecutor(choice, workers) as executor:
+            with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
                 written = executor.submit(write_edits, parts, config.edits, config.edit, config.seed)
                 sittings = executor.submit(sit, passage, everything, ("titled", "bare"))
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[SelfEdit] = result(written)
                 candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
-                progress("wrote", {"candidates": candidates})
+                plans = [plan for candidate in candidates for plan in candidate.plans]
+                share = -(-len(plans) // executor.workers)
+                slots = config.slots or max(1, min(slots_that_fit(known, config.settings, executor.workers), share))
+                progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
                 before_titled, before_bare = result(sittings)
                 baseline = mark_sitting(grader, to_choose, _part(before_titled, everything, to_choose))
                 progress("baseline", {"marks": baseline})
-                _try_all(executor, candidates, passage, to_choose, scratch, grader, progress)
+                _try_all(executor, candidates, passage, to_choose, scratch, grader, slots)
                 best = choose(candidates, baseline)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
                 after: tuple[Sitting, Sitting] | None = None
@@ -111,6 +115,7 @@ def learn(
         "model": config.model,
         "fingerprint": known.fingerprint,
         "dtype": dtype,
+        "slots": slots,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "passage": {"id": passage.id, "title": passage.title, "parts": len(parts)},
@@ -201,26 +206,28 @@ def _try_all(
     asked: tuple[Asked, ...],
     scratch: Path,
     grader: Grader,
-    progress: Progress,
+    slots: int,
 ) -> None:
-    """Runs every trial and fills in each candidate's outcomes and marks; repeats after the first keep no adapter."""
-    jobs = {
-        index: [
-            executor.submit(
-                run_trial, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None)
-            )
-            for repeat, plan in enumerate(candidate.plans)
-        ]
+    """Runs every trial, ``slots`` at a time in each process, and fills in each candidate's outcomes and marks.
+
+    Repeats after the first keep no adapter.
+    """
+    trials = [
+        (index, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None))
         for index, candidate in enumerate(candidates)
-    }
-    for index, candidate in enumerate(candidates):
-        candidate.outcomes = tuple(result(job) for job in jobs[index])
+        for repeat, plan in enumerate(candidate.plans)
+    ]
+    groups = [trials[at : at + slots] for at in range(0, len(trials), slots)]
+    jobs = [executor.submit(run_trials, [trial for _, trial in group], slots) for group in groups]
+    for group, job in zip(groups, jobs, strict=True):
+        for (index, _), outcome in zip(group, result(job), strict=True):
+            candidates[index].outcomes += (outcome,)
+    for candidate in candidates:
         failed = next((outcome for outcome in candidate.outcomes if outcome.status != "ok"), None)
         if failed is not None:
             candidate.status, candidate.reason = failed.status, failed.reason
         elif candidate.outcomes:
             candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
-        progress("trial", {"index": index, "candidate": candidate})
 
 
 def _bare(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:

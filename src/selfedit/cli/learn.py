@@ -31,6 +31,7 @@ def learn_command(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")] = None,
@@ -56,6 +57,7 @@ def learn_command(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "slots": slots,
         "edit.styles": styles_from(style),
     }
     resolved = build_config(LearnConfig, config, flags, sets or [])
@@ -86,7 +88,7 @@ def learn_command(
         console=err,
         transient=True,
     ) as bar:
-        task = bar.add_task("loading the model", total=resolved.edits + 3)
+        task = bar.add_task("loading the model", total=None)
 
         def progress(event: str, details: dict[str, Any]) -> None:
             if event == "waiting":
@@ -94,13 +96,13 @@ def learn_command(
             elif event == "started":
                 if details["parts"] > 1:
                     err.print(f"the passage is longer than half the model's window; split into {details['parts']} parts")
-                bar.update(task, description=f"writing {resolved.edits} self-edits, sitting the exam before", advance=1)
+                bar.update(task, description=f"writing {resolved.edits} self-edits, sitting the exam before")
             elif event == "wrote":
-                bar.update(task, description="training on each self-edit and sitting the exam after", advance=1)
-            elif event == "trial":
-                bar.advance(task)
+                bar.update(task, description="training on each self-edit, then the exam after", total=details["steps"])
+            elif event == "steps":
+                bar.update(task, completed=details["done"])
             elif event == "decided":
-                bar.update(task, description="committing" if details["accepted"] else "done", advance=1)
+                bar.update(task, description="committing" if details["accepted"] else "done")
 
         result = learn(resolved, passage, questions, memory, make_grader(resolved.grader, resolved.judge), progress, workers)
     if json_file is not None:

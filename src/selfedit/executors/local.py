@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfedit import progress
 from selfedit.errors import SelfeditError
 
 if TYPE_CHECKING:
@@ -38,11 +40,21 @@ class LocalExecutor:
     spawned process, so that Ctrl-C and errors behave the same.
     """
 
-    def __init__(self, model: ModelChoice, workers: int | None = None) -> None:
+    def __init__(self, model: ModelChoice, workers: int | None = None, told: Callable[[int], None] | None = None) -> None:
+        """Starts no process yet; the first job does.
+
+        Args:
+            model: what workers load.
+            workers: processes; default one a core on a CPU.
+            told: called a few times a second, from a thread, with the number of optimiser steps made so far.
+        """
         self.workers = workers or default_workers(model.device)
-        self.pool = ProcessPoolExecutor(
-            self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(model,)
-        )
+        context = multiprocessing.get_context("spawn")
+        steps = context.Value("Q", 0)
+        self.pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(model, steps))
+        self.closing = threading.Event()
+        if told is not None:
+            threading.Thread(target=_watch, args=(steps, told, self.closing), daemon=True).start()
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Starts a job; ``job`` is a module-level function whose first argument is the language model."""
@@ -58,6 +70,7 @@ class LocalExecutor:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.closing.set()
         if kind is not None:
             for process in list(getattr(self.pool, "_processes", {}).values()):
                 process.terminate()
@@ -81,7 +94,12 @@ def default_workers(device: str) -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def _start_worker(model: ModelChoice) -> None:
+def _watch(steps: Any, told: Callable[[int], None], closing: threading.Event) -> None:
+    while not closing.wait(0.3):
+        told(steps.value)
+
+
+def _start_worker(model: ModelChoice, steps: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -92,6 +110,12 @@ def _start_worker(model: ModelChoice) -> None:
 
     torch.set_num_threads(1)
     _choice.append(model)
+
+    def count(made: int) -> None:
+        with steps.get_lock():
+            steps.value += made
+
+    progress.listen(count)
 
 
 _choice: list[ModelChoice] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,13 @@ class AdaptedLinear(nn.Module):
         self.active: tuple[torch.Tensor, torch.Tensor] | None = None  # (r, in), (out, r)
         self.scale = 1.0
         self.dropout = 0.0
+        # K adapters at once (lm/stack.py), each on its own rows; then none is active.
+        self.slots: Callable[[AdaptedLinear, torch.Tensor], torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
+        if self.slots is not None:
+            return self.slots(self, x)
         y: torch.Tensor = self.base(x)
         if self.frozen is not None:
             y = y + F.linear(F.linear(x, self.frozen[0]), self.frozen[1])
@@ -103,7 +107,7 @@ def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, Ad
     chosen = {
         name: layer
         for name, layer in everything.items()
-        if _layer_index(name) >= first and (targets == "all-linear" or name.rsplit(".", 1)[-1] in wanted)
+        if layer_index(name) >= first and (targets == "all-linear" or name.rsplit(".", 1)[-1] in wanted)
     }
     unknown = set() if targets == "all-linear" else wanted - {name.rsplit(".", 1)[-1] for name in chosen}
     if unknown or not chosen:
@@ -116,7 +120,7 @@ def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, Ad
 
 def first_layer(adapter: Adapter) -> int:
     """Index of the lowest decoder layer that the adapter touches; everything below it stays as it was."""
-    return min(_layer_index(name) for name in adapter.weights)
+    return min(layer_index(name) for name in adapter.weights)
 
 
 def install(lm: LanguageModel, adapter: Adapter | None) -> None:
@@ -165,7 +169,7 @@ def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in adapter.weights}),
-        "layers_to_transform": sorted({_layer_index(name) for name in adapter.weights}),
+        "layers_to_transform": sorted({layer_index(name) for name in adapter.weights}),
         "bias": "none",
         "inference_mode": True,
     }
@@ -215,6 +219,7 @@ def _wrapped(lm: LanguageModel) -> dict[str, AdaptedLinear]:
     return known
 
 
-def _layer_index(name: str) -> int:
+def layer_index(name: str) -> int:
+    """Which decoder layer a module's name lies in."""
     parts = name.split(".")
     return int(parts[parts.index("layers") + 1])

@@ -1,4 +1,4 @@
-"""Text out: one batched decode loop with a KV cache, greedy or sampled, each row with its own random numbers."""
+"""Text out: one batched decode loop with a KV cache, greedy or sampled; each row with its own random numbers and adapter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from selfedit.lm.load import LanguageModel
+from selfedit.lm.stack import Stream, segments_of, streaming
 
 
 @torch.inference_mode()
@@ -19,7 +20,7 @@ def generate(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     stop: Callable[[str], bool] | None = None,
-    progress: Callable[[int], None] | None = None,
+    slots: Sequence[int] | None = None,
 ) -> list[str]:
     """Continues each prompt and returns the new text alone.
 
@@ -33,27 +34,30 @@ def generate(
         top_p: nucleus mass, for sampling.
         seeds: one for each row, for sampling; a row's draws don't depend on its neighbours.
         stop: called with a row's text so far; True ends the row.
-        progress: called with the number of tokens made so far by the longest row.
+        slots: for each prompt the slot (``lm/stack.py``) that answers it, in rising order; None: what is installed answers all.
     """
-    unique = list(dict.fromkeys(prompts))
-    shared = _shared_prefix(unique)
-    rests = [ids[shared:] for ids in unique]
+    rows = list(zip(slots or [0] * len(prompts), prompts, strict=True))
+    unique = list(dict.fromkeys(rows))
+    shared = _shared_prefix([ids for _, ids in unique])
+    rests = [ids[shared:] for _, ids in unique]
     longest = max(len(ids) for ids in rests)
     max_new_tokens = min(max_new_tokens, lm.window - shared - longest)
     cache = DynamicCache(config=lm.model.config)
     if shared:
-        head_1T = torch.tensor([unique[0][:shared]])
-        _forward(lm, head_1T, torch.ones_like(head_1T), torch.arange(shared)[None], cache)
-        cache.batch_repeat_interleave(len(unique))
+        heads = list(dict.fromkeys(slot for slot, _ in unique))
+        head_ST = torch.tensor([unique[0][1][:shared]]).expand(len(heads), -1)
+        _forward(lm, head_ST, torch.ones_like(head_ST), torch.arange(shared).expand(len(heads), -1), cache, heads)
+        cache.batch_select_indices(torch.tensor([heads.index(slot) for slot, _ in unique], device=lm.device))
     ids_UT = torch.full((len(unique), longest), lm.tokenizer.pad_token_id, dtype=torch.long)
     mask_UT = torch.ones((len(unique), shared + longest), dtype=torch.long)
     for row, ids in enumerate(rests):
         ids_UT[row, longest - len(ids) :] = torch.tensor(ids)
         mask_UT[row, shared : shared + longest - len(ids)] = 0
     positions_UT = (mask_UT.cumsum(1) - 1)[:, shared:].clamp(min=0)
-    logits_UV = _forward(lm, ids_UT, mask_UT, positions_UT, cache)
+    logits_UV = _forward(lm, ids_UT, mask_UT, positions_UT, cache, [slot for slot, _ in unique])
 
-    source = torch.tensor([unique.index(ids) for ids in prompts])
+    index_of = {row: index for index, row in enumerate(unique)}
+    source = torch.tensor([index_of[row] for row in rows])
     logits_BV = logits_UV[source.to(lm.device)]
     mask_BT = mask_UT[source]
     if len(unique) < len(prompts):
@@ -72,8 +76,6 @@ def generate(
             made[row].append(token)
             if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
                 keep.append(at)
-        if progress is not None:
-            progress(step + 1)
         if not keep or step + 1 == max_new_tokens:
             break
         if len(keep) < len(live):
@@ -83,7 +85,7 @@ def generate(
             cache.batch_select_indices(torch.tensor(keep, device=lm.device))
         mask_BT = torch.cat([mask_BT, torch.ones(len(live), 1, dtype=torch.long)], dim=1)
         positions_B1 = mask_BT.sum(1, keepdim=True) - 1
-        logits_BV = _forward(lm, torch.tensor(nexts)[:, None], mask_BT, positions_B1, cache)
+        logits_BV = _forward(lm, torch.tensor(nexts)[:, None], mask_BT, positions_B1, cache, [rows[row][0] for row in live])
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
 
 
@@ -97,17 +99,23 @@ def _shared_prefix(prompts: Sequence[tuple[int, ...]], least: int = 32) -> int:
 
 
 def _forward(
-    lm: LanguageModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, positions_BT: torch.Tensor, cache: DynamicCache
+    lm: LanguageModel,
+    ids_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    positions_BT: torch.Tensor,
+    cache: DynamicCache,
+    slots: Sequence[int],
 ) -> torch.Tensor:
     """Logits (B, V) after the last column."""
-    out = lm.model(
-        input_ids=ids_BT.to(lm.device),
-        attention_mask=mask_BT.to(lm.device),
-        position_ids=positions_BT.to(lm.device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with streaming(Stream(segments=segments_of(slots, [ids_BT.shape[1]] * len(slots)))):
+        out = lm.model(
+            input_ids=ids_BT.to(lm.device),
+            attention_mask=mask_BT.to(lm.device),
+            position_ids=positions_BT.to(lm.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     logits: torch.Tensor = out.logits[:, -1].float()
     return logits
 

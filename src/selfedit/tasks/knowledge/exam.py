@@ -49,25 +49,51 @@ def asked_in(form: ExamForm, asked: Sequence[Asked]) -> tuple[Asked, ...]:
     return tuple(one for one in asked if form != "bare" or not one.paraphrase)
 
 
-def sit_exam(lm: LanguageModel, passage: Passage, asked: Sequence[Asked], form: ExamForm) -> Sitting:
-    """Answers the questions of a form (``asked_in``) under what is installed now (paper section 4.1: greedy, without the passage).
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """One exam to be sat.
 
-    Args:
+    Attributes:
+        passage: whose exam it is.
+        asked: the questions.
         form: ``titled`` puts the title before the question, as in the paper; ``bare`` asks the question alone, as ``ask``
             does; ``context`` also gives the passage.
+        slot: whose adapter (``lm/stack.py``) answers; without slots what is installed answers.
     """
-    asked = asked_in(form, asked)
+
+    passage: Passage
+    asked: tuple[Asked, ...]
+    form: ExamForm
+    slot: int = 0
+
+
+def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> list[Sitting]:
+    """Answers the questions of every paper in one batch (paper section 4.1: greedy, without the passage).
+
+    Args:
+        papers: in rising order of their slots.
+        first: the lowest layer at which slots differ.
+    """
+    questions = [(paper, one) for paper in papers for one in asked_in(paper.form, paper.asked)]
+    slots = [paper.slot for paper, _ in questions]
     prompts = [
         exam_prompt(
             one.question.question,
-            passage.title if form == "titled" else None,
+            paper.passage.title if paper.form == "titled" else None,
             lm.chat,
-            f"{passage.title}\n{passage.text}" if form == "context" else None,
+            f"{paper.passage.title}\n{paper.passage.text}" if paper.form == "context" else None,
         )
-        for one in asked
+        for paper, one in questions
     ]
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
-    answers = tuple(text if lm.chat else text.split("\n")[0].strip() for text in texts)
-    rows = [encode_answer(lm, prompt, one.question.answer) for prompt, one in zip(prompts, asked, strict=True)]
-    return Sitting(answers, tuple(log_probabilities(lm, rows)))
+    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop, slots=slots)
+    answers = [text if lm.chat else text.split("\n")[0].strip() for text in texts]
+    rows = [encode_answer(lm, prompt, one.question.answer) for prompt, (_, one) in zip(prompts, questions, strict=True)]
+    likelihoods = log_probabilities(lm, rows, slots, first)
+    sittings = []
+    at = 0
+    for paper in papers:
+        end = at + len(asked_in(paper.form, paper.asked))
+        sittings.append(Sitting(tuple(answers[at:end]), tuple(likelihoods[at:end])))
+        at = end
+    return sittings

@@ -1,0 +1,293 @@
+"""K adapters on one frozen base in one pass: a flat stream of tokens, slot-wise products, no padding anywhere.
+
+The base's linear layers see one matrix with the tokens of all slots; each slot's own A and B work on its own rows of it; attention
+stays inside each document. So a slot's result does not depend on who shares the pass (tests: equal to training alone).
+
+Departures from ``design.md``'s sketch and from others' ways: (1) the slots' parameters lie in one row each, so that norm, clip and
+AdamW are one call a slot; the stacked A (K, r, in) and B (K, out, r) are views of it. (2) Gradients of A and B are written by the
+layer's own backward, so that autograd sees one function a layer, whatever K is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from selfedit.config import Settings
+from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index
+from selfedit.lm.load import Identity, LanguageModel
+
+ATTENTION = "selfedit_documents"
+# More slots than this bring next to nothing: the base's products are at their best speed from a few hundred tokens on.
+MOST_SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which rows of the flat stream belong together.
+
+    Attributes:
+        documents: (begin, end) of each document.
+        segments: (slot, begin, end) of each slot's tokens.
+        adding: gradients of A and B are added to what is there, since the step has several parts; else they replace it.
+    """
+
+    documents: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[int, int, int], ...] = ()
+    adding: bool = False
+
+
+_stream = Stream()
+
+
+@contextmanager
+def streaming(stream: Stream) -> Iterator[None]:
+    """Tells the adapted layers and the attention what the rows of the pass under way are."""
+    global _stream
+    before, _stream = _stream, stream
+    try:
+        yield
+    finally:
+        _stream = before
+
+
+def segments_of(slots: Sequence[int], lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """(slot, begin, end) of each run of rows of one slot."""
+    segments: list[tuple[int, int, int]] = []
+    at = 0
+    for slot, length in zip(slots, lengths, strict=True):
+        if segments and segments[-1][0] == slot:
+            segments[-1] = (slot, segments[-1][1], at + length)
+        else:
+            segments.append((slot, at, at + length))
+        at += length
+    return tuple(segments)
+
+
+@contextmanager
+def document_attention(lm: LanguageModel) -> Iterator[None]:
+    """Attention within the documents of a flat stream, without a mask."""
+    before = lm.model.config._attn_implementation
+    lm.model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        lm.model.set_attn_implementation(before)
+
+
+class Slots:
+    """Room for K adapters of one shape, installed on a model while in use.
+
+    Attributes:
+        first: the lowest decoder layer that is adapted.
+        values_KP: all parameters, one row a slot: for each layer A (r, in), then B (out, r), zero-padded to the largest rank.
+        grads_KP: their gradients; None where nothing is trained.
+    """
+
+    def __init__(self, lm: LanguageModel, targets: str, layers: str, rank: int, count: int, training: bool) -> None:
+        self.lm, self.rank, self.count = lm, rank, count
+        self.layers = adapted_layers(lm, targets, layers)
+        self.first = min(layer_index(name) for name in self.layers)
+        self.sizes = {name: (layer.base.in_features, layer.base.out_features) for name, layer in self.layers.items()}
+        self.width = sum(rank * (into + out) for into, out in self.sizes.values())
+        self.values_KP = torch.zeros(count, self.width, device=lm.device)
+        self.grads_KP = torch.zeros(count, self.width, device=lm.device) if training else None
+        self.scales = [0.0] * count
+        self.dropouts = [0.0] * count
+        self.generators: list[torch.Generator | None] = [None] * count
+
+    def put(self, slot: int, adapter: Adapter) -> None:
+        """Copies an adapter into a slot."""
+        self.scales[slot], self.dropouts[slot] = adapter.scale, adapter.dropout
+        self.values_KP[slot].zero_()
+        for name, (down_Kri, up_Kor) in self._views(self.values_KP).items():
+            down, up = adapter.weights[name]
+            down_Kri[slot, : adapter.rank] = down
+            up_Kor[slot, :, : adapter.rank] = up
+
+    def take(self, slot: int, like: Adapter) -> Adapter:
+        """A copy of what a slot holds, of the rank, alpha and dropout of ``like``."""
+        weights = {
+            name: (down_Kri[slot, : like.rank].clone(), up_Kor[slot, :, : like.rank].clone())
+            for name, (down_Kri, up_Kor) in self._views(self.values_KP).items()
+        }
+        return replace(like, weights=weights)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The slots answer for the layers that they adapt."""
+        install(self.lm, None)
+        values = self._views(self.values_KP)
+        grads = self._views(self.grads_KP) if self.grads_KP is not None else {}
+        for name, layer in self.layers.items():
+            layer.slots = SlotLinear(self, *values[name], *grads.get(name, (None, None)))
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.slots = None
+
+    def _views(self, flat_KP: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        views, at = {}, 0
+        for name, (into, out) in self.sizes.items():
+            down = flat_KP[:, at : at + self.rank * into].view(self.count, self.rank, into)
+            at += self.rank * into
+            views[name] = (down, flat_KP[:, at : at + self.rank * out].view(self.count, out, self.rank))
+            at += self.rank * out
+        return views
+
+
+def slots_that_fit(known: Identity, settings: Settings, workers: int) -> int:
+    """How many slots half of this machine's memory has room for, at most ``MOST_SLOTS``, at least 1.
+
+    A slot takes its parameters, their gradients and AdamW's two moments in float32, and as much again for activations.
+    """
+    config = known.config.get_text_config()
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
+    inner, keys = heads * head, getattr(config, "num_key_value_heads", heads) * head
+    sides = {
+        "q_proj": hidden + inner,
+        "k_proj": hidden + keys,
+        "v_proj": hidden + keys,
+        "o_proj": inner + hidden,
+        "gate_proj": hidden + config.intermediate_size,
+        "up_proj": hidden + config.intermediate_size,
+        "down_proj": hidden + config.intermediate_size,
+    }
+    depth = config.num_hidden_layers
+    if settings.layers != "all":
+        depth = min(depth, int(settings.layers.removeprefix("last:")))
+    bytes_each = 2 * 16 * settings.rank * depth * sum(sides.values())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // max(1, workers)
+    return max(1, min(MOST_SLOTS, int(memory // bytes_each)))
+
+
+class SlotLinear:
+    """One linear layer's stacked A and B; called by ``AdaptedLinear`` in place of its single adapter."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        down_Kri: torch.Tensor,
+        up_Kor: torch.Tensor,
+        down_grad_Kri: torch.Tensor | None,
+        up_grad_Kor: torch.Tensor | None,
+    ) -> None:
+        self.slots = slots
+        self.down_Kri, self.up_Kor = down_Kri, up_Kor
+        self.down_grad_Kri, self.up_grad_Kor = down_grad_Kri, up_grad_Kor
+        # What makes autograd call the backward although no input of the first adapted layer needs a gradient.
+        self.anchor = torch.empty(0, requires_grad=True)
+
+    def __call__(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out); rows belong to slots as the stream says."""
+        flat = x.reshape(-1, x.shape[-1])
+        y_To: torch.Tensor = _SlotProduct.apply(flat, self.anchor, layer, self, _stream)  # type: ignore[no-untyped-call]
+        return y_To.reshape(*x.shape[:-1], y_To.shape[-1])
+
+
+class _SlotProduct(torch.autograd.Function):
+    """y = x W' + b + sum of frozen adapters + scale_k (x_k A_k') B_k' for the rows of each slot k."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_Ti: torch.Tensor, anchor: torch.Tensor, layer: AdaptedLinear, own: SlotLinear, stream: Stream
+    ) -> torch.Tensor:
+        y_To: torch.Tensor = layer.base(x_Ti)
+        if layer.frozen is not None:
+            y_To.addmm_(x_Ti @ layer.frozen[0].T, layer.frozen[1].T)
+        z_Tr = x_Ti.new_empty(len(x_Ti), own.slots.rank)
+        masks = {}
+        for slot, begin, end in stream.segments:
+            x, down, up = x_Ti[begin:end], own.down_Kri[slot].to(x_Ti.dtype), own.up_Kor[slot].to(x_Ti.dtype)
+            share, generator = own.slots.dropouts[slot], own.slots.generators[slot]
+            if share and generator is not None:
+                masks[slot] = keep_mask(x, share, generator)
+                x = x * masks[slot]
+            torch.mm(x, down.T, out=z_Tr[begin:end])
+            y_To[begin:end].addmm_(z_Tr[begin:end], up.T, alpha=own.slots.scales[slot])
+        ctx.save_for_backward(x_Ti, z_Tr)
+        ctx.layer, ctx.own, ctx.stream, ctx.masks = layer, own, stream, masks
+        return y_To
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        (g_To,) = gradients
+        x_Ti, z_Tr = ctx.saved_tensors
+        layer, own, stream, masks = ctx.layer, ctx.own, ctx.stream, ctx.masks
+        dx_Ti = None
+        if ctx.needs_input_grad[0]:
+            dx_Ti = g_To @ layer.base.weight
+            if layer.frozen is not None:
+                dx_Ti.addmm_(g_To @ layer.frozen[1], layer.frozen[0])
+        beta = 1.0 if stream.adding else 0.0
+        for slot, begin, end in stream.segments:
+            g, x, z, scale = g_To[begin:end], x_Ti[begin:end], z_Tr[begin:end], own.slots.scales[slot]
+            down, up = own.down_Kri[slot].to(g.dtype), own.up_Kor[slot].to(g.dtype)
+            dz = g @ up
+            if slot in masks:
+                x = x * masks[slot]
+            _add_product(own.up_grad_Kor[slot], g.T, z, beta, scale)
+            _add_product(own.down_grad_Kri[slot], dz.T, x, beta, scale)
+            if dx_Ti is not None:
+                if slot in masks:
+                    dx_Ti[begin:end].add_((dz @ down) * masks[slot], alpha=scale)
+                else:
+                    dx_Ti[begin:end].addmm_(dz, down, alpha=scale)
+        return dx_Ti, None, None, None, None
+
+
+def _add_product(into: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: float, alpha: float) -> None:
+    """``into`` becomes beta * into + alpha * a b; it is float32 whatever a and b are."""
+    if into.dtype == a.dtype:
+        torch.addmm(into, a, b, beta=beta, alpha=alpha, out=into)
+    else:
+        into.mul_(beta).add_((a @ b).float(), alpha=alpha)
+
+
+def keep_mask(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Dropout's mask of 0 and 1 / (1 - share), from a generator of its own."""
+    drawn = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
+    return (drawn >= share).to(x.dtype) / (1.0 - share)
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each document of the stream; (1, H, T, D) -> (1, T, H, D)."""
+    if softcap is not None:
+        raise NotImplementedError("models that cap attention scores (Gemma 2) can't be trained in a stack; use Gemma 3")
+    outs = []
+    for begin, end in _stream.documents:
+        q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
+        length = end - begin
+        mask = None
+        if sliding_window is not None and length > sliding_window:
+            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None]
+            mask = (distance >= 0) & (distance < sliding_window)
+        outs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
