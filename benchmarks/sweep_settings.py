@@ -57,8 +57,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all layers": {"layers": "all"},
     "batch 4, lr 2e-3": {"batch_size": 4, "learning_rate": 2e-3},
     "rank 8": {"rank": 8, "alpha": 16.0},
+    "lr 2e-3, epochs 8": {"learning_rate": 2e-3, "epochs": 8},
+    "last 15, lr 2e-3": {"layers": "last:15", "learning_rate": 2e-3},
+    "last 20, lr 2e-3": {"layers": "last:20", "learning_rate": 2e-3},
+    "all layers, lr 2e-3": {"layers": "all", "learning_rate": 2e-3},
+    "all layers, lr 5e-4": {"layers": "all", "learning_rate": 5e-4},
 }
-PASSAGES = 6
+PASSAGES = 4
 
 
 class SweepConfig(BaseModel):
@@ -234,7 +239,7 @@ def main() -> None:
     leases = []
     for entry in written[: config.passages]:
         texts = [trial["edit"] for trial in entry["trials"] if trial["method"] == "self"]
-        for name, change in SETTINGS.items():
+        for name, change in config.settings.items():
             if not {f"{entry['passage']} {index} {name}" for index in range(len(texts))} <= done:
                 leases.append((passages[entry["passage"]], texts, name, change, config.seed))
     console = Console()

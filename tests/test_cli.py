@@ -393,3 +393,20 @@ def kill_many(times: int, memory: Path, model: Path, passage: Path, quiz: Path) 
         after = opened.digest()
         assert after == before or [slot.entry for slot in opened.state.slots][:2] == [1, 2]
         before = after
+
+
+@pytest.mark.slow
+def test_bench_inner_compares_all_ways(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    small = ("--edits", 2, "--epochs", 2, "--repeats", 1, "--last", 2)
+    done = command("bench", "inner", "--model", tiny_model, *small, "--json", file)
+    assert done.returncode == 0, done.stderr
+    assert "stacked-last" in done.stdout
+    table = json.loads(file.read_text())
+    rows = {row["name"]: row for row in table["rows"]}
+    assert list(rows) == ["reference-qv", "peft-qv", "stacked-qv", "peft", "trl", "stacked", "stacked-last"]
+    assert table["peak_gflops"] > 0 and table["machine"]["threads"] == 1
+    for name in ("stacked", "stacked-qv"):
+        assert 0 < rows[name]["max_weight_diff"] < 1e-5
+    assert rows["stacked-qv"]["ratio_reference"] > 1
+    assert all(row["seconds_per_edit"] > 0 and row["peak_memory_mb"] > 100 for row in rows.values())

@@ -15,7 +15,7 @@ from selfedit.config import Settings
 from selfedit.contexts import Passage, Question
 from selfedit.errors import DivergedError
 from selfedit.inner import Trial, run_trials
-from selfedit.lm import flat
+from selfedit.lm import flat, stack
 from selfedit.lm import train_many as engine
 from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, new_adapter, save_adapter
 from selfedit.lm.batch import Row, encode_prompt
@@ -154,6 +154,22 @@ def test_a_step_in_parts_equals_a_step_in_one_pass(lm: LanguageModel, monkeypatc
     parts = whole(train_many(lm, jobs, 5))
     for mine, other in zip(once, parts, strict=True):
         assert difference(mine.adapter, other.adapter) <= 1e-5
+
+
+def test_grouped_products_equal_a_loop_over_slots(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = mixed_jobs(lm)
+    looped = whole(train_many(lm, jobs, 3))
+    adapters = adapters_of(lm)
+    rows, owners = rows_of(lm)[:3] * 3, [slot for slot in range(3) for _ in range(3)]
+    with seated(lm, adapters).installed():
+        before = log_probabilities(lm, rows, owners)
+    used: list[int] = []
+    monkeypatch.setattr(stack, "grouped", lambda x, own, stream: used.append(1) or stream.ends is not None)
+    for mine, other in zip(whole(train_many(lm, jobs, 3)), looped, strict=True):
+        assert difference(mine.adapter, other.adapter) <= 1e-5
+    with seated(lm, adapters).installed():
+        assert log_probabilities(lm, rows, owners) == pytest.approx(before, abs=1e-4)
+    assert used
 
 
 def test_a_full_prefix_cache_is_computed_again(lm: LanguageModel) -> None:

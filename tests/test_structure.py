@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
     "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks",
-    "runs", "inner", "executors", "memory", "learn", "evaluate", "cli", "__main__",
+    "runs", "inner", "executors", "memory", "learn", "evaluate", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

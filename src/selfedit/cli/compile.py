@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -30,50 +30,25 @@ def compile_command(
         raise DataError(f"--form {form}: give plain or chat")
     if split not in (None, "lines", "whole"):
         raise DataError(f"--split {split}: give lines or whole")
-    data = _read(file)
-    items, newlines = (data.get("articles"), data.get("split_newlines", True)) if isinstance(data, dict) else (data, True)
-    if not isinstance(items, list):
-        raise DataError(f"{file}: neither a list of {{title, context, completions}} nor a result with articles")
+    from selfedit.tasks.knowledge.data import load_edits
+
+    written, newlines = load_edits(file)
     chosen = cast(PlainSplit, split or ("lines" if newlines else "whole"))
     rows = [
-        _compiled(item, f"{file}, item {index + 1}", cast(DocumentForm, form), chosen, limit_documents)
-        for index, item in enumerate(items)
+        {
+            "title": passage.title,
+            "completions": [
+                {"documents": [d.text for d in _documents(passage, text, cast(DocumentForm, form), chosen, limit_documents)]}
+                for text in texts
+            ],
+        }
+        for passage, texts in written
     ]
     if json_file is not None:
         write_json(json_file, rows)
         err.print(f"{json_file}: {len(rows)} passages", highlight=False)
     else:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: can't be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
-
-
-def _compiled(item: Any, at: str, form: DocumentForm, split: PlainSplit, limit: int) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise DataError(f"{at}: not an object")
-    for field in ("title", "context"):
-        if not isinstance(item.get(field), str):
-            raise DataError(f"{at}: field {field} is missing or not text")
-    passage = Passage(item["title"], item["context"])
-    completions = item.get("completions", [item["completion"]] if "completion" in item else None)
-    if not isinstance(completions, list):
-        raise DataError(f"{at}: field completions is missing or not a list")
-    rows = []
-    for number, completion in enumerate(completions):
-        text = completion.get("text") if isinstance(completion, dict) else completion
-        if not isinstance(text, str):
-            raise DataError(f"{at}, completion {number + 1}: not text")
-        rows.append({"documents": [document.text for document in _documents(passage, text, form, split, limit)]})
-    return {"title": passage.title, "completions": rows}
 
 
 def _documents(passage: Passage, text: str, form: Literal["plain", "chat"], split: PlainSplit, limit: int) -> tuple[Document, ...]:

@@ -33,14 +33,21 @@ def reading(
     spans = _spans(lengths)
     unlabelled = [max(1, row.unlabelled) for _, row in rows]
     counts = [row.labelled for _, row in rows]
-    positions = [at for length in lengths for at in range(length)]
     keep = [at - 1 for (begin, end), u in zip(spans, unlabelled, strict=True) for at in range(begin + u, end)]
-    targets = [token for (_, row), u in zip(rows, unlabelled, strict=True) for token in row.ids[u:]]
+    segments, kept_segments = segments_of(slots, lengths), segments_of(slots, counts)
     # One transfer for all indices of the pass.
-    packed = torch.tensor(positions + keep + targets).to(lm.device)
-    positions_T, keep_N, targets_N = torch.split(packed, [len(positions), len(keep), len(targets)])
-    whole = Stream(spans, segments_of(slots, lengths), adding)
-    kept = Stream((), segments_of(slots, counts), adding)
+    parts = (
+        [at for length in lengths for at in range(length)],
+        keep,
+        [token for (_, row), u in zip(rows, unlabelled, strict=True) for token in row.ids[u:]],
+        [0, *(end for _, end in spans)],
+        [end for _, _, end in segments],
+        [end for _, _, end in kept_segments],
+    )
+    packed = torch.tensor([number for part in parts for number in part]).to(lm.device)
+    positions_T, keep_N, targets_N, bounds, ends, kept_ends = torch.split(packed, [len(part) for part in parts])
+    whole = Stream(spans, segments, adding, bounds.int(), ends.int())
+    kept = Stream((), kept_segments, adding, None, kept_ends.int())
     states_1Td = prefixes.states([row for _, row in rows])[None]
     with streaming(whole), layer_range(lm, prefixes.first, None), _last_mlp_at(lm, keep_N, kept):
         out = lm.model.base_model(inputs_embeds=states_1Td, position_ids=positions_T[None], use_cache=False)

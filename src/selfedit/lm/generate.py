@@ -107,7 +107,9 @@ def _forward(
     slots: Sequence[int],
 ) -> torch.Tensor:
     """Logits (B, V) after the last column."""
-    with streaming(Stream(segments=segments_of(slots, [ids_BT.shape[1]] * len(slots)))):
+    segments = segments_of(slots, [ids_BT.shape[1]] * len(slots))
+    ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32, device=lm.device)
+    with streaming(Stream(segments=segments, ends=ends)):
         out = lm.model(
             input_ids=ids_BT.to(lm.device),
             attention_mask=mask_BT.to(lm.device),

@@ -37,12 +37,16 @@ class Stream:
     Attributes:
         documents: (begin, end) of each document.
         segments: (slot, begin, end) of each slot's tokens.
+        bounds: the documents' bounds (N + 1,) in int32 on the model's device, for kernels that take many documents at once.
+        ends: the segments' ends (K,) in int32 on the model's device, for grouped products.
         adding: gradients of A and B are added to what is there, since the step has several parts; else they replace it.
     """
 
     documents: tuple[tuple[int, int], ...] = ()
     segments: tuple[tuple[int, int, int], ...] = ()
     adding: bool = False
+    bounds: torch.Tensor | None = None
+    ends: torch.Tensor | None = None
 
 
 _stream = Stream()
@@ -188,11 +192,27 @@ class SlotLinear:
         # What makes autograd call the backward although no input of the first adapted layer needs a gradient.
         self.anchor = torch.empty(0, requires_grad=True)
 
+    def downs(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
+        """A of the slots in the stream, (K, r, in)."""
+        return torch.stack([self.down_Kri[slot] for slot, _, _ in stream.segments]).to(dtype)
+
+    def scaled_ups(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
+        """B of the slots in the stream times each slot's scale, (K, out, r)."""
+        return torch.stack([self.up_Kor[slot] * self.slots.scales[slot] for slot, _, _ in stream.segments]).to(dtype)
+
     def __call__(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out); rows belong to slots as the stream says."""
         flat = x.reshape(-1, x.shape[-1])
         y_To: torch.Tensor = _SlotProduct.apply(flat, self.anchor, layer, self, _stream)  # type: ignore[no-untyped-call]
         return y_To.reshape(*x.shape[:-1], y_To.shape[-1])
+
+
+def grouped(x_Ti: torch.Tensor, own: SlotLinear, stream: Stream) -> bool:
+    """Whether the slots' products go through grouped kernels: on CUDA, where a loop over slots would be all launches.
+
+    Not with dropout, whose masks are drawn slot by slot.
+    """
+    return x_Ti.is_cuda and stream.ends is not None and not any(own.slots.dropouts)
 
 
 class _SlotProduct(torch.autograd.Function):
@@ -202,11 +222,16 @@ class _SlotProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x_Ti: torch.Tensor, anchor: torch.Tensor, layer: AdaptedLinear, own: SlotLinear, stream: Stream
     ) -> torch.Tensor:
+        masks: dict[int, torch.Tensor] = {}
         y_To: torch.Tensor = layer.base(x_Ti)
         if layer.frozen is not None:
             y_To.addmm_(x_Ti @ layer.frozen[0].T, layer.frozen[1].T)
+        ctx.layer, ctx.own, ctx.stream, ctx.masks, ctx.grouped = layer, own, stream, masks, grouped(x_Ti, own, stream)
+        if ctx.grouped:
+            z_Tr = F.grouped_mm(x_Ti, own.downs(stream, x_Ti.dtype).transpose(1, 2), offs=stream.ends)
+            ctx.save_for_backward(x_Ti, z_Tr)
+            return y_To.add_(F.grouped_mm(z_Tr, own.scaled_ups(stream, x_Ti.dtype).transpose(1, 2), offs=stream.ends))
         z_Tr = x_Ti.new_empty(len(x_Ti), own.slots.rank)
-        masks = {}
         for slot, begin, end in stream.segments:
             x, down, up = x_Ti[begin:end], own.down_Kri[slot].to(x_Ti.dtype), own.up_Kor[slot].to(x_Ti.dtype)
             share, generator = own.slots.dropouts[slot], own.slots.generators[slot]
@@ -216,7 +241,6 @@ class _SlotProduct(torch.autograd.Function):
             torch.mm(x, down.T, out=z_Tr[begin:end])
             y_To[begin:end].addmm_(z_Tr[begin:end], up.T, alpha=own.slots.scales[slot])
         ctx.save_for_backward(x_Ti, z_Tr)
-        ctx.layer, ctx.own, ctx.stream, ctx.masks = layer, own, stream, masks
         return y_To
 
     @staticmethod
@@ -230,6 +254,17 @@ class _SlotProduct(torch.autograd.Function):
             if layer.frozen is not None:
                 dx_Ti.addmm_(g_To @ layer.frozen[1], layer.frozen[0])
         beta = 1.0 if stream.adding else 0.0
+        if ctx.grouped:
+            g_To = g_To.contiguous()
+            dz_Tr = F.grouped_mm(g_To, own.scaled_ups(stream, g_To.dtype), offs=stream.ends)
+            down_grads_Kri = F.grouped_mm(dz_Tr.T, x_Ti, offs=stream.ends)
+            up_grads_Kor = F.grouped_mm(g_To.T, z_Tr, offs=stream.ends)
+            for at, (slot, _, _) in enumerate(stream.segments):
+                own.down_grad_Kri[slot].mul_(beta).add_(down_grads_Kri[at])
+                own.up_grad_Kor[slot].mul_(beta).add_(up_grads_Kor[at], alpha=own.slots.scales[slot])
+            if dx_Ti is not None:
+                dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
+            return dx_Ti, None, None, None, None
         for slot, begin, end in stream.segments:
             g, x, z, scale = g_To[begin:end], x_Ti[begin:end], z_Tr[begin:end], own.slots.scales[slot]
             down, up = own.down_Kri[slot].to(g.dtype), own.up_Kor[slot].to(g.dtype)
@@ -274,6 +309,8 @@ def _attend(
     """Causal attention inside each document of the stream; (1, H, T, D) -> (1, T, H, D)."""
     if softcap is not None:
         raise NotImplementedError("models that cap attention scores (Gemma 2) can't be trained in a stack; use Gemma 3")
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _stream.bounds is not None:
+        return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
     outs = []
     for begin, end in _stream.documents:
         q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
@@ -288,6 +325,31 @@ def _attend(
             )
         )
     return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+def _attend_in_one_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stream: Stream, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """The same by one FlashAttention call over all documents; needs CUDA and half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = max(end - begin for begin, end in stream.documents)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    assert stream.bounds is not None
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        stream.bounds,
+        stream.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=((window or 0) - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out[None]
 
 
 AttentionInterface.register(ATTENTION, _attend)

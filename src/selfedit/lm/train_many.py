@@ -182,17 +182,21 @@ class _HeadLoss(torch.autograd.Function):
         for at in range(0, len(states_Nd), HEAD_CHUNK):
             chunk = slice(at, at + HEAD_CHUNK)
             logits_CV = head(states_Nd[chunk]).float()
+            slopes_CV = None
             if cap is not None:
-                logits_CV.div_(cap).tanh_().mul_(cap)
+                logits_CV.div_(cap).tanh_()
+                slopes_CV = 1.0 - logits_CV.square()
+                logits_CV.mul_(cap)
             targets_C1 = targets_N[chunk, None]
             log_sum_C1 = logits_CV.logsumexp(-1, keepdim=True)
             nll_N[chunk] = (log_sum_C1 - logits_CV.gather(1, targets_C1))[:, 0]
-            steps_CV = logits_CV.sub(log_sum_C1).exp_()
-            steps_CV.scatter_add_(1, targets_C1, torch.full_like(log_sum_C1, -1.0))
-            steps_CV.mul_(weights_N[chunk, None])
-            if cap is not None:
-                steps_CV.mul_(1.0 - (logits_CV / cap).square_())
-            gradient_Nd[chunk] = steps_CV.to(states_Nd.dtype) @ head.weight
+            # From here on the buffer holds the gradient: softmax minus one-hot, weighted.
+            logits_CV.sub_(log_sum_C1).exp_()
+            logits_CV.scatter_add_(1, targets_C1, torch.full_like(log_sum_C1, -1.0))
+            logits_CV.mul_(weights_N[chunk, None])
+            if slopes_CV is not None:
+                logits_CV.mul_(slopes_CV)
+            gradient_Nd[chunk] = logits_CV.to(states_Nd.dtype) @ head.weight
         ctx.save_for_backward(gradient_Nd)
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weights_N).sum(), nll_N

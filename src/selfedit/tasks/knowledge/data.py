@@ -269,3 +269,43 @@ def _squad_from_hub(split: str) -> list[Passage]:
         key = (row["title"].replace("_", " "), row["context"])
         questions.setdefault(key, []).append(Question(row["question"], golds[0], tuple(golds[1:])))
     return [Passage(title, text, tuple(found)) for (title, text), found in questions.items()]
+
+
+def load_edits(file: Path) -> tuple[list[tuple[Passage, list[str]]], bool]:
+    """Passages with the self-edits written about them, in the reference code's forms, and the file's ``split_newlines``.
+
+    A list of ``{title, context, completions}`` (or ``completion``), or a result of a run of trials, whose ``articles`` are one.
+
+    Raises:
+        DataError: names the file, the item and the field.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: can't be read ({error})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    items, newlines = (data.get("articles"), bool(data.get("split_newlines", True))) if isinstance(data, dict) else (data, True)
+    if not isinstance(items, list):
+        raise DataError(f"{file}: neither a list of {{title, context, completions}} nor a result with articles")
+    return [_edits_of(item, f"{file}, item {index + 1}") for index, item in enumerate(items)], newlines
+
+
+def _edits_of(item: Any, at: str) -> tuple[Passage, list[str]]:
+    if not isinstance(item, dict):
+        raise DataError(f"{at}: not an object")
+    for field in ("title", "context"):
+        if not isinstance(item.get(field), str):
+            raise DataError(f"{at}: field {field} is missing or not text")
+    completions = item.get("completions", [item["completion"]] if "completion" in item else None)
+    if not isinstance(completions, list):
+        raise DataError(f"{at}: field completions is missing or not a list")
+    texts = []
+    for number, completion in enumerate(completions):
+        text = completion.get("text") if isinstance(completion, dict) else completion
+        if not isinstance(text, str):
+            raise DataError(f"{at}, completion {number + 1}: not text")
+        texts.append(text)
+    return Passage(item["title"], item["context"]), texts

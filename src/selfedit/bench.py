@@ -1,0 +1,439 @@
+"""``selfedit bench inner``: the ways to train one self-edit's adapter, side by side on the same documents.
+
+Each way lives in a process of its own (so that its peak memory is its own), one thread each, and takes its turn; the turns are
+interleaved and the median counts. Seconds are for training alone; loading and the first, warming turn are left out.
+
+Useful work, the same for all rows: tokens of documents, no padding. FLOPs of one token's pass through the adapted part of the
+model: 4 for each base weight there (2 forward, 2 for the gradient of the input; the base has no gradient of its own), 6 for each
+weight of the adapter, 4 for each weight of the head at a labelled token, 6 d T for attention over a document of T tokens (causal).
+Layers below the first adapted one: 2 for each weight, once for each document.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import Settings
+from selfedit.errors import DataError, SelfeditError
+
+ROWS = ("reference-qv", "peft-qv", "stacked-qv", "peft", "trl", "stacked", "stacked-last")
+REFERENCE_LENGTH = 2048
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every row trains.
+
+    Attributes:
+        texts: one list of plain documents a self-edit.
+        epochs: passes over each.
+        reference_steps: optimiser steps of the padded way that are timed; the rest of its time is extrapolated.
+        last: N of ``stacked-last``.
+        slots: adapters side by side in the stacked rows.
+    """
+
+    model: str
+    texts: tuple[tuple[str, ...], ...]
+    epochs: int
+    reference_steps: int
+    last: int
+    slots: int
+
+    def settings(self, name: str) -> Settings:
+        """A row's settings: the paper's r 32, alpha 64, learning rate 1e-3, batch 1; targets and layers by the row's name."""
+        return Settings(
+            epochs=self.epochs,
+            targets="qv" if name.endswith("-qv") else "all-linear",
+            layers=f"last:{self.last}" if name == "stacked-last" else "all",
+        )
+
+
+@dataclass
+class Turn:
+    """What one turn of a row measured: seconds for one self-edit, and (first turn) flat adapter weights by self-edit."""
+
+    seconds: float
+    peak_memory_mb: float
+    weights: list[Any] = field(default_factory=list)
+
+
+def bench_inner(work: Workload, repeats: int, told: Callable[[str], None]) -> dict[str, Any]:
+    """Times every row ``repeats`` times, interleaved, and returns the table of ``--json``."""
+    context = multiprocessing.get_context("spawn")
+    crews: dict[str, tuple[Any, Connection]] = {}
+    try:
+        for name in ROWS:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(name, work, theirs), daemon=True)
+            process.start()
+            crews[name] = (process, ours)
+        for name in ROWS:
+            told(f"loading {name}")
+            _receive(name, crews[name][1])
+        peak = matmul_peak()
+        turns: dict[str, list[Turn]] = {name: [] for name in ROWS}
+        for turn in range(repeats):
+            for name in ROWS:
+                told(f"{name}, turn {turn + 1} of {repeats}")
+                crews[name][1].send(turn)
+                turns[name].append(_receive(name, crews[name][1]))
+            peak = max(peak, matmul_peak())
+    finally:
+        for process, connection in crews.values():
+            connection.close()
+            process.join(5)
+            process.terminate()
+    return _table(work, turns, peak, repeats)
+
+
+def _receive(name: str, connection: Connection) -> Any:
+    try:
+        answer = connection.recv()
+    except EOFError as error:
+        raise SelfeditError(f"the process of {name} died, most likely for want of memory; give --edits a smaller number") from error
+    if isinstance(answer, str) and answer != "ready":
+        raise SelfeditError(f"{name}: {answer}")
+    return answer
+
+
+def _serve(name: str, work: Workload, connection: Connection) -> None:
+    """A row's process: loads, says ready, then trains once for each turn that it is asked for."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Trainers print progress of their own; errors come back through the connection.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        run = _prepare(name, work)
+        connection.send("ready")
+        while True:
+            turn = connection.recv()
+            seconds, weights = run()
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            connection.send(Turn(seconds, memory, weights if turn == 0 else []))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except Exception as error:  # shown by the parent
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+def _prepare(name: str, work: Workload) -> Callable[[], tuple[float, list[Any]]]:
+    from selfedit.lm.load import load_model
+
+    lm = load_model(work.model, "cpu", "float32")
+    rows = encoded(lm, work)
+    settings = work.settings(name)
+    if name.startswith("stacked"):
+        return lambda: _stacked(lm, rows, settings, work.slots)
+    if name.startswith("peft"):
+        return lambda: _peft(lm, rows, settings)
+    if name == "trl":
+        return lambda: _trl(lm, rows, settings)
+    return lambda: _reference(lm, rows, settings, work.reference_steps)
+
+
+def encoded(lm: Any, work: Workload) -> list[list[Any]]:
+    """Each self-edit's documents as rows of tokens."""
+    from selfedit.edits import Document
+    from selfedit.lm.batch import encode_document
+
+    return [[encode_document(lm, Document(text)) for text in texts] for texts in work.texts]
+
+
+def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, slots: int) -> tuple[float, list[Any]]:
+    """Ours: ``lm/train_many.py``."""
+    from selfedit.lm.train import Trained
+    from selfedit.lm.train_many import Job, train_many
+
+    jobs = [Job(tuple(rows), settings, seeds.derive(SEED, index)) for index, rows in enumerate(edits)]
+    start = time.perf_counter()
+    results = train_many(lm, jobs, slots)
+    seconds = (time.perf_counter() - start) / len(edits)
+    return seconds, [_flat(result.adapter.weights) for result in results if isinstance(result, Trained)]
+
+
+def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, list[Any]]:
+    """PEFT, one self-edit after the other, no padding, with our initial weights and order: ``examples/seal_minimal.py``."""
+    import torch
+
+    from selfedit.lm.train import learning_rate_factor, schedule_steps
+
+    seconds, weights = 0.0, []
+    for index, rows in enumerate(edits):
+        seed = seeds.derive(SEED, index)
+        model = _with_lora(lm, settings, seed)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        start = time.perf_counter()
+        optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+        steps = schedule_steps(rows, settings, seeds.derive(seed, "order"))
+        for step, batches in enumerate(steps):
+            optimiser.param_groups[0]["lr"] = settings.learning_rate * learning_rate_factor(step, len(steps), settings)
+            for batch in batches:
+                for row in batch:
+                    ids = torch.tensor([row.ids])
+                    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+        seconds += time.perf_counter() - start
+        weights.append(_flat_peft(model))
+        model.unload()
+    return seconds / len(edits), weights
+
+
+def _trl(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, list[Any]]:
+    """TRL's SFTTrainer, one self-edit after the other.
+
+    Its padding-free batches need FlashAttention, which a CPU has not; at batch 1 there is nothing to pad anyway.
+    """
+    import tempfile
+
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+    seconds = 0.0
+    for index, rows in enumerate(edits):
+        model = _with_lora(lm, settings, seeds.derive(SEED, index))
+        with tempfile.TemporaryDirectory() as folder:
+            config = SFTConfig(
+                output_dir=folder,
+                per_device_train_batch_size=1,
+                num_train_epochs=settings.epochs,
+                learning_rate=settings.learning_rate,
+                lr_scheduler_type="linear",
+                max_grad_norm=settings.clip,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                seed=SEED,
+            )
+            data = Dataset.from_dict({"input_ids": [list(row.ids) for row in rows]})
+            trainer = SFTTrainer(model=model, args=config, train_dataset=data, processing_class=lm.tokenizer)
+            start = time.perf_counter()
+            trainer.train()
+            seconds += time.perf_counter() - start
+        model.unload()
+    return seconds / len(edits), []
+
+
+def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) -> tuple[float, list[Any]]:
+    """The reference code's way: HF Trainer, every document padded to 2048 tokens, loss on the padding too.
+
+    ``timed`` steps after a first one are timed; a self-edit's time is extrapolated by its number of steps.
+    """
+    import tempfile
+
+    from datasets import Dataset
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    clock: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            clock.append(time.perf_counter())
+
+    pad = lm.tokenizer.pad_token_id
+    padded = [list(row.ids) + [pad] * (REFERENCE_LENGTH - len(row.ids)) for row in edits[0]]
+    data = Dataset.from_dict({"input_ids": padded, "labels": padded})
+    model = _with_lora(lm, settings, SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=1,
+            max_steps=timed + 1,
+            learning_rate=settings.learning_rate,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Clock()]).train()
+    model.unload()
+    steps = settings.epochs * statistics.fmean(len(rows) for rows in edits)
+    return (clock[-1] - clock[0]) / timed * steps, []
+
+
+def _with_lora(lm: Any, settings: Settings, seed: int) -> Any:
+    """The model under PEFT with our initial weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "v_proj"] if settings.targets == "qv" else "all-linear"
+    config = LoraConfig(r=settings.rank, lora_alpha=int(settings.alpha), target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(lm.model, config)
+    generator = torch.Generator().manual_seed(seeds.derive(seed, "init"))
+    for name, weight in model.named_parameters():
+        if "lora_A" in name:
+            bound = weight.shape[1] ** -0.5
+            weight.data = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+    return model
+
+
+def _flat(weights: dict[str, tuple[Any, Any]]) -> Any:
+    import numpy as np
+
+    return np.concatenate([part.detach().numpy().ravel() for name in sorted(weights) for part in weights[name]])
+
+
+def _flat_peft(model: Any) -> Any:
+    found: dict[str, dict[str, Any]] = {}
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            module, side = name.split(".lora_")
+            found.setdefault(module.removeprefix("base_model.model."), {})[side[0]] = weight
+    return _flat({name: (pair["A"], pair["B"]) for name, pair in found.items()})
+
+
+def matmul_peak(size: int = 2048, times: int = 3) -> float:
+    """GFLOP/s of the best of a few fp32 products of size x size on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a, b = torch.randn(size, size), torch.randn(size, size)
+        best = float("inf")
+        for _ in range(times):
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best = min(best, time.perf_counter() - start)
+        return 2 * size**3 / best / 1e9
+    finally:
+        torch.set_num_threads(threads)
+
+
+def useful_flops(lm: Any, edits: Sequence[Sequence[Any]], settings: Settings) -> float:
+    """FLOPs of training all self-edits that do not fall on padding; the formula is in this module's docstring."""
+    from selfedit.lm.adapter import adapted_layers, layer_index
+
+    config = lm.config.get_text_config()
+    adapted = adapted_layers(lm, settings.targets, settings.layers)
+    first = min(layer_index(name) for name in adapted)
+    below = above = 0
+    for name, layer in adapted_layers(lm, "all-linear", "all").items():
+        weights = layer.base.in_features * layer.base.out_features
+        below, above = (below + weights, above) if layer_index(name) < first else (below, above + weights)
+    lora = sum(settings.rank * (layer.base.in_features + layer.base.out_features) for layer in adapted.values())
+    depth = config.num_hidden_layers - first
+    head = config.hidden_size * config.vocab_size
+    total = 0.0
+    for rows in edits:
+        for row in rows:
+            length = len(row.ids)
+            attention = 6 * config.hidden_size * length * depth
+            total += settings.epochs * (length * (4 * above + 6 * lora + attention) + row.labelled * 4 * head)
+            total += length * 2 * below
+    return total
+
+
+def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: int) -> dict[str, Any]:
+    import numpy as np
+
+    from selfedit.lm.load import load_model
+
+    lm = load_model(work.model, "cpu", "float32")
+    edits = encoded(lm, work)
+    tokens = work.epochs * sum(len(row.ids) for rows in edits for row in rows) / len(edits)
+    median = {name: statistics.median(turn.seconds for turn in turns[name]) for name in ROWS}
+    rows = []
+    for name in ROWS:
+        flops = useful_flops(lm, edits, work.settings(name)) / len(edits)
+        control = {"stacked-qv": "peft-qv", "stacked": "peft"}.get(name)
+        difference = None
+        if control is not None:
+            pairs = zip(turns[name][0].weights, turns[control][0].weights, strict=True)
+            difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+        rows.append(
+            {
+                "name": name,
+                "seconds_per_edit": median[name],
+                "seconds_all": [turn.seconds for turn in turns[name]],
+                "tokens_per_second": tokens / median[name],
+                "ratio_reference": median["reference-qv"] / median[name],
+                "ratio_peft": median["peft-qv" if name.endswith("-qv") else "peft"] / median[name],
+                "peak_share": flops / median[name] / 1e9 / peak,
+                "peak_memory_mb": max(turn.peak_memory_mb for turn in turns[name]),
+                "max_weight_diff": difference,
+            }
+        )
+    return {
+        "machine": machine(),
+        "peak_gflops": peak,
+        "model": work.model,
+        "edits": len(edits),
+        "documents": sum(len(rows) for rows in edits),
+        "tokens_per_edit": tokens,
+        "epochs": work.epochs,
+        "reference_steps_timed": work.reference_steps,
+        "last": work.last,
+        "slots": work.slots,
+        "repeats": repeats,
+        "rows": rows,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    model = platform.processor()
+    try:
+        with open("/proc/cpuinfo") as stream:
+            model = next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": 1,
+    }
+
+
+def workload(model: str, notes: str | None, edits: int, epochs: int, reference_steps: int, last: int, slots: int) -> Workload:
+    """Documents of real passages with published notes, or of almanac's own passages where there is no such file.
+
+    Args:
+        notes: a data set with self-edits in the reference code's form; None: each almanac passage's sentences stand for notes.
+        edits: how many self-edits.
+
+    Raises:
+        DataError: the file has fewer self-edits.
+    """
+    from pathlib import Path
+
+    from selfedit.tasks.knowledge.data import load_dataset, load_edits
+    from selfedit.tasks.knowledge.documents import passage_pieces, plain_documents
+
+    if notes is not None:
+        written = [(passage, text) for passage, texts in load_edits(Path(notes))[0] for text in texts]
+    else:
+        written = [(passage, "\n".join(passage_pieces(passage.text))) for passage in load_dataset("almanac", "dev")]
+    if len(written) < edits:
+        raise DataError(f"{notes or 'almanac'}: has {len(written)} self-edits; give --edits at most that")
+    texts = tuple(
+        tuple(document.text for document in plain_documents(passage, text, "lines", 30)) for passage, text in written[:edits]
+    )
+    return Workload(model, texts, epochs, reference_steps, last, slots)

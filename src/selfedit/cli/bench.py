@@ -1,0 +1,89 @@
+"""``selfedit bench``: how fast this machine trains self-edits, and how that compares with other ways."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from selfedit.cli.common import err, out, write_json
+from selfedit.config import DEFAULT_MODEL
+from selfedit.errors import DataError
+
+app = typer.Typer(help="Measure speed.", no_args_is_help=True)
+
+
+@app.callback()
+def _bench() -> None:
+    """Measure speed."""
+
+
+@app.command("inner")
+def inner_command(
+    model: Annotated[str, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = DEFAULT_MODEL,
+    notes: Annotated[Path | None, typer.Option(help="Passages with self-edits (JSON); default: almanac's sentences.")] = None,
+    edits: Annotated[int, typer.Option(min=1, help="Self-edits to train.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over each self-edit's documents (the paper: 10).")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each row; the median counts.")] = 3,
+    last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 10,
+    slots: Annotated[int, typer.Option(min=1, help="Adapters side by side in the stacked rows.")] = 8,
+    quick: Annotated[bool, typer.Option("--quick", help="1 epoch, 1 turn, 1 padded step: within 10 minutes on two cores.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
+) -> None:
+    """Times the ways to train one self-edit's adapter on the same documents, interleaved in one run, one thread each.
+
+    * reference-qv: HF Trainer, padded to 2048 tokens with loss on the padding, q and v (a few steps, extrapolated)
+    * peft-qv, peft: PEFT one after the other without padding; q and v, or all linear layers
+    * trl: TRL's SFTTrainer, all linear layers
+    * stacked-qv, stacked: all self-edits side by side; stacked-last: in the last N layers
+
+    Example: selfedit bench inner --quick --json bench.json
+    """
+    missing = [name for name in ("peft", "trl", "datasets", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DataError(f"the other ways need {', '.join(missing)}: pip install 'selfedit[bench]'")
+    from selfedit.bench import bench_inner, workload
+
+    epochs, repeats = (1, 1) if quick else (epochs, repeats)
+    work = workload(model, str(notes) if notes else None, edits, epochs, 1 if quick else 2, last, slots)
+    with err.status("starting") as status:
+        result = bench_inner(work, repeats, status.update)
+    if json_file is not None:
+        write_json(json_file, result)
+    show(result, quick)
+
+
+def show(result: dict[str, Any], quick: bool) -> None:
+    """Prints the table."""
+    machine = result["machine"]
+    out.print(
+        f"{machine['cpu']}, {machine['cores']} cores ({machine['capability']}), one thread; torch {machine['torch']}; "
+        f"matrix products {result['peak_gflops']:.0f} GFLOP/s; {result['edits']} self-edits, {result['documents']} documents, "
+        f"{result['epochs']} epochs, {result['tokens_per_edit']:.0f} tokens a self-edit{'; quick' if quick else ''}",
+        highlight=False,
+    )
+    table = Table()
+    table.add_column("way", no_wrap=True)
+    for name in ("s/edit", "tok/s", "x ref", "x PEFT", "of peak", "MiB", "weights"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result["rows"]:
+        difference = row["max_weight_diff"]
+        table.add_row(
+            row["name"],
+            f"{row['seconds_per_edit']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['ratio_reference']:.2f}",
+            f"{row['ratio_peft']:.2f}",
+            f"{row['peak_share']:.0%}",
+            f"{row['peak_memory_mb']:.0f}",
+            "-" if difference is None else f"{difference:.1e}",
+        )
+    out.print(table)
+    out.print(
+        "s/edit: seconds to train one self-edit; x ref, x PEFT: times as fast as reference-qv, as peft(-qv); MiB: peak memory; "
+        f"weights: largest difference to peft(-qv); reference-qv: {result['reference_steps_timed']} steps timed, extrapolated",
+        highlight=False,
+    )
