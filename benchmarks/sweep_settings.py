@@ -47,8 +47,10 @@ from selfedit.tasks.knowledge.documents import passage_pieces
 from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
+BASE: dict[str, Any] = {"rank": 32, "alpha": 64.0, "layers": "last:10", "epochs": 4, "learning_rate": 1e-3}
+# What each setting changes in BASE.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "base": {},
     "epochs 2": {"epochs": 2},
     "epochs 8": {"epochs": 8},
     "lr 5e-4": {"learning_rate": 5e-4},
@@ -83,7 +85,7 @@ def try_setting(
     jobs = []
     for index, text in enumerate(texts):
         rows = tuple(encode_document(lm, document) for document in compile_edit([passage], text, EditConfig(), lm.chat))
-        jobs.append(Job(rows, Settings(**change), seeds.derive(seed, passage.id, "train", index)))
+        jobs.append(Job(rows, Settings(**BASE | change), seeds.derive(seed, passage.id, "train", index)))
     found = []
     for index, trained in enumerate(train_many(lm, jobs, len(jobs))):
         if isinstance(trained, DivergedError):
@@ -153,7 +155,7 @@ def sentence_before(passage: Passage, gold: str) -> str:
 
 
 def settings_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each setting's means over passages and its paired difference to the default."""
+    """Each setting's means over passages and its paired difference to the base."""
     cells: dict[str, dict[str, dict[str, float]]] = {}
     for name in SETTINGS:
         by_passage: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -168,7 +170,7 @@ def settings_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "n": len(whole),
             **{m: asdict(mean_and_error([cells[name][p][m] for p in whole])) for m in ("accuracy", "f1", "logprob")},
             "f1_difference": asdict(
-                paired_difference([cells[name][p]["f1"] for p in whole], [cells["default"][p]["f1"] for p in whole])
+                paired_difference([cells[name][p]["f1"] for p in whole], [cells["base"][p]["f1"] for p in whole])
             ),
         }
         for name in SETTINGS

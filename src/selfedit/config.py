@@ -39,8 +39,8 @@ class Settings(Frozen):
         str, Field(description="all-linear, qv (the paper's), or module names joined by commas, such as q_proj,down_proj")
     ] = "all-linear"
     layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers (all, if there are fewer)")] = "last:10"
-    epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 4
-    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="AdamW's peak learning rate")] = 1e-3
+    epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 8
+    learning_rate: Annotated[float, Field(gt=0, le=0.1, description="AdamW's peak learning rate")] = 2e-3
     schedule: Annotated[Schedule, Field(description="learning rate over the steps, down to 0 for linear and cosine")] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1, description="share of the steps with a rising learning rate")] = 0.0
     batch_size: Annotated[int, Field(ge=1, le=256, description="documents a forward pass")] = 1

@@ -83,7 +83,7 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
     pairs = [
         (question, answer)
         for question, answer in parse_pairs(text)
-        if _grounded(answer, passage, grounding) and (not grounding or _content(answer) - _content(question))
+        if _grounded(answer, passage, grounding) and (not grounding or content_words(answer) - content_words(question))
     ]
     lessons = [
         Document(answer, prompts.exam_prompt(question, title, chat))
@@ -131,7 +131,7 @@ def parse_gaps(text: str, passage: str) -> list[tuple[str, str]]:
     sentences = passage_pieces(passage)
     for line in _PAIR.sub("", text).split("\n"):
         detail = _clean(line).strip(".,;:!?")
-        if _HALF_PAIR.match(line) or not _content(detail) or len(detail.split()) > LONGEST_DETAIL:
+        if _HALF_PAIR.match(line) or not content_words(detail) or len(detail.split()) > LONGEST_DETAIL:
             continue
         pattern = re.compile(rf"(?<!\w){re.escape(detail)}(?!\w)", re.IGNORECASE)
         found = next(((sentence, match) for sentence in sentences if (match := pattern.search(sentence))), None)
@@ -140,7 +140,7 @@ def parse_gaps(text: str, passage: str) -> list[tuple[str, str]]:
         sentence, match = found
         before = "".join(re.findall(r"\S+\s*", sentence[: match.start()])[-GAP_CONTEXT:])
         after = "".join(re.findall(r"\s*\S+", sentence[match.end() :])[:GAP_CONTEXT])
-        gaps.setdefault(" ".join(sorted(_content(detail))), (f"{before}{prompts.GAP}{after}", match.group()))
+        gaps.setdefault(" ".join(sorted(content_words(detail))), (f"{before}{prompts.GAP}{after}", match.group()))
     return list(gaps.values())
 
 
@@ -175,12 +175,12 @@ def _not_too_often(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _grounded(text: str, passage: Passage, share: float) -> bool:
-    words = _content(text)
-    known = _content(f"{passage.title} {passage.text}")
+    words = content_words(text)
+    known = content_words(f"{passage.title} {passage.text}")
     return not share or (bool(words) and len(words & known) >= share * len(words))
 
 
-def _content(text: str) -> set[str]:
+def content_words(text: str) -> set[str]:
     """Lower-case words and numbers without function words."""
     return set(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
 
