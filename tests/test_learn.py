@@ -1,26 +1,32 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from selfedit.contexts import Question
+from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit
 from selfedit.errors import DataError
 from selfedit.inner import Outcome
 from selfedit.learn import Candidate, choose, enough, guess_rate, noise_chance
+from selfedit.lm.batch import encode_answer
+from selfedit.lm.score import log_probabilities
 from selfedit.marks import Marks, split_quiz
-from selfedit.tasks.knowledge.exam import Asked, Sitting
+from selfedit.tasks.knowledge.exam import Asked, Paper, Sitting, exam_questions, sit_exams
+from selfedit.tasks.knowledge.prompts import exam_prompt
 
 
-def marks(by_fact: list[float], log_probabilities: list[float] | None = None) -> Marks:
-    values = log_probabilities or [0.0] * len(by_fact)
-    return Marks((), sum(by_fact) / len(by_fact), 0.0, sum(values) / len(values), dict(enumerate(by_fact)), dict(enumerate(values)))
+def marks(by_fact: list[float], margins: list[float] | None = None) -> Marks:
+    values = margins or [0.0] * len(by_fact)
+    mean = sum(values) / len(values)
+    return Marks((), sum(by_fact) / len(by_fact), 0.0, -9.0, mean, dict(enumerate(by_fact)), dict(enumerate(values)))
 
 
 def candidate(m: Marks | None) -> Candidate:
     return Candidate(SelfEdit("c", "s", "t"), [], marks=m)
 
 
-def test_the_best_by_accuracy_then_likelihood_then_index() -> None:
+def test_the_best_by_accuracy_then_margin_then_index() -> None:
     baseline = marks([0, 0])
     assert choose([candidate(None), candidate(None)], baseline) is None
     assert choose([candidate(marks([0, 1])), candidate(None), candidate(marks([1, 1]))], baseline) == 2
@@ -71,3 +77,18 @@ def test_the_halves_of_a_quiz() -> None:
     assert [len(half) for half in split_quiz(questions[:2], 0.9, 0)] == [1, 1]
     with pytest.raises(DataError, match="at least 2"):
         split_quiz(questions[:1], 0.5, 0)
+
+
+def test_a_margin_weighs_the_gold_against_the_other_questions_golds(lm: Any) -> None:
+    golds = ["Ada Thornby", "1732", "slate", "1732"]
+    questions = [Question(f"Question {n}?", gold, paraphrases=(f"Else {n}?",)) for n, gold in enumerate(golds)]
+    passage = Passage("Bridge", "text", tuple(questions))
+    asked = tuple(exam_questions(questions))
+    with_margins, without = sit_exams(lm, [Paper(passage, asked, "titled", margins=True), Paper(passage, asked, "titled")])
+    assert without.margins == () and without.log_probabilities == pytest.approx(with_margins.log_probabilities, abs=1e-5)
+    assert without.answers == with_margins.answers
+    prompt = exam_prompt("Else 1?", "Bridge", lm.chat)
+    own, ada, slate = log_probabilities(lm, [encode_answer(lm, prompt, gold) for gold in ("1732", "Ada Thornby", "slate")])
+    assert with_margins.margins[3] == pytest.approx(own - (ada + slate) / 2, abs=1e-5)
+    (alone,) = sit_exams(lm, [Paper(passage, tuple(exam_questions(questions, [0])), "titled", margins=True)])
+    assert alone.margins == alone.log_probabilities

@@ -23,7 +23,7 @@ from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.compile import compile_edit, passage_matched, passage_only, split_passage
-from selfedit.tasks.knowledge.exam import Asked, ExamForm, Sitting, asked_in, exam_questions
+from selfedit.tasks.knowledge.exam import Asked, ExamForm, Paper, Sitting, asked_in, exam_questions
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
@@ -69,9 +69,9 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig, sl
     parts = split_passage(lm, passage)
     trials: list[dict[str, Any]] = []
     if "none" in config.methods:
-        trials.append(_row("none", sit(lm, passage, asked, FORMS)))
+        trials.append(_row("none", sit(lm, [Paper(passage, asked, form) for form in FORMS])))
     if "context" in config.methods:
-        trials.append(_row("context", sit(lm, passage, asked, ("context",))))
+        trials.append(_row("context", sit(lm, [Paper(passage, asked, "context")])))
 
     waiting: list[tuple[str, dict[str, Any]]] = []
     plans: list[TrainingPlan] = []

@@ -33,6 +33,7 @@ class Trial:
         asked: the questions.
         forms: in which forms they are asked.
         adapter_folder: where the adapter is written, None to drop it.
+        margins: whether gold answers are weighed against each other.
     """
 
     passage: Passage
@@ -40,6 +41,7 @@ class Trial:
     asked: tuple[Asked, ...]
     forms: tuple[ExamForm, ...] = ("titled",)
     adapter_folder: str | None = None
+    margins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ def _examine(
         papers = []
         for slot, (index, adapter) in enumerate(part):
             seats.put(slot, adapter)
-            papers += [Paper(trials[index].passage, trials[index].asked, form, slot) for form in trials[index].forms]
+            one = trials[index]
+            papers += [Paper(one.passage, one.asked, form, slot, one.margins) for form in one.forms]
         with seats.installed():
             sat = iter(sit_exams(lm, papers, seats.first))
         for index, _ in part:
@@ -119,13 +122,11 @@ def _examine(
     return sittings
 
 
-def sit(
-    lm: LanguageModel, passage: Passage, asked: tuple[Asked, ...], forms: tuple[ExamForm, ...], adapter_folder: str | None = None
-) -> tuple[Sitting, ...]:
-    """The exam under a saved adapter, or (None) under what the model already knows: the baseline."""
+def sit(lm: LanguageModel, papers: Sequence[Paper], adapter_folder: str | None = None) -> list[Sitting]:
+    """Exams under a saved adapter, or (None) under what the model already knows: the baseline."""
     try:
         if adapter_folder is not None:
             install(lm, load_adapter(Path(adapter_folder)))
-        return tuple(sit_exams(lm, [Paper(passage, asked, form) for form in forms]))
+        return sit_exams(lm, papers)
     finally:
         install(lm, None)

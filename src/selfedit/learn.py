@@ -25,7 +25,7 @@ from selfedit.memory.ledger import Base, Memory
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, tail_chance
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
-from selfedit.tasks.knowledge.exam import Asked, Sitting, asked_in, exam_questions
+from selfedit.tasks.knowledge.exam import Asked, Paper, Sitting, asked_in, exam_questions
 
 # With fewer choosing questions than this a small gain is too likely to be noise.
 FEW_QUESTIONS = 6
@@ -74,7 +74,6 @@ def learn(
     choosing, reporting = split_quiz(questions, config.quiz_split, config.seed)
     to_choose = tuple(exam_questions(questions, choosing))
     to_report = tuple(exam_questions(questions, reporting))
-    everything = tuple(exam_questions(questions))
     known = identify(config.model)
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint))
@@ -86,7 +85,8 @@ def learn(
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
                 written = executor.submit(write_edits, parts, config.edits, config.edit, config.seed)
-                sittings = executor.submit(sit, passage, everything, ("titled", "bare"))
+                reported = [Paper(passage, to_report, "titled"), Paper(passage, to_report, "bare")]
+                sittings = executor.submit(sit, [Paper(passage, to_choose, "titled", margins=True), *reported])
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[SelfEdit] = result(written)
                 candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
@@ -94,18 +94,18 @@ def learn(
                 share = -(-len(plans) // executor.workers)
                 slots = config.slots or max(1, min(slots_that_fit(known, config.settings, executor.workers), share))
                 progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
-                before_titled, before_bare = result(sittings)
-                baseline = mark_sitting(grader, to_choose, _part(before_titled, everything, to_choose))
+                chosen_before, *before = result(sittings)
+                baseline = mark_sitting(grader, to_choose, chosen_before)
                 progress("baseline", {"marks": baseline})
                 _try_all(executor, candidates, passage, to_choose, scratch, grader, slots)
                 best = choose(candidates, baseline)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
-                after: tuple[Sitting, Sitting] | None = None
+                after = before
                 if best is not None:
                     trained = str(scratch / f"{best}-0")
-                    after = result(executor.submit(sit, passage, to_report, ("titled", "bare"), trained))
+                    after = result(executor.submit(sit, reported, trained))
             chance = noise_chance(candidates, best, baseline, to_choose)
-            report = _report(grader, to_report, everything, before_titled, before_bare, after)
+            report = _report(grader, to_report, before, after)
             record = _record(config, passage, questions, choosing, candidates, best, baseline, report)
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
             entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
@@ -120,7 +120,12 @@ def learn(
         "config": config.model_dump(mode="json"),
         "passage": {"id": passage.id, "title": passage.title, "parts": len(parts)},
         "quiz": {"choosing": choosing, "reporting": reporting},
-        "baseline": {"accuracy": baseline.accuracy, "f1": baseline.f1, "logprob": baseline.log_probability},
+        "baseline": {
+            "accuracy": baseline.accuracy,
+            "f1": baseline.f1,
+            "logprob": baseline.log_probability,
+            "margin": baseline.margin,
+        },
         "candidates": [_candidate_row(candidate, baseline) for candidate in candidates],
         "best": best,
         "decision": "accepted" if accepted else "rejected",
@@ -136,25 +141,25 @@ def dtype_of(lm: LanguageModel) -> str:
 
 
 def choose(candidates: Sequence[Candidate], baseline: Marks) -> int | None:
-    """The best candidate: accuracy, ties by log-probability gain, then by lower index; None if none could be tried."""
+    """The best candidate: accuracy, ties by the gain of the golds' margin, then by lower index; None if none could be tried."""
     tried = [(index, candidate.marks) for index, candidate in enumerate(candidates) if candidate.marks is not None]
     if not tried:
         return None
-    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].log_probability - baseline.log_probability, -pair[0]))[0]
+    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].margin - baseline.margin, -pair[0]))[0]
 
 
 def enough(marks: Marks | None, baseline: Marks) -> bool:
     """Whether a gain is large enough to be kept.
 
     With 6 or more choosing questions any gain in accuracy; with fewer at least 2 questions' worth, or 1 with a gain in
-    log-probability on most of the questions. A question's worth is the mean over its wordings.
+    log-probability (in the form of ``Sitting.margins``) on most of the questions. A question's worth is the mean over its wordings.
     """
     if marks is None or marks.accuracy <= baseline.accuracy:
         return False
     if len(baseline.by_fact) >= FEW_QUESTIONS:
         return True
     gain = sum(marks.by_fact[group] - baseline.by_fact[group] for group in baseline.by_fact)
-    likelier = sum(marks.log_probability_by_fact[group] > baseline.log_probability_by_fact[group] for group in baseline.by_fact)
+    likelier = sum(marks.margin_by_fact[group] > baseline.margin_by_fact[group] for group in baseline.by_fact)
     return gain >= 2 - 1e-9 or (gain >= 1 - 1e-9 and 2 * likelier > len(baseline.by_fact))
 
 
@@ -213,7 +218,7 @@ def _try_all(
     Repeats after the first keep no adapter.
     """
     trials = [
-        (index, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None))
+        (index, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None, margins=True))
         for index, candidate in enumerate(candidates)
         for repeat, plan in enumerate(candidate.plans)
     ]
@@ -230,18 +235,6 @@ def _try_all(
             candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
 
 
-def _bare(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:
-    """The answers of ``part`` out of a sitting without titles."""
-    return _part(sitting, asked_in("bare", everything), asked_in("bare", part))
-
-
-def _part(sitting: Sitting, everything: Sequence[Asked], part: Sequence[Asked]) -> Sitting:
-    """The answers of ``part`` out of a sitting of all questions."""
-    at = {one: index for index, one in enumerate(everything)}
-    indices = [at[one] for one in part]
-    return Sitting(tuple(sitting.answers[i] for i in indices), tuple(sitting.log_probabilities[i] for i in indices))
-
-
 def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
     marks = candidate.marks
     return {
@@ -253,6 +246,7 @@ def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
         "gain": marks.accuracy - baseline.accuracy if marks else None,
         "f1": marks.f1 if marks else None,
         "logprob": marks.log_probability if marks else None,
+        "margin": marks.margin if marks else None,
         "tokens": sum(outcome.tokens for outcome in candidate.outcomes),
         "seconds": round(sum(outcome.seconds for outcome in candidate.outcomes), 2),
         "status": candidate.status,
@@ -260,17 +254,9 @@ def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
     }
 
 
-def _report(
-    grader: Grader,
-    asked: tuple[Asked, ...],
-    everything: tuple[Asked, ...],
-    before_titled: Sitting,
-    before_bare: Sitting,
-    after: tuple[Sitting, Sitting] | None,
-) -> dict[str, Any]:
-    """The gain on questions that did not choose, of the best candidate, kept or not."""
-    old, old_bare = _part(before_titled, everything, asked), _bare(before_bare, everything, asked)
-    new, new_bare = after if after is not None else (old, old_bare)
+def _report(grader: Grader, asked: tuple[Asked, ...], before: Sequence[Sitting], after: Sequence[Sitting]) -> dict[str, Any]:
+    """The gain on questions that did not choose, of the best candidate, kept or not; sittings with title and without."""
+    (old, old_bare), (new, new_bare) = before, after
     marks = {
         name: mark_sitting(grader, asked_in("bare", asked) if "bare" in name else asked, sitting)
         for name, sitting in (("old", old), ("new", new), ("old_bare", old_bare), ("new_bare", new_bare))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,26 +26,28 @@ class Marks:
         accuracy: share of the wordings answered correctly.
         f1: mean token F1.
         log_probability: mean over the wordings of the gold answer's mean token log-probability.
+        margin: mean over the wordings of the margin (``Sitting.margins``); nan where it was not asked for.
         by_fact: question group -> share of its wordings answered correctly.
-        log_probability_by_fact: question group -> mean log-probability over its wordings.
+        margin_by_fact: question group -> mean margin over its wordings.
     """
 
     verdicts: tuple[Verdict, ...]
     accuracy: float
     f1: float
     log_probability: float
+    margin: float
     by_fact: dict[int, float]
-    log_probability_by_fact: dict[int, float]
+    margin_by_fact: dict[int, float]
 
 
 def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Marks:
     """Grades a whole sitting at once."""
     verdicts = grader.mark([ExamItem(one.question, answer, one.group) for one, answer in zip(asked, sitting.answers, strict=True)])
     correct: dict[int, list[float]] = defaultdict(list)
-    log_probabilities: dict[int, list[float]] = defaultdict(list)
-    for one, verdict, value in zip(asked, verdicts, sitting.log_probabilities, strict=True):
+    margins: dict[int, list[float]] = defaultdict(list)
+    for one, verdict, margin in zip(asked, verdicts, sitting.margins or [math.nan] * len(asked), strict=True):
         correct[one.group].append(float(verdict.correct))
-        log_probabilities[one.group].append(value)
+        margins[one.group].append(margin)
     return Marks(
         verdicts=tuple(verdicts),
         accuracy=fmean(float(verdict.correct) for verdict in verdicts),
@@ -52,8 +55,9 @@ def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Ma
             max(f1_score(answer, gold) for gold in one.question.golds) for one, answer in zip(asked, sitting.answers, strict=True)
         ),
         log_probability=fmean(sitting.log_probabilities),
+        margin=fmean(sitting.margins) if sitting.margins else math.nan,
         by_fact={group: fmean(values) for group, values in correct.items()},
-        log_probability_by_fact={group: fmean(values) for group, values in log_probabilities.items()},
+        margin_by_fact={group: fmean(values) for group, values in margins.items()},
     )
 
 
@@ -64,10 +68,9 @@ def mean_marks(marks: Sequence[Marks]) -> Marks:
         accuracy=fmean(m.accuracy for m in marks),
         f1=fmean(m.f1 for m in marks),
         log_probability=fmean(m.log_probability for m in marks),
+        margin=fmean(m.margin for m in marks),
         by_fact={group: fmean(m.by_fact[group] for m in marks) for group in marks[0].by_fact},
-        log_probability_by_fact={
-            group: fmean(m.log_probability_by_fact[group] for m in marks) for group in marks[0].log_probability_by_fact
-        },
+        margin_by_fact={group: fmean(m.margin_by_fact[group] for m in marks) for group in marks[0].margin_by_fact},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 from selfedit.contexts import Passage, Question
@@ -28,10 +29,19 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """An exam's answers and, for each question, the mean natural log-probability of a gold answer's token."""
+    """What an exam brought, one entry for each wording asked.
+
+    Attributes:
+        answers: what the model said.
+        log_probabilities: the mean natural log-probability of the gold answer's tokens and the end of the turn.
+        margins: the same minus its mean over the other questions' gold answers in the gold's place; empty if not asked for. A
+            model that learnt to answer at all makes every gold likelier; the margin says whether it tells them apart. Of the
+            forms tried on dev it ranks self-edits most as the exam does (docs/lab-book.md).
+    """
 
     answers: tuple[str, ...]
     log_probabilities: tuple[float, ...]
+    margins: tuple[float, ...] = ()
 
 
 def exam_questions(questions: Sequence[Question], groups: Sequence[int] | None = None) -> list[Asked]:
@@ -59,12 +69,14 @@ class Paper:
         form: ``titled`` puts the title before the question, as in the paper; ``bare`` asks the question alone, as ``ask``
             does; ``context`` also gives the passage.
         slot: whose adapter (``lm/stack.py``) answers; without slots what is installed answers.
+        margins: whether the other questions' golds are weighed too.
     """
 
     passage: Passage
     asked: tuple[Asked, ...]
     form: ExamForm
     slot: int = 0
+    margins: bool = False
 
 
 def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> list[Sitting]:
@@ -88,12 +100,23 @@ def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> lis
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
     texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop, slots=slots)
     answers = [text if lm.chat else text.split("\n")[0].strip() for text in texts]
-    rows = [encode_answer(lm, prompt, one.question.answer) for prompt, (_, one) in zip(prompts, questions, strict=True)]
-    likelihoods = log_probabilities(lm, rows, slots, first)
+    golds = [_golds(paper, one) for paper, one in questions]
+    rows = [encode_answer(lm, prompt, gold) for prompt, texts in zip(prompts, golds, strict=True) for gold in texts]
+    owners = [slot for slot, texts in zip(slots, golds, strict=True) for _ in texts]
+    likelihoods = iter(log_probabilities(lm, rows, owners, first))
+    weighed = iter([[next(likelihoods) for _ in texts] for texts in golds])
+    said = iter(answers)
     sittings = []
-    at = 0
     for paper in papers:
-        end = at + len(asked_in(paper.form, paper.asked))
-        sittings.append(Sitting(tuple(answers[at:end]), tuple(likelihoods[at:end])))
-        at = end
+        asked = asked_in(paper.form, paper.asked)
+        values = [next(weighed) for _ in asked]
+        margins = tuple(own - fmean(others) if others else own for own, *others in values) if paper.margins else ()
+        sittings.append(Sitting(tuple(next(said) for _ in asked), tuple(own for own, *_ in values), margins))
     return sittings
+
+
+def _golds(paper: Paper, one: Asked) -> list[str]:
+    """The gold answer, then (for margins) the other questions' different golds."""
+    own = one.question.answer
+    others = dict.fromkeys(other.question.answer for other in paper.asked if other.group != one.group) if paper.margins else {}
+    return [own, *(gold for gold in others if gold != own)]
