@@ -188,7 +188,7 @@ def test_sliding_windows_are_kept_within_documents(tmp_path: Path) -> None:
     for layer in lm.model.base_model.layers:
         if layer.self_attn.is_sliding:
             layer.self_attn.sliding_window = 8
-    job = Job(tuple(rows_of(lm)), Settings(rank=4, alpha=8, epochs=3), 1)
+    job = Job(tuple(rows_of(lm)), Settings(rank=4, alpha=8, epochs=3, learning_rate=2e-4), 1)
     (mine,) = whole(train_many(lm, [job], 1))
     alone = train(lm, list(job.rows), job.settings, job.seed)
     assert difference(mine.adapter, alone.adapter) <= 1e-5

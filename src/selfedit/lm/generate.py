@@ -10,6 +10,9 @@ from transformers import DynamicCache
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Stream, segments_of, streaming
 
+# The nucleus is looked for among so many likeliest tokens first; sorting a whole vocabulary costs as much as the model's step.
+NUCLEUS = 256
+
 
 @torch.inference_mode()
 def generate(
@@ -125,14 +128,19 @@ def _forward(
 def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> list[int]:
     if temperature == 0 or generators is None:
         return [int(token) for token in logits_BV.argmax(-1)]
-    probabilities_BV = torch.softmax(logits_BV.cpu() / temperature, -1)
-    ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
-    outside_BV = ordered_BV.cumsum(-1) - ordered_BV >= top_p
-    ordered_BV[outside_BV] = 0.0
-    picks = [
-        int(order[torch.multinomial(ordered, 1, generator=generator)])
-        for ordered, order, generator in zip(ordered_BV, order_BV, generators, strict=True)
-    ]
+    scaled_BV = logits_BV.cpu() / temperature
+    top_BN, token_BN = scaled_BV.topk(min(NUCLEUS, scaled_BV.shape[1]), dim=-1)
+    mass_BN = (top_BN - scaled_BV.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+    picks = []
+    for row, generator in enumerate(generators):
+        tokens, mass = token_BN[row], mass_BN[row]
+        if mass[-1] < top_p and len(mass) < scaled_BV.shape[1]:
+            ordered, tokens = torch.softmax(scaled_BV[row], -1).sort(descending=True, stable=True)
+            mass = ordered.cumsum(-1)
+        # The nucleus ends with the token that reaches the mass; one draw a token, whatever its size.
+        last = min(int((mass < top_p).sum()), len(mass) - 1)
+        drawn = torch.rand((), generator=generator) * mass[last]
+        picks.append(int(tokens[min(int(torch.searchsorted(mass, drawn, right=True)), last)]))
     return picks
 
 

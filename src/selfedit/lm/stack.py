@@ -48,6 +48,12 @@ class Stream:
     bounds: torch.Tensor | None = None
     ends: torch.Tensor | None = None
 
+    def by_slot(self, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+        """(slot, its rows of each tensor), slot after slot; the segments cover all rows."""
+        lengths = [end - begin for _, begin, end in self.segments]
+        parts = [torch.split(tensor, lengths) for tensor in tensors]
+        return zip((slot for slot, _, _ in self.segments), *parts, strict=True)
+
 
 _stream = Stream()
 
@@ -187,18 +193,20 @@ class SlotLinear:
         up_grad_Kor: torch.Tensor | None,
     ) -> None:
         self.slots = slots
-        self.down_Kri, self.up_Kor = down_Kri, up_Kor
-        self.down_grad_Kri, self.up_grad_Kor = down_grad_Kri, up_grad_Kor
+        # One view a slot, made once: making them anew at each pass costs as much as the small products.
+        self.down, self.up = down_Kri.unbind(), up_Kor.unbind()
+        self.down_grad = () if down_grad_Kri is None else down_grad_Kri.unbind()
+        self.up_grad = () if up_grad_Kor is None else up_grad_Kor.unbind()
         # What makes autograd call the backward although no input of the first adapted layer needs a gradient.
         self.anchor = torch.empty(0, requires_grad=True)
 
     def downs(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
         """A of the slots in the stream, (K, r, in)."""
-        return torch.stack([self.down_Kri[slot] for slot, _, _ in stream.segments]).to(dtype)
+        return torch.stack([self.down[slot] for slot, _, _ in stream.segments]).to(dtype)
 
     def scaled_ups(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
         """B of the slots in the stream times each slot's scale, (K, out, r)."""
-        return torch.stack([self.up_Kor[slot] * self.slots.scales[slot] for slot, _, _ in stream.segments]).to(dtype)
+        return torch.stack([self.up[slot] * self.slots.scales[slot] for slot, _, _ in stream.segments]).to(dtype)
 
     def __call__(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out); rows belong to slots as the stream says."""
@@ -232,14 +240,13 @@ class _SlotProduct(torch.autograd.Function):
             ctx.save_for_backward(x_Ti, z_Tr)
             return y_To.add_(F.grouped_mm(z_Tr, own.scaled_ups(stream, x_Ti.dtype).transpose(1, 2), offs=stream.ends))
         z_Tr = x_Ti.new_empty(len(x_Ti), own.slots.rank)
-        for slot, begin, end in stream.segments:
-            x, down, up = x_Ti[begin:end], own.down_Kri[slot].to(x_Ti.dtype), own.up_Kor[slot].to(x_Ti.dtype)
+        for slot, x, y, z in stream.by_slot(x_Ti, y_To, z_Tr):
             share, generator = own.slots.dropouts[slot], own.slots.generators[slot]
             if share and generator is not None:
                 masks[slot] = keep_mask(x, share, generator)
                 x = x * masks[slot]
-            torch.mm(x, down.T, out=z_Tr[begin:end])
-            y_To[begin:end].addmm_(z_Tr[begin:end], up.T, alpha=own.slots.scales[slot])
+            torch.mm(x, own.down[slot].to(x.dtype).T, out=z)
+            y.addmm_(z, own.up[slot].to(x.dtype).T, alpha=own.slots.scales[slot])
         ctx.save_for_backward(x_Ti, z_Tr)
         return y_To
 
@@ -260,24 +267,24 @@ class _SlotProduct(torch.autograd.Function):
             down_grads_Kri = F.grouped_mm(dz_Tr.T, x_Ti, offs=stream.ends)
             up_grads_Kor = F.grouped_mm(g_To.T, z_Tr, offs=stream.ends)
             for at, (slot, _, _) in enumerate(stream.segments):
-                own.down_grad_Kri[slot].mul_(beta).add_(down_grads_Kri[at])
-                own.up_grad_Kor[slot].mul_(beta).add_(up_grads_Kor[at], alpha=own.slots.scales[slot])
+                own.down_grad[slot].mul_(beta).add_(down_grads_Kri[at])
+                own.up_grad[slot].mul_(beta).add_(up_grads_Kor[at], alpha=own.slots.scales[slot])
             if dx_Ti is not None:
                 dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
             return dx_Ti, None, None, None, None
-        for slot, begin, end in stream.segments:
-            g, x, z, scale = g_To[begin:end], x_Ti[begin:end], z_Tr[begin:end], own.slots.scales[slot]
-            down, up = own.down_Kri[slot].to(g.dtype), own.up_Kor[slot].to(g.dtype)
+        for slot, g, x, z, dx in stream.by_slot(g_To, x_Ti, z_Tr, g_To if dx_Ti is None else dx_Ti):
+            scale, down, up = own.slots.scales[slot], own.down[slot].to(g.dtype), own.up[slot].to(g.dtype)
             dz = g @ up
             if slot in masks:
                 x = x * masks[slot]
-            _add_product(own.up_grad_Kor[slot], g.T, z, beta, scale)
-            _add_product(own.down_grad_Kri[slot], dz.T, x, beta, scale)
-            if dx_Ti is not None:
-                if slot in masks:
-                    dx_Ti[begin:end].add_((dz @ down) * masks[slot], alpha=scale)
-                else:
-                    dx_Ti[begin:end].addmm_(dz, down, alpha=scale)
+            _add_product(own.up_grad[slot], g.T, z, beta, scale)
+            _add_product(own.down_grad[slot], dz.T, x, beta, scale)
+            if dx_Ti is None:
+                continue
+            if slot in masks:
+                dx.add_((dz @ down) * masks[slot], alpha=scale)
+            else:
+                dx.addmm_(dz, down, alpha=scale)
         return dx_Ti, None, None, None, None
 
 
