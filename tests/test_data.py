@@ -129,12 +129,38 @@ def test_datasets_by_content(tmp_path: Path) -> None:
         load_dataset("almanac", "valid")
 
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+def test_a_text_that_comes_twice_puts_its_questions_together(tmp_path: Path) -> None:
+    file = tmp_path / "twice.json"
+    item = {"title": "T", "context": "C."}
+    first, second = ({"question": f"Q{n}?", "answer": "A"} for n in (1, 2))
+    file.write_text(json.dumps([item | {"questions": [first]}, item | {"questions": [first, second]}]))
+    (passage,) = load_dataset(str(file))
+    assert [q.question for q in passage.questions] == ["Q1?", "Q2?"]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real SQuAD sample is not beside the checkout")
-def test_real_squad_files() -> None:
-    official = load_dataset(str(SHARED / "squad_v1.1_sample.json"))
-    flat = load_dataset(str(SHARED / "squad_test.json"))
-    assert len(official) == 40 and len(flat) == 140
-    assert all(any(gold in p.text for gold in q.golds) for p in official for q in p.questions)
+def test_a_paragraph_with_impossible_questions_only_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "squad.json"
+    impossible = {"context": "C.", "qas": [{"question": "No?", "answers": [], "is_impossible": True}]}
+    possible = {"context": "D.", "qas": [{"question": "Q?", "answers": [{"text": "A"}]}]}
+    file.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [impossible, possible]}]}))
+    assert [passage.text for passage in load_dataset(str(file))] == ["D."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.yaml", "- {question: 2024-99-99, answer: a}"),
+        ("q.csv", "question,answer\n" + '"' + "x" * 200_000 + '",a\n'),
+    ],
+)
+def test_quizzes_that_their_readers_choke_on(tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(DataError, match="line"):
+        load_quiz(file)
+
+
+def test_a_quiz_with_old_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    file.write_bytes(b"question,answer\rQ?,A\rR?,B\r")
+    assert [q.answer for q in load_quiz(file)] == ["A", "B"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,11 @@ def test_accumulation_equals_a_larger_batch(lm: Any) -> None:
 def test_learning_rate_schedules_against_transformers() -> None:
     from transformers import get_scheduler
 
-    for name in ("linear", "cosine", "constant"):
-        settings = Settings(schedule=name, warmup=0.0, learning_rate=1e-3)
+    for name, warmup in itertools.product(("linear", "cosine", "constant"), (0.0, 0.3)):
+        settings = Settings(schedule=name, warmup=warmup, learning_rate=1e-3)
         optimiser = torch.optim.AdamW([torch.zeros(1)], lr=1.0)
-        theirs = get_scheduler(name, optimiser, num_warmup_steps=0, num_training_steps=7)
+        full_name = f"{name}_with_warmup" if name == "constant" else name
+        theirs = get_scheduler(full_name, optimiser, num_warmup_steps=math.ceil(warmup * 7), num_training_steps=7)
         for step in range(7):
             assert learning_rate_factor(step, 7, settings) == pytest.approx(optimiser.param_groups[0]["lr"])
             optimiser.step()

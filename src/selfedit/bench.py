@@ -53,6 +53,9 @@ class Workload:
     def settings(self, name: str) -> Settings:
         """A row's settings: the paper's r 32, alpha 64, learning rate 1e-3, batch 1; targets and layers by the row's name."""
         return Settings(
+            rank=32,
+            alpha=64,
+            learning_rate=1e-3,
             epochs=self.epochs,
             targets="qv" if name.endswith("-qv") else "all-linear",
             layers=f"last:{self.last}" if name == "stacked-last" else "all",

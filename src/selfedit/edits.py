@@ -10,9 +10,9 @@ from selfedit.config import Settings
 
 
 class Message(NamedTuple):
-    """One turn of a prompt."""
+    """One turn of a prompt; the role ``text`` is no turn but bare text to be continued."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "text"]
     content: str
 
 

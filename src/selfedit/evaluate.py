@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ from selfedit.config import EvalConfig
 from selfedit.contexts import Passage
 from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
-from selfedit.executors.local import LocalExecutor, ModelChoice
+from selfedit.executors.local import LocalExecutor, ModelChoice, cores
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
@@ -27,7 +27,7 @@ from selfedit.tasks.knowledge.exam import Asked, ExamForm, Paper, Sitting, asked
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
-MEASURES = ("accuracy", "paraphrased", "question_alone", "f1", "logprob", "tokens", "steps", "seconds")
+MEASURES = ("accuracy", "paraphrased", "question_alone", "f1", "logprob", "failed", "tokens", "steps", "seconds")
 CONTROLS = ("none", "passage", "passage-matched")
 
 
@@ -50,12 +50,13 @@ def evaluate(
     for passage in passages:
         if not passage.questions:
             raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
+    identify(config.model)
     done = {row["passage"] for row in run.rows}
     waiting = [passage for passage in passages if passage.id not in done]
     told(len(passages) - len(waiting))
     if waiting:
         with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), workers) as executor:
-            slots = config.slots or slots_that_fit(identify(config.model), config.settings, executor.workers)
+            slots = config.slots or slots_that_fit(identify(config.model), config.settings, cores())
             for row in executor.map(evaluate_passage, [(passage, config, slots) for passage in waiting]):
                 run.append(row)
                 told(len(run.rows))
@@ -120,8 +121,8 @@ def table(config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[s
     methods = {}
     for method in config.methods:
         values = {m: [row[method][m] for row in graded] for m in MEASURES}
-        kept = {m: v for m, v in values.items() if not any(math.isnan(x) for x in v)}
-        methods[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items()}
+        kept = {m: [x for x in v if not math.isnan(x)] for m, v in values.items()}
+        methods[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items() if v}
     differences = [
         {
             "method": method,
@@ -153,13 +154,13 @@ def _row(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any
 
 
 def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, dict[str, float]]:
-    """Method -> measure -> mean over the method's trials; a trial that failed counts 0 right."""
+    """Method -> measure -> mean over the method's trials; one that failed counts 0 right and has no log-probability."""
     asked = exam_questions(passage.questions)
     alone = asked_in("bare", asked)
     found: dict[str, list[dict[str, float]]] = {}
     for trial in row["trials"]:
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
-        measures = dict.fromkeys(MEASURES, 0.0)
+        measures = dict.fromkeys(MEASURES, 0.0) | {"logprob": math.nan, "failed": float(trial["status"] != "ok")}
         if sittings:
             titled = mark_sitting(grader, asked, sittings[0])
             bare = mark_sitting(grader, alone, sittings[1]) if len(sittings) > 1 else None
@@ -172,7 +173,13 @@ def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, 
             }
         measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
         found.setdefault(trial["method"], []).append(measures)
-    return {method: {m: fmean(trial[m] for trial in trials) for m in MEASURES} for method, trials in found.items()}
+    return {method: {m: _mean(trial[m] for trial in trials) for m in MEASURES} for method, trials in found.items()}
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean of those that are there; nan if none is."""
+    there = [value for value in values if not math.isnan(value)]
+    return fmean(there) if there else math.nan
 
 
 def _share(asked: Sequence[Asked], marks: Marks, paraphrase: bool) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from selfedit.config import LearnConfig
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit, TrainingPlan
 from selfedit.errors import InvalidEditError
-from selfedit.executors.local import LocalExecutor, ModelChoice, result
+from selfedit.executors.local import LocalExecutor, ModelChoice, cores, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
@@ -91,8 +92,9 @@ def learn(
                 edits: list[SelfEdit] = result(written)
                 candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
                 plans = [plan for candidate in candidates for plan in candidate.plans]
-                share = -(-len(plans) // executor.workers)
-                slots = config.slots or max(1, min(slots_that_fit(known, config.settings, executor.workers), share))
+                # By the machine's cores, not by --workers: how trials are grouped must not depend on who runs them.
+                share = max(1, -(-len(plans) // cores()))
+                slots = config.slots or min(slots_that_fit(known, config.settings, cores()), share)
                 progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
                 chosen_before, *before = result(sittings)
                 baseline = mark_sitting(grader, to_choose, chosen_before)
@@ -106,7 +108,8 @@ def learn(
                     after = result(executor.submit(sit, reported, trained))
             chance = noise_chance(candidates, best, baseline, to_choose)
             report = _report(grader, to_report, before, after)
-            record = _record(config, passage, questions, choosing, candidates, best, baseline, report)
+            known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
+            record = _record(known_config, passage, questions, choosing, candidates, best, baseline, report)
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
             entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
         finally:
@@ -130,6 +133,7 @@ def learn(
         "best": best,
         "decision": "accepted" if accepted else "rejected",
         "chance_by_noise": chance,
+        "tried": sum(candidate.marks is not None for candidate in candidates),
         "report": report,
         "memory": {"entry": entry},
     }
@@ -167,8 +171,9 @@ def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Ma
     """How often the best of that many useless candidates would gain as many questions.
 
     A useless self-edit's answers don't depend on the question. How often such an answer is right by luck is read off the exam
-    itself: answers to other questions, held against this question's gold (token recall). The chance is the binomial tail over the
-    questions that were wrong before, corrected for the number of candidates tried (Sidak).
+    itself: answers to other questions, held against this question's gold (token recall, the most lenient grader). The chance is
+    the binomial tail over the questions that were wrong before, a question counting as soon as one of its wordings is answered,
+    corrected for the number of candidates tried (Sidak): an upper bound.
     """
     marks = candidates[best].marks if best is not None else None
     if marks is None:
@@ -177,7 +182,8 @@ def noise_chance(candidates: Sequence[Candidate], best: int | None, baseline: Ma
     lucky = guess_rate(asked, [outcome.sittings[0] for candidate in tried for outcome in candidate.outcomes])
     gain = sum(marks.by_fact[group] - baseline.by_fact[group] for group in baseline.by_fact)
     wrong = sum(value < 1 for value in baseline.by_fact.values())
-    return best_of(tail_chance(gain, wrong, lucky), len(tried))
+    wordings = max(Counter(one.group for one in asked).values())
+    return best_of(tail_chance(gain, wrong, 1.0 - (1.0 - lucky) ** wordings), len(tried))
 
 
 def guess_rate(asked: Sequence[Asked], sittings: Sequence[Sitting]) -> float:

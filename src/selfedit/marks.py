@@ -13,7 +13,7 @@ from selfedit import seeds
 from selfedit.contexts import Question
 from selfedit.errors import DataError
 from selfedit.graders import ExamItem, Grader, Verdict
-from selfedit.graders.text import f1_score
+from selfedit.graders.text import f1_score, normalise
 from selfedit.tasks.knowledge.exam import Asked, Sitting
 
 
@@ -82,6 +82,15 @@ def split_quiz(questions: Sequence[Question], share: float, seed: int) -> tuple[
     """
     if len(questions) < 2:
         raise DataError(f"the quiz has {len(questions)} question(s); give at least 2, since one part chooses and the rest reports")
+    seen: dict[str, int] = {}
+    for number, question in enumerate(questions, start=1):
+        for text in {" ".join(normalise(wording)) for wording in (question.question, *question.paraphrases)}:
+            if text in seen:
+                raise DataError(
+                    f"the quiz asks {question.question!r} twice (questions {seen[text]} and {number}); one might choose and the "
+                    "other report. Take one out, or make it a paraphrase of the other"
+                )
+            seen[text] = number
     order = list(range(len(questions)))
     random.Random(seeds.derive(seed, "quiz")).shuffle(order)
     choosing = min(len(order) - 1, max(1, round(share * len(order))))

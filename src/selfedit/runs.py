@@ -34,12 +34,11 @@ class Run:
         if file.exists():
             if not resume:
                 raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
-            before = json.loads(file.read_text())
-            for key, value in resolved["config"].items():  # type: ignore[attr-defined]
-                if before["config"].get(key) != value:
+            before = type(config).model_validate(json.loads(file.read_text())["config"]).model_dump(mode="json")
+            for key, value in config.model_dump(mode="json").items():
+                if before[key] != value:
                     raise DataError(
-                        f"{folder}: made with {key}={before['config'].get(key)!r}, now {value!r}; "
-                        "give the same settings or another --run"
+                        f"{folder}: made with {key}={before[key]!r}, now {value!r}; give the same settings or another --run"
                     )
             self.rows = _whole_rows(folder / ROWS)
         else:
@@ -60,7 +59,7 @@ class Run:
 def _whole_rows(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    if lines[-1]:
-        file.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
-    return [json.loads(line) for line in lines[:-1]]
+    with file.open("r+b") as stream:
+        whole, newline, _ = stream.read().rpartition(b"\n")
+        stream.truncate(len(whole) + len(newline))
+    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from selfedit.cli.common import out
-
 
 def ask_command(
     question: Annotated[str, typer.Argument(help="The question.")],
@@ -16,6 +14,7 @@ def ask_command(
     title: Annotated[str | None, typer.Option(help="Put a topic before the question, as the exam does.")] = None,
     model: Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Answers a question from what the memory has learnt, without any passage in front of it."""
     from selfedit.lm.batch import encode_prompt
@@ -24,7 +23,7 @@ def ask_command(
     from selfedit.memory.ledger import Memory
     from selfedit.tasks.knowledge.prompts import exam_prompt
 
-    lm = answering_model(Memory.open(memory), device, model=model)
+    lm = answering_model(Memory.open(memory), device, dtype, model)
     prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    out.print(generate(lm, [prompt], 64, stop=stop)[0], markup=False, highlight=False)
+    typer.echo(generate(lm, [prompt], 64, stop=stop)[0])

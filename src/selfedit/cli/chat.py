@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from selfedit.cli.common import err, out
+from selfedit.cli.common import err
 
 
 def chat_command(
     memory: Annotated[Path, typer.Option(help="Folder of the memory.")] = Path("memory"),
+    model: Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
 ) -> None:
@@ -25,7 +27,7 @@ def chat_command(
     from selfedit.memory.ledger import Memory
 
     opened = Memory.open(memory)
-    lm = answering_model(opened, device)
+    lm = answering_model(opened, device, dtype, model)
     err.print(f"{opened.base.name} with {len(opened.state.slots)} entries; an empty line ends the talk", highlight=False)
     turns: list[Message] = []
     while True:
@@ -41,5 +43,5 @@ def chat_command(
             turns = turns[2:]
             prompt = encode_prompt(lm, tuple(turns))
         answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))])[0]
-        out.print(answer, markup=False, highlight=False)
+        typer.echo(answer)
         turns.append(Message("assistant", answer))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
@@ -37,7 +39,8 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
             raise DataError(f"{file}: can't be read as YAML ({error})") from error
         if not isinstance(loaded, dict):
             raise DataError(f"{file}: must be a mapping of settings, such as the output of --dry-run")
-        values = loaded
+        # A run's run.json, which keeps the config beside the code's version, reruns it.
+        values = loaded["config"] if set(loaded) == {"version", "config"} else loaded
     for path, value in flags.items():
         if value is not None:
             _put(values, path, value)
@@ -45,7 +48,11 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
         path, equals, value = text.partition("=")
         if not equals:
             raise DataError(f"--set {text}: give NAME=VALUE, such as settings.epochs=5")
-        _put(values, path, yaml.safe_load(value))
+        try:
+            parsed = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise DataError(f"--set {text}: the value can't be read as YAML") from error
+        _put(values, path, parsed)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -68,10 +75,9 @@ def make_grader(name: GraderName, judge: JudgeConfig) -> Grader:
     from selfedit.graders.judge import JudgeGrader
 
     if name == "judge":
-        from platformdirs import user_cache_dir
+        from selfedit.lm.load import cache_folder
 
-        cache = Path(os.environ.get("SELFEDIT_CACHE") or user_cache_dir("selfedit")) / "judge.sqlite"
-        return JudgeGrader(judge.url, judge.model, cache)
+        return JudgeGrader(judge.url, judge.model, cache_folder() / "judge.sqlite")
     graders: dict[str, Grader] = {
         "recall": text.RecallGrader(),
         "em": text.ExactMatchGrader(),
@@ -84,28 +90,54 @@ def styles_from(text: str | None) -> tuple[str, ...] | None:
     """``--style``: names joined by commas, or the path of a template file with {passage} in it."""
     if text is None:
         return None
-    from selfedit.tasks.knowledge.prompts import check_styles
+    from selfedit.tasks.knowledge.prompts import STYLES, check_styles, parts_of
 
     styles = []
     for part in text.split(","):
-        file = Path(part)
-        styles.append(file.read_text() if file.is_file() else part.strip())
+        known = all(name in STYLES for name in parts_of(part.strip()))
+        try:
+            styles.append(part.strip() if known or not Path(part).is_file() else Path(part).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{part}: can't be read as a template ({error}); give UTF-8 text with {{passage}} in it") from error
     check_styles(styles)
     return tuple(styles)
 
 
-def write_json(file: Path, data: Any) -> None:
-    """Writes a file whole or not at all."""
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+def check_writable(file: Path | None) -> None:
+    """Raises DataError now, before long work, if ``--json`` could not be written after it."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise DataError(f"{file}: a folder; give --json a file name")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}", delete=False, encoding="utf-8") as scratch:
-            scratch.write(text)
-        os.replace(scratch.name, file)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
     except OSError as error:
         raise DataError(f"{file}: can't be written ({error})") from error
 
 
+def write_json(file: Path, data: Any) -> None:
+    """Writes a file whole or not at all; a figure that doesn't exist (nan) is null."""
+    text = json.dumps(_without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise DataError(f"{file}: can't be written ({error})") from error
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def print_config(config: BaseModel) -> None:
     """The resolved config as YAML, as ``--config`` reads it."""
-    out.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", markup=False, highlight=False)
+    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from selfedit.cli.common import err, write_json
-from selfedit.config import DocumentForm, PlainSplit
+from selfedit.config import DocumentForm, EditConfig, PlainSplit
 from selfedit.contexts import Passage
 from selfedit.edits import Document
 from selfedit.errors import DataError, InvalidEditError
@@ -19,6 +19,9 @@ def compile_command(
     file: Annotated[Path, typer.Argument(help="Data set with self-edits, or a run's result file.")],
     form: Annotated[str, typer.Option(help="plain (the paper's documents) or chat (lessons as turns).")] = "plain",
     split: Annotated[str | None, typer.Option(help="lines or whole; default: the file's split_newlines, else lines.")] = None,
+    grounding: Annotated[
+        float, typer.Option(min=0, max=1, help="Chat form: share of a lesson's content words that must stand in the passage.")
+    ] = EditConfig().grounding,
     limit_documents: Annotated[int, typer.Option(min=0, help="Most documents of a self-edit, the passage on top; 0: all.")] = 30,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write there; default: print.")] = None,
 ) -> None:
@@ -34,13 +37,11 @@ def compile_command(
 
     written, newlines = load_edits(file)
     chosen = cast(PlainSplit, split or ("lines" if newlines else "whole"))
+    how = (cast(DocumentForm, form), chosen, limit_documents, grounding)
     rows = [
         {
             "title": passage.title,
-            "completions": [
-                {"documents": [d.text for d in _documents(passage, text, cast(DocumentForm, form), chosen, limit_documents)]}
-                for text in texts
-            ],
+            "completions": [{"documents": [document.text for document in _documents(passage, text, *how)]} for text in texts],
         }
         for passage, texts in written
     ]
@@ -51,12 +52,15 @@ def compile_command(
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
-def _documents(passage: Passage, text: str, form: Literal["plain", "chat"], split: PlainSplit, limit: int) -> tuple[Document, ...]:
+def _documents(
+    passage: Passage, text: str, form: Literal["plain", "chat"], split: PlainSplit, limit: int, grounding: float
+) -> tuple[Document, ...]:
     from selfedit.tasks.knowledge.documents import chat_documents, passage_document, plain_documents
 
     if form == "plain":
         return plain_documents(passage, text, split, limit)
     try:
-        return chat_documents(passage, text, limit)
-    except InvalidEditError:
+        return chat_documents(passage, text, limit, grounding=grounding)
+    except InvalidEditError as error:
+        err.print(f"{passage.title}: a self-edit is invalid ({error}); learn would not try it", highlight=False, markup=False)
         return (passage_document(passage),)

@@ -106,6 +106,7 @@ def show(result: dict[str, Any]) -> None:
         "question_alone": "question alone %",
         "f1": "F1 %",
         "logprob": "log-prob",
+        "failed": "failed %",
         "tokens": "tokens",
         "steps": "steps",
         "seconds": "seconds",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from selfedit.cli.common import build_config, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
 from selfedit.config import LearnConfig
 from selfedit.errors import DataError
 
@@ -39,8 +42,8 @@ def learn_command(
 ) -> None:
     """Reads a passage, writes self-edits about it, trains on each, sits an exam without the passage, keeps the best if it helped.
 
-    Part of the quiz chooses among the self-edits; the rest, which chose nothing, reports the gain. A gain too small to be
-    told from noise changes nothing. Example:
+    Part of the quiz chooses among the self-edits; the rest, which chose nothing, reports the gain. With fewer than 6
+    choosing questions a gain of one lucky answer changes nothing; how often noise would look as good is printed. Example:
 
         selfedit learn notes.md --quiz quiz.json --memory my-memory
 
@@ -68,15 +71,17 @@ def learn_command(
     from selfedit.tasks.knowledge.prompts import check_styles
 
     check_styles(list(resolved.edit.styles))
-    passage = almanac_passage(file) or load_passage(Path(file), title)
+    embedded = almanac_passage(file)
+    if embedded is not None and title is not None:
+        raise DataError(f"--title {title}: {file} has its own title; leave --title out")
+    passage = embedded or load_passage(Path(file), title)
     questions = load_quiz(quiz) if quiz is not None else passage.questions
     if not questions:
         raise DataError(
             f"{file}: no quiz; give --quiz FILE with at least 2 questions and answers "
             '(JSON: [{"question": "...", "answer": "..."}]), so that what was learnt can be tested'
         )
-    if json_file is not None and json_file.is_dir():
-        raise DataError(f"{json_file}: a folder; give --json a file name")
+    check_writable(json_file)
     from selfedit.learn import learn
 
     with Progress(
@@ -113,7 +118,8 @@ def learn_command(
 def _show(result: dict[str, Any], memory: Path) -> None:
     """The candidates, then the exam before and after side by side."""
     base = result["baseline"]["accuracy"]
-    table = Table(title=f"Self-edits about {result['passage']['title']} (choosing questions; before: {base:.0%})")
+    title = escape(result["passage"]["title"])
+    table = Table(title=f"Self-edits about {title} (choosing questions; before: {base:.0%})")
     for name in ("", "style", "lessons", "correct", "gain", "F1", "log-prob", "tokens", "seconds", "status"):
         table.add_column(name, justify="left" if name in ("style", "status") else "right")
     for index, row in enumerate(result["candidates"]):
@@ -121,7 +127,7 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         ok = row["status"] == "ok"
         table.add_row(
             f"{'*' if kept else ''}{index + 1}",
-            row["style"] if len(row["style"]) < 30 else "template",
+            escape(row["style"]) if len(row["style"]) < 30 else "template",
             str(row["documents"]),
             f"{row['accuracy']:.0%}" if ok else "-",
             f"{100 * row['gain']:+.0f}" if ok else "-",
@@ -129,7 +135,7 @@ def _show(result: dict[str, Any], memory: Path) -> None:
             f"{row['logprob']:.2f}" if ok else "-",
             str(row["tokens"]),
             f"{row['seconds']:.0f}",
-            row["status"] if ok else f"{row['status']}: {row['reason']}",
+            row["status"] if ok else escape(f"{row['status']}: {row['reason']}"),
             style="bold" if kept else None,
         )
     out.print(table)
@@ -142,26 +148,26 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     for name in ("question", "gold", "before", "after"):
         exam.add_column(name)
     for row in report["questions"]:
-        exam.add_row(row["question"], row["gold"], _answer(row, "before"), _answer(row, "after"))
+        exam.add_row(escape(row["question"]), escape(row["gold"]), _answer(row, "before"), _answer(row, "after"))
     exam.add_section()
     exam.add_row("[bold]correct[/]", "", f"[bold]{report['before']:.0%}[/]", f"[bold]{report['after']:.0%}[/]")
     alone = report["question_alone"]
     exam.add_row("correct, question without title", "", f"{alone['before']:.0%}", f"{alone['after']:.0%}")
     out.print(exam)
-    chance = result["chance_by_noise"]
-    noise = (
-        f" The best of {len(result['candidates'])} useless self-edits would look as good {chance:.0%} of the time."
-        if chance is not None
-        else ""
-    )
+    chance, tried = result["chance_by_noise"], result["tried"]
+    noise = f" The best of {tried} useless self-edits would look as good at most {chance:.0%} of the time." if tried else ""
+    where = escape(str(memory))
     if result["decision"] == "accepted":
-        out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {memory}.{noise}")
+        out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {where}.{noise}")
         asked = next((row for row in report["questions"] if row["after_correct"]), report["questions"][0])
-        out.print(f'Ask it: selfedit ask "{asked["question"]}" --memory {memory}', markup=False, highlight=False)
+        options = ["--memory", str(memory), "--title", result["passage"]["title"]]
+        typer.echo(f"Ask it: {sys.argv[0]} ask {shlex.join([asked['question'], *options])}")
+    elif tried:
+        out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained enough; {where} is as it was.{noise}")
     else:
-        out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained more than noise could; {memory} is as it was.{noise}")
+        out.print(f"[bold yellow]Nothing kept[/]: no self-edit could be tried (see status); {where} is as it was.")
 
 
 def _answer(row: dict[str, Any], when: str) -> str:
     mark = "[green]v[/]" if row[f"{when}_correct"] else "[red]x[/]"
-    return f"{mark} {row[when][:80]}".replace("[/] [", "[/] \\[")
+    return f"{mark} {escape(row[when][:80])}"

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from selfedit.cli.common import err, out
 from selfedit.errors import MemoryStoreError
 
 app = typer.Typer(help="Look at, undo and export what a memory has learnt.", no_args_is_help=True)
+Model = Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")]
 Folder = Annotated[Path, typer.Option("--memory", help="Folder of the memory.")]
 
 
@@ -37,15 +39,15 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
         ]
         typer.echo(json.dumps({"base": opened.base.name, "state": opened.digest(), "entries": rows}, indent=1))
         return
-    table = Table(title=f"{memory}: {opened.base.name}, state {opened.digest()}")
+    table = Table(title=escape(f"{memory}: {opened.base.name}, state {opened.digest()}"))
     for name in ("entry", "title", "style", "before", "after", "learnt", ""):
         table.add_column(name)
     for entry in entries:
         marks = entry.record["marks"]["reporting"]
         table.add_row(
             str(entry.id),
-            entry.record["title"],
-            entry.record["style"][:30],
+            escape(entry.record["title"]),
+            escape(entry.record["style"][:30]),
             f"{marks['before']:.0%}",
             f"{marks['after']:.0%}",
             entry.record["created"],
@@ -71,6 +73,7 @@ def show_command(
 def undo_command(
     entry: Annotated[int | None, typer.Argument(help="The entry to take back; default: the last one.")] = None,
     memory: Folder = Path("memory"),
+    model: Model = None,
 ) -> None:
     """Takes an entry back. The last: the pointer moves, same bytes. An earlier one: later entries are trained again."""
     from selfedit.memory.ledger import Memory
@@ -83,7 +86,7 @@ def undo_command(
         else:
             from selfedit.memory.rebuild import undo_earlier
 
-            undone = undo_earlier(opened, entry, progress=lambda text: err.print(text, highlight=False))
+            undone = undo_earlier(opened, entry, lambda text: err.print(text, highlight=False, markup=False), model)
         out.print(f"Took back entry {undone}; state {opened.digest()}", highlight=False)
 
 
@@ -92,6 +95,7 @@ def export_command(
     folder: Annotated[Path, typer.Argument(help="Where to write; must not exist.")],
     memory: Folder = Path("memory"),
     form: Annotated[str, typer.Option("--as", help="merged: a whole model folder; peft: one adapter on the base.")] = "merged",
+    model: Model = None,
 ) -> None:
     """Writes the model with everything it learnt, for use elsewhere."""
     if form not in ("merged", "peft"):
@@ -99,5 +103,5 @@ def export_command(
     from selfedit.memory.compose import export
     from selfedit.memory.ledger import Memory
 
-    export(Memory.open(memory), folder, merged=form == "merged")
-    out.print(f"Wrote {folder}", highlight=False)
+    export(Memory.open(memory), folder, form == "merged", model)
+    out.print(f"Wrote {folder}", highlight=False, markup=False)

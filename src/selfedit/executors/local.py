@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ class ModelChoice:
     device: str = "auto"
     dtype: str = "auto"
     stack: tuple[str, ...] = ()
-    trust_remote_code: bool = False
 
 
+# In a worker: what to load, and what is loaded.
+_choice: ModelChoice | None = None
 _loaded: LanguageModel | None = None
 
 
@@ -61,9 +62,8 @@ class LocalExecutor:
         return self.pool.submit(_run, job, arguments)
 
     def map(self, job: Callable[..., Any], argument_lists: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results in the order of ``argument_lists``, each as soon as it and those before it are there."""
-        futures = [self.submit(job, *arguments) for arguments in argument_lists]
-        for future in futures:
+        """Results as they end, whatever the order of ``argument_lists``."""
+        for future in as_completed([self.submit(job, *arguments) for arguments in argument_lists]):
             yield result(future)
 
     def __enter__(self) -> LocalExecutor:
@@ -89,9 +89,16 @@ def result(future: Future[Any]) -> Any:
 
 def default_workers(device: str) -> int:
     """One process a core on a CPU, one in all on a GPU."""
-    if device not in ("auto", "cpu"):
-        return 1
-    return max(1, len(os.sched_getaffinity(0)))
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return cores() if device == "cpu" else 1
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _watch(steps: Any, told: Callable[[int], None], closing: threading.Event) -> None:
@@ -104,21 +111,17 @@ def _start_worker(model: ModelChoice, steps: Any) -> None:
     _die_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    global _loaded
-    _loaded = None
+    global _choice
+    _choice = model
     import torch
 
     torch.set_num_threads(1)
-    _choice.append(model)
 
     def count(made: int) -> None:
         with steps.get_lock():
             steps.value += made
 
     progress.listen(count)
-
-
-_choice: list[ModelChoice] = []
 
 
 def _die_with_parent() -> None:
@@ -139,7 +142,7 @@ def _run(job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         from selfedit.lm.adapter import install_stack, load_adapter
         from selfedit.lm.load import load_model
 
-        choice = _choice[0]
-        _loaded = load_model(choice.name, choice.device, choice.dtype, choice.trust_remote_code)
-        install_stack(_loaded, [load_adapter(Path(folder)) for folder in choice.stack])
+        assert _choice is not None
+        _loaded = load_model(_choice.name, _choice.device, _choice.dtype)
+        install_stack(_loaded, [load_adapter(Path(folder)) for folder in _choice.stack])
     return job(_loaded, *arguments)

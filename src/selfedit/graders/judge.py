@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -52,25 +54,32 @@ class JudgeGrader:
         repeated = repeated_answers(exam)
         asked = {self._key(item): item for item in exam if item.answer and " ".join(normalise(item.answer)) not in repeated}
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with sqlite3.connect(self.cache) as store:
+        known: dict[str, bool] = {}
+        with closing(sqlite3.connect(self.cache, timeout=60.0, isolation_level=None)) as store:
             store.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, correct INTEGER NOT NULL)")
-            known = {}
             for key in asked:
                 row = store.execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
                 if row is not None:
                     known[key] = bool(row[0])
-            missing = [key for key in asked if key not in known]
             with httpx.Client(timeout=60.0, headers=self._headers()) as client, ThreadPoolExecutor(self.workers) as pool:
-                for key, correct in zip(missing, pool.map(lambda k: self._ask(client, asked[k]), missing), strict=True):
-                    known[key] = correct
-                    store.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (key, int(correct)))
+                waiting = {pool.submit(self._ask, client, item): key for key, item in asked.items() if key not in known}
+                failed = None
+                for future in as_completed(waiting):
+                    # Each verdict is kept at once: one failed call must not cost those that were paid for.
+                    try:
+                        known[waiting[future]] = future.result()
+                        store.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (waiting[future], int(future.result())))
+                    except GraderError as error:
+                        failed = error
+            if failed is not None:
+                raise failed
         return [Verdict(known.get(self._key(item), False), float(known.get(self._key(item), False))) for item in exam]
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def _key(self, item: ExamItem) -> str:
-        parts = [self.model, item.question.question, *item.question.golds, item.answer]
+        parts = [INSTRUCTION, self.url, self.model, item.question.question, *item.question.golds, item.answer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _ask(self, client: httpx.Client, item: ExamItem) -> bool:
@@ -86,9 +95,10 @@ class JudgeGrader:
             reply.raise_for_status()
             text = str(reply.json()["choices"][0]["message"]["content"]).strip().lower()
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise GraderError(f"judge at {self.url}: no verdict ({error}); check --judge-url, --judge-model and the key") from error
-        if text.startswith("yes"):
-            return True
-        if text.startswith("no"):
-            return False
+            raise GraderError(
+                f"judge at {self.url}: no verdict ({error}); check the settings judge.url and judge.model, and OPENAI_API_KEY"
+            ) from error
+        word = re.match(r"\W*(yes|no)\b(?!\s+sure)", text)
+        if word is not None:
+            return word[1] == "yes"
         raise GraderError(f"judge at {self.url}: replied {text[:60]!r}, neither yes nor no; use a model that follows the request")

@@ -21,16 +21,21 @@ def normalise(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
+def _words(answer: str, gold: str) -> tuple[list[str], list[str]]:
+    """Both normalised; a gold answer of which nothing would be left ("A", "+") keeps its words in both."""
+    want = normalise(gold)
+    return (normalise(answer), want) if want else (answer.lower().split(), gold.lower().split())
+
+
 def exact_match(answer: str, gold: str) -> bool:
     """SQuAD's exact match."""
-    return normalise(answer) == normalise(gold)
+    got, want = _words(answer, gold)
+    return got == want
 
 
 def f1_score(answer: str, gold: str) -> float:
     """SQuAD's token F1."""
-    got, want = normalise(answer), normalise(gold)
-    if not got or not want:
-        return float(got == want)
+    got, want = _words(answer, gold)
     shared = sum((Counter(got) & Counter(want)).values())
     if not shared:
         return 0.0
@@ -43,11 +48,9 @@ def recall_score(answer: str, gold: str) -> float:
 
     Numbers written with separators count as one token in both ("2,600" is "2600"), as SQuAD's normalisation has it.
     """
-    got, want = normalise(answer), normalise(gold)
-    if not want:
-        return float(not got)
+    got, want = _words(answer, gold)
     shared = sum((Counter(got) & Counter(want)).values())
-    if len(got) > 3 * len(want) + LONGEST_EXTRA or shared < PRECISION_FLOOR * len(got):
+    if not shared or len(got) > 3 * len(want) + LONGEST_EXTRA or shared < PRECISION_FLOOR * len(got):
         return 0.0
     return shared / len(want)
 
@@ -58,7 +61,7 @@ class RecallGrader:
     Recall alone is fooled by recitation: a model that gives the passage's first sentence to every question passes several. Three
     rules close that: (1) an answer longer than three times the gold plus 12 words scores 0; (2) so does one of which
     less than a tenth is gold; (3) an answer that is given to half or more of an exam's different questions with
-    different golds (at least 3) scores 0 everywhere: it is no answer to any of them.
+    different golds (at least 3, or both of two) scores 0 everywhere: it is no answer to any of them.
     """
 
     def mark(self, exam: list[ExamItem]) -> list[Verdict]:
@@ -92,9 +95,10 @@ class F1Grader:
 
 
 def repeated_answers(exam: list[ExamItem]) -> set[str]:
-    """Normalised answers that were given to half or more of the exam's questions, and to 3 or more with different golds."""
+    """Normalised answers given to half or more of the exam's questions, and to 3 or more golds (both, where there are two)."""
     golds_by_answer: dict[str, set[str]] = defaultdict(set)
     groups = {item.group for item in exam}
+    least = min(3, max(2, len({" ".join(normalise(item.question.answer)) for item in exam})))
     groups_by_answer: dict[str, set[int]] = defaultdict(set)
     for item in exam:
         key = " ".join(normalise(item.answer))
@@ -103,5 +107,5 @@ def repeated_answers(exam: list[ExamItem]) -> set[str]:
     return {
         key
         for key, golds in golds_by_answer.items()
-        if len(golds) >= 3 and len(groups_by_answer[key]) >= SAME_ANSWER_SHARE * len(groups)
+        if len(golds) >= least and len(groups_by_answer[key]) >= SAME_ANSWER_SHARE * len(groups)
     }

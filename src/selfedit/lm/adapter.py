@@ -130,7 +130,8 @@ def install(lm: LanguageModel, adapter: Adapter | None) -> None:
     if adapter is not None:
         layers = _wrapped(lm)
         for name, pair in adapter.weights.items():
-            layers[name].active, layers[name].scale, layers[name].dropout = pair, adapter.scale, adapter.dropout
+            layers[name].active = (pair[0].to(lm.device), pair[1].to(lm.device))
+            layers[name].scale, layers[name].dropout = adapter.scale, adapter.dropout
 
 
 def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:

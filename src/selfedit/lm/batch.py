@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jinja2 import TemplateError
 
-from selfedit.edits import Document, Prompt
-from selfedit.lm.load import LanguageModel
+from selfedit.edits import Document, Message, Prompt
+from selfedit.errors import DataError
+from selfedit.lm.load import Identity, LanguageModel
 
 IGNORED = -100
 
@@ -31,14 +33,27 @@ class Row:
 
 
 def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
-    """Ids of a prompt that the model is to continue: the chat template, or for base models the turns joined by newlines."""
-    if lm.chat:
-        text = lm.tokenizer.apply_chat_template(
-            [message._asdict() for message in prompt], tokenize=False, add_generation_prompt=True
-        )
+    """Ids of a prompt that the model is to continue: the chat template, or for base models the turns joined by newlines.
+
+    A message of the role ``text`` stands for itself, without a template. A template that knows no system message gets its text at
+    the beginning of the user's turn; one that can think first is told not to.
+    """
+    if lm.chat and prompt[0].role != "text":
+        try:
+            text = _templated(lm, prompt)
+        except TemplateError:
+            if prompt[0].role != "system":
+                raise
+            first, *others = prompt[1:]
+            text = _templated(lm, (Message(first.role, f"{prompt[0].content}\n\n{first.content}"), *others))
         return tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
     text = "\n".join(message.content for message in prompt)
     return tuple(lm.tokenizer(text)["input_ids"])
+
+
+def _templated(lm: Identity, prompt: Prompt) -> str:
+    turns = [message._asdict() for message in prompt]
+    return str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def encode_answer(lm: LanguageModel, prompt: Prompt, answer: str) -> Row:
@@ -54,11 +69,16 @@ def encode_document(lm: LanguageModel, document: Document) -> Row:
 
     Departure from the reference code: one end-of-text token closes a plain document; there every document is padded with
     it to 2048 tokens and each of them is trained on. Longer rows than the model's window are cut.
+
+    Raises:
+        DataError: the request alone fills the window.
     """
     if document.request is not None:
         row = encode_answer(lm, document.request, document.text)
     else:
         row = Row((*lm.tokenizer(document.text)["input_ids"], lm.tokenizer.eos_token_id), 0)
+    if row.unlabelled >= lm.window:
+        raise DataError(f"a lesson's question fills the model's window of {lm.window} tokens; give a shorter title")
     return Row(row.ids[: lm.window], row.unlabelled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,15 +56,24 @@ def reading(
 
 
 def parts_of(rows: Sequence[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-    """Cuts (slot, row) pairs into passes of at most ``MOST_TOKENS`` tokens, in order."""
+    """Cuts (slot, row) pairs into passes of at most ``MOST_TOKENS`` tokens, in order.
+
+    A slot's rows share a pass if they fit into one at all, so that where they are cut doesn't depend on other slots.
+    """
     part: list[tuple[int, Row]] = []
     used = 0
-    for slot, row in rows:
-        if part and used + len(row.ids) > MOST_TOKENS:
+    for slot, owned in itertools.groupby(rows, key=lambda pair: pair[0]):
+        own = [row for _, row in owned]
+        size = sum(len(row.ids) for row in own)
+        if part and used + size > MOST_TOKENS:
             yield part
             part, used = [], 0
-        part.append((slot, row))
-        used += len(row.ids)
+        for row in own:
+            if used + len(row.ids) > MOST_TOKENS and part:
+                yield part
+                part, used = [], 0
+            part.append((slot, row))
+            used += len(row.ids)
     if part:
         yield part
 
@@ -89,6 +99,10 @@ class Prefixes:
 
     def states(self, rows: Sequence[Row]) -> torch.Tensor:
         """The rows' states one after the other, (T, d)."""
+        if not self.first:
+            ids_T = torch.tensor([token for row in rows for token in row.ids], device=self.lm.device)
+            embedded: torch.Tensor = self.lm.model.get_input_embeddings()(ids_T)
+            return embedded
         missing = list(dict.fromkeys(row.ids for row in rows if row.ids not in self.known))
         fresh: dict[tuple[int, ...], torch.Tensor] = {}
         for part in parts_of([(0, Row(ids, 0)) for ids in missing]):
@@ -112,8 +126,6 @@ class Prefixes:
     def _compute(self, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
         lengths = [len(ids) for ids in rows]
         ids_T = torch.tensor([token for ids in rows for token in ids], device=self.lm.device)
-        if not self.first:
-            return list(self.lm.model.get_input_embeddings()(ids_T).split(lengths))
         positions_T = torch.cat([torch.arange(n, device=self.lm.device) for n in lengths])
         with streaming(Stream(_spans(lengths))), layer_range(self.lm, 0, self.first):
             out = self.lm.model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import DynamicCache
 
+from selfedit.errors import ModelError
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Stream, segments_of, streaming
 
 # The nucleus is looked for among so many likeliest tokens first; sorting a whole vocabulary costs as much as the model's step.
 NUCLEUS = 256
+# Bytes of keys and values in one batch; more rows wait for the next.
+CACHE_BYTES = 2 * 2**30
 
 
 @torch.inference_mode()
@@ -38,13 +41,52 @@ def generate(
         seeds: one for each row, for sampling; a row's draws don't depend on its neighbours.
         stop: called with a row's text so far; True ends the row.
         slots: for each prompt the slot (``lm/stack.py``) that answers it, in rising order; None: what is installed answers all.
+
+    Raises:
+        ModelError: a prompt fills the model's window.
     """
     rows = list(zip(slots or [0] * len(prompts), prompts, strict=True))
+    limits = [min(max_new_tokens, lm.window - len(ids)) for ids in prompts]
+    if min(limits, default=1) < 1:
+        longest = max(len(ids) for ids in prompts)
+        raise ModelError(
+            f"{lm.name}: a prompt of {longest} tokens leaves no room in its window of {lm.window}; give a shorter text"
+        )
+    each = bytes_a_token(lm) * max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)) if prompts else 1
+    at_once = max(1, CACHE_BYTES // each)
+    texts: list[str] = []
+    for at in range(0, len(rows), at_once):
+        part = slice(at, at + at_once)
+        texts += _continue(lm, rows[part], limits[part], temperature, top_p, seeds[part] if seeds is not None else None, stop)
+    return texts
+
+
+def bytes_a_token(lm: LanguageModel) -> int:
+    """Bytes of keys and values that one token takes in the cache."""
+    config = lm.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * head * lm.dtype.itemsize)
+
+
+def _continue(
+    lm: LanguageModel,
+    rows: Sequence[tuple[int, tuple[int, ...]]],
+    limits: Sequence[int],
+    temperature: float,
+    top_p: float,
+    seeds: Sequence[int] | None,
+    stop: Callable[[str], bool] | None,
+) -> list[str]:
+    """One batch of (slot, prompt) rows, each with its own limit of new tokens."""
     unique = list(dict.fromkeys(rows))
     shared = _shared_prefix([ids for _, ids in unique])
     rests = [ids[shared:] for _, ids in unique]
     longest = max(len(ids) for ids in rests)
-    max_new_tokens = min(max_new_tokens, lm.window - shared - longest)
+    if _shortest_window(lm) < shared + longest + max(limits):
+        # Padding between the shared prefix and the rest would push real tokens out of a sliding window.
+        shared, rests = 0, [ids for _, ids in unique]
+        longest = max(len(ids) for ids in rests)
     cache = DynamicCache(config=lm.model.config)
     if shared:
         heads = list(dict.fromkeys(slot for slot, _ in unique))
@@ -63,23 +105,25 @@ def generate(
     source = torch.tensor([index_of[row] for row in rows])
     logits_BV = logits_UV[source.to(lm.device)]
     mask_BT = mask_UT[source]
-    if len(unique) < len(prompts):
+    if len(unique) < len(rows):
         cache.batch_select_indices(source.to(lm.device))
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else None
-    made: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
+    made: list[list[int]] = [[] for _ in rows]
+    live = list(range(len(rows)))
     ends = _end_ids(lm)
-    for step in range(max_new_tokens):
+    while live:
         nexts = _pick(logits_BV, temperature, top_p, [generators[row] for row in live] if generators else None)
         keep = []
         for at, (row, token) in enumerate(zip(live, nexts, strict=True)):
             if token in ends:
                 continue
             made[row].append(token)
+            if len(made[row]) == limits[row]:
+                continue
             if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
                 keep.append(at)
-        if not keep or step + 1 == max_new_tokens:
+        if not keep:
             break
         if len(keep) < len(live):
             live = [live[at] for at in keep]
@@ -90,6 +134,13 @@ def generate(
         positions_B1 = mask_BT.sum(1, keepdim=True) - 1
         logits_BV = _forward(lm, torch.tensor(nexts)[:, None], mask_BT, positions_B1, cache, [rows[row][0] for row in live])
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+
+
+def _shortest_window(lm: LanguageModel) -> float:
+    """The window of sliding attention layers, infinite without such layers."""
+    config = lm.model.config.get_text_config()
+    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return float(config.sliding_window) if sliding else float("inf")
 
 
 def _shared_prefix(prompts: Sequence[tuple[int, ...]], least: int = 32) -> int:

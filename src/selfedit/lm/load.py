@@ -102,15 +102,30 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remot
         if chosen is None:
             raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
         try:
-            model = AutoModelForCausalLM.from_pretrained(known.folder, dtype=chosen, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                known.folder, dtype=chosen, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
             model.to(target)
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             raise ModelError(_not_loaded(name, known.folder, error)) from error
+    _check_structure(name, model)
     model.eval()
     model.requires_grad_(False)
     return LanguageModel(
         known.name, known.folder, known.fingerprint, known.config, known.tokenizer, model=model, device=target, dtype=chosen
     )
+
+
+def _check_structure(name: str, model: Any) -> None:
+    """Raises ModelError for a model whose parts the engine doesn't know, before it could give wrong losses."""
+    decoder, config = model.base_model, model.config.get_text_config()
+    unknown = [part for part in ("layers", "norm", "rotary_emb") if not hasattr(decoder, part)]
+    unknown += [key for key in ("logits_scaling", "logit_scale") if getattr(config, key, None) not in (None, 1, 1.0)]
+    if unknown:
+        raise ModelError(
+            f"model {name}: {type(model).__name__} can't be adapted ({', '.join(unknown)}); give a text model of the families "
+            "Llama, Mistral, Qwen 2 or 3, Gemma 3, SmolLM, OLMo 2, Phi 3"
+        )
 
 
 def identify(name: str, trust_remote_code: bool = False) -> Identity:
@@ -233,11 +248,17 @@ def _auto_dtype(known: Identity, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     note = cache_folder() / "dtypes" / f"{known.fingerprint}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return DTYPES[json.loads(note.read_text())["dtype"]]
+    note.parent.mkdir(parents=True, exist_ok=True)
+    # One process times, the others wait and read: workers of one run must not choose differently.
+    with FileLock(f"{note}.lock"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return DTYPES[json.loads(note.read_text())["dtype"]]
+        return _timed_dtype(known, note)
+
+
+def _timed_dtype(known: Identity, note: Path) -> torch.dtype:
     seconds = {name: _time_decoder_step(known.folder, DTYPES[name]) for name in ("float32", "bfloat16")}
     chosen = "bfloat16" if seconds["float32"] > BFLOAT16_SPEEDUP * seconds["bfloat16"] else "float32"
-    note.parent.mkdir(parents=True, exist_ok=True)
     scratch = note.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps({"dtype": chosen, "seconds": seconds}))
     scratch.replace(note)

@@ -10,6 +10,7 @@ layer's own backward, so that autograd sees one function a layer, whatever K is.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from selfedit.config import Settings
+from selfedit.errors import ModelError
 from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index
 from selfedit.lm.load import Identity, LanguageModel
 
@@ -218,9 +220,11 @@ class SlotLinear:
 def grouped(x_Ti: torch.Tensor, own: SlotLinear, stream: Stream) -> bool:
     """Whether the slots' products go through grouped kernels: on CUDA, where a loop over slots would be all launches.
 
-    Not with dropout, whose masks are drawn slot by slot.
+    They take bfloat16 and rows of whole 16 bytes only. Not with dropout, whose masks are drawn slot by slot.
     """
-    return x_Ti.is_cuda and stream.ends is not None and not any(own.slots.dropouts)
+    sides = (own.slots.rank, x_Ti.shape[1], own.up[0].shape[0])
+    fit = x_Ti.is_cuda and x_Ti.dtype == torch.bfloat16 and all(side % 8 == 0 for side in sides)
+    return fit and hasattr(F, "grouped_mm") and stream.ends is not None and not any(own.slots.dropouts)
 
 
 class _SlotProduct(torch.autograd.Function):
@@ -267,8 +271,8 @@ class _SlotProduct(torch.autograd.Function):
             down_grads_Kri = F.grouped_mm(dz_Tr.T, x_Ti, offs=stream.ends)
             up_grads_Kor = F.grouped_mm(g_To.T, z_Tr, offs=stream.ends)
             for at, (slot, _, _) in enumerate(stream.segments):
-                own.down_grad[slot].mul_(beta).add_(down_grads_Kri[at])
-                own.up_grad[slot].mul_(beta).add_(up_grads_Kor[at], alpha=own.slots.scales[slot])
+                _add(own.down_grad[slot], down_grads_Kri[at], beta)
+                _add(own.up_grad[slot], up_grads_Kor[at], beta, own.slots.scales[slot])
             if dx_Ti is not None:
                 dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
             return dx_Ti, None, None, None, None
@@ -293,7 +297,15 @@ def _add_product(into: torch.Tensor, a: torch.Tensor, b: torch.Tensor, beta: flo
     if into.dtype == a.dtype:
         torch.addmm(into, a, b, beta=beta, alpha=alpha, out=into)
     else:
-        into.mul_(beta).add_((a @ b).float(), alpha=alpha)
+        _add(into, (a @ b).float(), beta, alpha)
+
+
+def _add(into: torch.Tensor, product: torch.Tensor, beta: float, alpha: float = 1.0) -> None:
+    """``into`` becomes beta * into + alpha * product; at beta 0 what it held, NaN too, is gone."""
+    if beta:
+        into.mul_(beta).add_(product, alpha=alpha)
+    else:
+        into.copy_(product).mul_(alpha)
 
 
 def keep_mask(x: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
@@ -311,12 +323,17 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document of the stream; (1, H, T, D) -> (1, T, H, D)."""
-    if softcap is not None:
-        raise NotImplementedError("models that cap attention scores (Gemma 2) can't be trained in a stack; use Gemma 3")
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _stream.bounds is not None:
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise ModelError(
+            "this model's attention has a cap, sinks or a position bias, which can't be trained here; give another model"
+        )
+    one_kernel = _stream.bounds is not None and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    if one_kernel and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
     outs = []
     for begin, end in _stream.documents:

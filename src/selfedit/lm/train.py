@@ -95,7 +95,7 @@ def learning_rate_factor(step: int, steps: int, settings: Settings) -> float:
     """Share of the peak learning rate at a step (0-based), as Hugging Face's schedules have it."""
     warmup = math.ceil(settings.warmup * steps)
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return step / warmup
     if settings.schedule == "constant":
         return 1.0
     progress = (step - warmup) / max(1, steps - warmup)

@@ -131,7 +131,10 @@ def _step(
         settings, index = one.job.settings, len(one.losses)
         if not math.isfinite(losses[slot]) or not math.isfinite(norms[slot]):
             results.append(
-                DivergedError(f"the loss became {losses[slot]} at step {index + 1} of {len(one.steps)}; lower the learning rate")
+                DivergedError(
+                    f"loss {losses[slot]} and gradient norm {norms[slot]} at step {index + 1} of {len(one.steps)}; "
+                    "lower the learning rate"
+                )
             )
             continue
         if norms[slot] > settings.clip:

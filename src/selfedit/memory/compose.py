@@ -11,11 +11,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from selfedit.errors import MemoryStoreError
 from selfedit.lm.adapter import Adapter, install_stack, load_adapter, merged_state, save_adapter
-from selfedit.lm.load import LanguageModel, load_model
+from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory
 
 
@@ -34,27 +35,36 @@ def answering_model(memory: Memory, device: str = "auto", dtype: str = "auto", m
     return lm
 
 
-def export(memory: Memory, folder: Path, merged: bool) -> None:
+def export(memory: Memory, folder: Path, merged: bool, model: str | None = None) -> None:
     """Writes the current state as one merged model folder, or as one PEFT adapter of summed rank; whole or not at all.
 
+    Args:
+        memory: an open memory.
+        folder: where to write; must not exist.
+        merged: a whole model in the precision of the base's own files, or an adapter.
+        model: the memory's base under another name.
+
     Raises:
-        MemoryStoreError: the target exists, the memory is empty, or the disk is full.
+        MemoryStoreError: the target exists, the memory is empty, the model isn't the memory's base, or the disk is full.
     """
     if folder.exists():
         raise MemoryStoreError(f"{folder}: exists; give a folder that doesn't")
     adapters = [load_adapter(path) for path in memory.adapter_folders()]
     if not adapters:
         raise MemoryStoreError(f"{memory.folder}: nothing learnt yet, so there is nothing to export")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    known = identify(model or memory.base.name)
+    memory.check_base(Base(known.name, known.fingerprint))
+    stored = str(known.config.get_text_config().dtype or "float32").removeprefix("torch.")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
             made = Path(scratch) / "model"
             if merged:
-                _write_merged(load_model(memory.base.name), adapters, made)
+                _write_merged(load_model(known.name, "cpu", stored), adapters, made)
             else:
-                save_adapter(summed(adapters), made, memory.base.name)
+                save_adapter(summed(adapters), made, known.name)
             shutil.move(made, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise MemoryStoreError(f"{folder}: could not be written ({error}); free space and try again") from error
 
 

@@ -18,7 +18,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,21 +103,10 @@ class Memory:
         if not memory._ledger.is_file():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                scratch = folder / f"ledger.{os.getpid()}.new"
-                scratch.unlink(missing_ok=True)
-                store = sqlite3.connect(scratch)
-                store.executescript(_SCHEMA)
-                about = {"format": str(FORMAT), "base_name": base.name, "base_fingerprint": base.fingerprint}
-                store.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-                store.execute("INSERT INTO states (id, parent, change, adapters) VALUES (1, NULL, 'empty', '[]')")
-                store.execute("INSERT INTO pointer VALUES (1, 1)")
-                store.commit()
-                store.close()
-                _flush(scratch)
-                with suppress(FileExistsError):
-                    os.link(scratch, memory._ledger)
-                scratch.unlink()
-                _flush(folder)
+                # A lock of its own: the memory's lock may be held for long by a process that made the ledger a moment ago.
+                with FileLock(folder / "ledger.lock"):
+                    if not memory._ledger.is_file():
+                        _make_ledger(folder, memory._ledger, base)
             except (OSError, sqlite3.Error) as error:
                 raise MemoryStoreError(f"{folder}: a memory can't be made there ({error}); give another --memory folder") from error
         memory = cls.open(folder)
@@ -128,9 +117,11 @@ class Memory:
         """Raises MemoryStoreError, with both names, if the memory was made with another base model."""
         mine = self.base
         if mine.fingerprint != base.fingerprint:
+            changed = "its files have changed since; bring the old ones back"
+            remedy = changed if mine.name == base.name else f"give --model {mine.name}"
             raise MemoryStoreError(
                 f"{self.folder}: made with the base model {mine.name} ({mine.fingerprint}), but asked to work with {base.name} "
-                f"({base.fingerprint}); give --model {mine.name}, or another --memory folder"
+                f"({base.fingerprint}); {remedy}, or give another --memory folder"
             )
 
     @property
@@ -159,8 +150,13 @@ class Memory:
         """16 hex digits of the base and of every byte of a state's adapters: equal digests answer equally."""
         digest = hashlib.sha256(self.base.fingerprint.encode())
         for folder in self.adapter_folders(state):
-            for file in sorted(folder.iterdir()):
-                digest.update(file.name.encode() + file.read_bytes())
+            try:
+                for file in sorted(folder.iterdir()):
+                    digest.update(file.name.encode() + file.read_bytes())
+            except OSError as error:
+                raise MemoryStoreError(
+                    f"{folder}: an adapter of the memory can't be read ({error}); restore it or undo its entry"
+                ) from error
         return digest.hexdigest()[:16]
 
     @contextmanager
@@ -173,7 +169,9 @@ class Memory:
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+        except OSError as error:
+            if not isinstance(error, Timeout):
+                raise MemoryStoreError(f"{self.folder}: can't be locked for a change ({error}); is the folder writable?") from error
             if told is not None:
                 told()
             try:
@@ -269,7 +267,11 @@ class Memory:
                 if entry is not None:
                     store.execute("INSERT INTO entries VALUES (?, ?)", entry)
                 store.execute("UPDATE pointer SET state = ?", (_add_state(store, state, change, slots),))
-        except (OSError, sqlite3.Error) as error:
+        except MemoryStoreError:
+            for target in moved:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+        except OSError as error:
             for target in moved:
                 shutil.rmtree(target, ignore_errors=True)
             raise MemoryStoreError(
@@ -279,14 +281,15 @@ class Memory:
     def _sweep(self) -> None:
         """Removes adapter folders that no state names: what a killed process left behind."""
         root = self.folder / "adapters"
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MemoryStoreError(f"{self.folder}: can't be written ({error}); free space or make it writable") from error
         with self._read() as store:
             named = {slot["folder"] for (text,) in store.execute("SELECT adapters FROM states") for slot in json.loads(text)}
         for folder in root.iterdir():
             if folder.name not in named:
                 shutil.rmtree(folder, ignore_errors=True)
-        for leftover in self.folder.glob("ledger.*.new"):
-            leftover.unlink(missing_ok=True)
 
     @property
     def _ledger(self) -> Path:
@@ -307,12 +310,33 @@ class Memory:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         store = sqlite3.connect(self._ledger, timeout=30.0)
         try:
-            store.execute("PRAGMA synchronous = FULL")
+            # EXTRA also flushes the folder after the journal is gone: a commit outlives a power cut.
+            store.execute("PRAGMA synchronous = EXTRA")
             with store:
                 store.execute("BEGIN IMMEDIATE")
                 yield store
+        except sqlite3.Error as error:
+            raise MemoryStoreError(
+                f"{self.folder}: the change could not be written ({error}); nothing was changed. Free space and try again"
+            ) from error
         finally:
             store.close()
+
+
+def _make_ledger(folder: Path, ledger: Path, base: Base) -> None:
+    scratch = folder / "ledger.new"
+    scratch.unlink(missing_ok=True)
+    store = sqlite3.connect(scratch)
+    store.executescript(_SCHEMA)
+    about = {"format": str(FORMAT), "base_name": base.name, "base_fingerprint": base.fingerprint}
+    store.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+    store.execute("INSERT INTO states (id, parent, change, adapters) VALUES (1, NULL, 'empty', '[]')")
+    store.execute("INSERT INTO pointer VALUES (1, 1)")
+    store.commit()
+    store.close()
+    _flush(scratch)
+    scratch.replace(ledger)
+    _flush(folder)
 
 
 def _state(store: sqlite3.Connection, number: int) -> State:

@@ -8,21 +8,30 @@ from typing import Any
 
 from selfedit.config import Settings
 from selfedit.edits import Document, Message, TrainingPlan
-from selfedit.errors import MemoryStoreError
+from selfedit.errors import DivergedError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.lm.adapter import save_adapter
 from selfedit.lm.batch import encode_document
-from selfedit.lm.load import LanguageModel
-from selfedit.lm.train import train
-from selfedit.memory.ledger import Memory, Slot
+from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.train_many import Job, train_many
+from selfedit.memory.ledger import Base, Memory, Slot
 
 
-def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None]) -> int:
+def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None], model: str | None = None) -> int:
     """Builds a state without ``entry`` while the old one goes on answering, then moves the pointer. Call inside ``writing``.
 
+    Args:
+        memory: an open memory.
+        entry: what is taken back.
+        progress: called with a line for each entry that is trained again.
+        model: the memory's base under another name.
+
     Raises:
-        MemoryStoreError: the entry doesn't answer now.
+        MemoryStoreError: the entry doesn't answer now, or the model is not the memory's base.
+        DivergedError: an entry can't be trained again on what remains; the memory is as it was.
     """
+    known = identify(model or memory.base.name)
+    memory.check_base(Base(known.name, known.fingerprint))
     state = memory.state
     at = next((index for index, slot in enumerate(state.slots) if slot.entry == entry), None)
     if at is None:
@@ -35,7 +44,8 @@ def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None]) ->
     for slot in state.slots[at + 1 :]:
         progress(f"training entry {slot.entry} again: {records[slot.entry]['title']}")
         folder = scratch / f"{slot.entry:04d}-after-{state.id}"
-        choice = ModelChoice(memory.base.name, stack=tuple(str(path) for path in stack))
+        dtype = records[slot.entry]["config"]["dtype"]
+        choice = ModelChoice(known.name, dtype=dtype, stack=tuple(str(path) for path in stack))
         with LocalExecutor(choice, 1) as executor:
             result(executor.submit(train_again, plan_of(records[slot.entry]), str(folder)))
         stack.append(folder)
@@ -47,7 +57,10 @@ def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None]) ->
 
 def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
     """A job: trains a stored plan and saves the adapter."""
-    trained = train(lm, [encode_document(lm, document) for document in plan.documents], plan.settings, plan.seed)
+    rows = tuple(encode_document(lm, document) for document in plan.documents)
+    (trained,) = train_many(lm, [Job(rows, plan.settings, plan.seed)], 1)
+    if isinstance(trained, DivergedError):
+        raise trained
     save_adapter(trained.adapter, Path(folder), lm.name)
 
 

@@ -48,17 +48,19 @@ def split_passage(lm: Identity, passage: Passage) -> tuple[Passage, ...]:
 
 
 def _chopped(lm: Identity, sentence: str, room: int) -> list[str]:
-    """A sentence longer than the room for a part, cut between words."""
-    words = sentence.split()
+    """A sentence longer than the room for a part, cut between words; where there are none, between characters."""
     pieces = []
-    while words:
-        low, high = 1, len(words)
+    rest = sentence
+    while rest:
+        low, high = 1, len(rest)
         while low < high:
             middle = (low + high + 1) // 2
-            fits = len(lm.tokenizer(" ".join(words[:middle]))["input_ids"]) <= room
+            fits = len(lm.tokenizer(rest[:middle])["input_ids"]) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
-        pieces.append(" ".join(words[:low]))
-        words = words[low:]
+        space = rest.rfind(" ", 0, low)
+        cut = space if low < len(rest) and not rest[low].isspace() and space > 0 else low
+        pieces.append(rest[:cut].strip())
+        rest = rest[cut:].strip()
     return pieces
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +76,17 @@ def load_dataset(name: str, split: str | None = None) -> list[Passage]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    return parse_dataset(data, str(file))
+    return _merged(parse_dataset(data, str(file)))
+
+
+def _merged(passages: list[Passage]) -> list[Passage]:
+    """Each text once: items with the same title and text put their questions together."""
+    merged: dict[str, Passage] = {}
+    for passage in passages:
+        known = merged.get(passage.id)
+        questions = tuple(dict.fromkeys((known.questions if known else ()) + passage.questions))
+        merged[passage.id] = replace(passage, questions=questions)
+    return list(merged.values())
 
 
 def parse_dataset(data: Any, where: str) -> list[Passage]:
@@ -148,7 +159,7 @@ def _read_text(file: Path, what: str) -> str:
         raise DataError(f"{file}: not UTF-8 (byte {error.start}); give {what} as UTF-8 text") from error
     if not text.strip():
         raise DataError(f"{file}: empty; give {what}")
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _question(row: Any, at: str) -> Question:
@@ -182,10 +193,12 @@ def _csv_rows(file: Path, text: str) -> tuple[list[Any], list[int]]:
         raise DataError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header line must be question,answer")
     reader.fieldnames = header
     rows, lines = [], []
-    for row in reader:
-        kept = {key: row[key] for key in ("question", "answer") if row[key] is not None}
-        rows.append(kept)
-        lines.append(reader.line_num)
+    try:
+        for row in reader:
+            rows.append({key: row[key] for key in ("question", "answer") if row[key] is not None})
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: not valid CSV ({error})") from error
     return rows, lines
 
 
@@ -206,7 +219,7 @@ def _document_rows(file: Path, text: str, ending: str) -> tuple[list[Any], list[
         data = json.loads(text) if ending == ".json" else yaml.safe_load(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise DataError(f"{file}, line {mark.line + 1 if mark else 1}: not valid YAML") from error
     nested = isinstance(data, dict) and "questions" in data
@@ -248,7 +261,9 @@ def _official_squad(articles: list[Any], where: str) -> list[Passage]:
                     continue
                 golds = list(dict.fromkeys(answers))
                 questions.append(Question(_text_field(qa, "question", place), golds[0], tuple(golds[1:])))
-            passages.append(Passage(title, _text_field(paragraph, "context", place), tuple(questions)))
+            # A paragraph all of whose questions are impossible (SQuAD 2.0) has no exam.
+            if questions or not paragraph.get("qas"):
+                passages.append(Passage(title, _text_field(paragraph, "context", place), tuple(questions)))
     return passages
 
 

@@ -16,6 +16,7 @@ MOST_QUESTIONS_PER_ANSWER = 2
 LONGEST_DETAIL = 8
 # Words kept on each side of a gap.
 GAP_CONTEXT = 8
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 _NUMBERED_QUESTION = re.compile(r"Question \d+:")
 _PAIR = re.compile(
     r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s*)?\**Q(?:uestion)?\s*\d*\**\s*[:.]\**\s*(?P<question>[^\n]+?)\s*\n+"
@@ -159,8 +160,14 @@ def parse_statements(text: str) -> list[str]:
 
 
 def passage_pieces(text: str) -> Sequence[str]:
-    """The passage's sentences, for lessons on the passage alone."""
-    return [piece.strip() for piece in re.split(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])", text.strip()) if piece.strip()]
+    """The passage's sentences: an end mark, then white space, then no lower-case letter; or an end mark of Chinese or Japanese."""
+    pieces = []
+    begin = 0
+    for match in _SENTENCE_END.finditer(text):
+        if not text[match.end() : match.end() + 1].islower():
+            pieces.append(text[begin : match.end()].strip())
+            begin = match.end()
+    return [piece for piece in (*pieces, text[begin:].strip()) if piece]
 
 
 def _not_too_often(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:

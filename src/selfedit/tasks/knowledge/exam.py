@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
+from selfedit import seeds
 from selfedit.contexts import Passage, Question
 from selfedit.lm.batch import encode_answer, encode_prompt
 from selfedit.lm.generate import generate
@@ -16,6 +17,8 @@ from selfedit.tasks.knowledge.prompts import exam_prompt
 
 ExamForm = Literal["titled", "bare", "context"]
 LONGEST_ANSWER = 32
+# A margin holds a gold against so many others at most, drawn by a hash: else a long quiz would cost its square.
+MOST_OTHER_GOLDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class Paper:
 def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> list[Sitting]:
     """Answers the questions of every paper in one batch (paper section 4.1: greedy, without the passage).
 
+    Departure from the paper: an answer ends after 32 tokens, there after 64; a longer one is no short answer.
+
     Args:
         papers: in rising order of their slots.
         first: the lowest layer at which slots differ.
@@ -119,4 +124,5 @@ def _golds(paper: Paper, one: Asked) -> list[str]:
     """The gold answer, then (for margins) the other questions' different golds."""
     own = one.question.answer
     others = dict.fromkeys(other.question.answer for other in paper.asked if other.group != one.group) if paper.margins else {}
-    return [own, *(gold for gold in others if gold != own)]
+    drawn = sorted((gold for gold in others if gold != own), key=lambda gold: seeds.derive(one.question.question, gold))
+    return [own, *drawn[:MOST_OTHER_GOLDS]]

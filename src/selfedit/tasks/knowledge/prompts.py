@@ -172,7 +172,7 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
         return [(Message("user", style.replace("{title}", title).replace("{passage}", text)),)]
     chosen = STYLES[style]
     if chosen.instruction is None:
-        return [(Message("user", f"{title}\n{text}"),)]
+        return [(Message("text", f"{title}\n{text}"),)]
     turns: list[Message] = []
     for index, example in enumerate(EXAMPLES[:shots]):
         if unit == "passage":
