@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from conftest import make_tiny_model
 from selfedit.memory.ledger import Memory
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -186,6 +187,7 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
                 "documents": [{"text": f"It is {number}.", "request": [["user", "What is it?"]]}],
                 "settings": Settings(rank=4, epochs=2).model_dump(mode="json"),
                 "seed": number,
+                "config": {"dtype": "float32"},
                 "marks": {"reporting": {"n": 2, "before": 0.0, "after": 1.0}},
                 "created": "2026-01-01T00:00:00Z",
             }
@@ -410,3 +412,69 @@ def test_bench_inner_compares_all_ways(command: Command, tiny_model: Path, tmp_p
         assert 0 < rows[name]["max_weight_diff"] < 1e-5
     assert rows["stacked-qv"]["ratio_reference"] > 1
     assert all(row["seconds_per_edit"] > 0 and row["peak_memory_mb"] > 100 for row in rows.values())
+
+
+def test_brackets_in_texts_are_shown_as_they_are(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    passage, quiz = tmp_path / "p.md", tmp_path / "q.json"
+    passage.write_text("# Arrays [/x]\n\nAn array[int] is made of slate. It was built in 1732.\n")
+    quiz.write_text(json.dumps([{"question": f"What is array[int] {n}?", "answer": f"[sic] {n}"} for n in range(2)]))
+    done = learn(command, tiny_model, passage, quiz, tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    assert "Arrays [/x]" in done.stdout and "array[int]" in done.stdout and "[sic]" in done.stdout
+
+
+def test_the_grouping_of_trials_does_not_depend_on_the_workers(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    results = []
+    for workers in (1, 2):
+        file = tmp_path / f"{workers}.json"
+        done = learn(
+            command,
+            tiny_model,
+            passage_file,
+            quiz_file,
+            tmp_path / str(workers),
+            "--workers",
+            workers,
+            "--slots",
+            2,
+            "--json",
+            file,
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(without_times(json.loads(file.read_text())))
+    assert results[0] == results[1]
+
+
+def test_json_that_could_not_be_written_is_refused_before_the_work(
+    command: Command, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    done = learn(command, tiny_model, passage_file, quiz_file, tmp_path / "m", "--json", tmp_path / "file" / "out.json")
+    assert done.returncode == 1 and "can't be written" in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_base_that_changed_is_refused_everywhere(command: Command, tiny_model: Path, taught: Path, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=9)
+    for arguments in (("export", tmp_path / "out"), ("undo", 1)):
+        done = command("memory", *arguments, "--memory", taught, "--model", other)
+        assert done.returncode == 1 and "made with the base model" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+    assert len(Memory.open(taught).state.slots) == 2
+
+
+def test_dry_run_of_a_long_path_reads_back(command: Command, tmp_path: Path) -> None:
+    model = "/" + "long/" * 40 + "model"
+    done = command("learn", "x.md", "--model", model, "--dry-run", env={"COLUMNS": "80"})
+    file = tmp_path / "c.yaml"
+    file.write_text(done.stdout)
+    again = command("learn", "x.md", "--config", file, "--dry-run")
+    assert again.stdout == done.stdout and model in again.stdout
+
+
+def test_an_eval_of_an_unknown_model_leaves_no_run_behind(command: Command, tmp_path: Path) -> None:
+    done = command("eval", "knowledge", "--model", "./nowhere", "--run", tmp_path / "run")
+    assert done.returncode == 1 and "no such model" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from selfedit.contexts import Passage
 from selfedit.edits import Document
-from selfedit.errors import InvalidEditError
-from selfedit.tasks.knowledge.documents import chat_documents, parse_pairs, parse_statements, passage_pieces, plain_documents
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.lm.batch import encode_document
+from selfedit.tasks.knowledge.compile import split_passage
+from selfedit.tasks.knowledge.documents import (
+    chat_documents,
+    parse_pairs,
+    parse_statements,
+    passage_document,
+    passage_pieces,
+    plain_documents,
+)
 
 PASSAGE = Passage("Topic", "  The passage. ")
 
@@ -116,3 +127,23 @@ def test_nothing_usable_is_an_invalid_edit(text: str) -> None:
 
 def test_sentences() -> None:
     assert passage_pieces("He left at 4.2 metres! Why? Because.") == ["He left at 4.2 metres!", "Why?", "Because."]
+
+
+def test_sentences_of_other_scripts() -> None:
+    assert passage_pieces("Erste. Über alles. Ende!") == ["Erste.", "Über alles.", "Ende!"]
+    assert passage_pieces("Первая. Вторая? Третья.") == ["Первая.", "Вторая?", "Третья."]
+    assert passage_pieces("橋は長い。石でできている。") == ["橋は長い。", "石でできている。"]
+    assert passage_pieces("About 3.5 m, i.e. long. (So it is.) e.g. this") == ["About 3.5 m, i.e. long.", "(So it is.) e.g. this"]
+
+
+def test_a_text_without_spaces_is_split_too(lm: Any) -> None:
+    text = "橋" * 2000
+    parts = split_passage(lm, Passage("T", text))
+    assert "".join(part.text for part in parts) == text and len(parts) > 1
+    assert all(len(lm.tokenizer(part.text)["input_ids"]) <= lm.window // 2 for part in parts)
+
+
+def test_a_title_that_fills_the_window_is_an_error(lm: Any) -> None:
+    title = "long " * 600
+    with pytest.raises(DataError, match="shorter title"):
+        encode_document(lm, passage_document(Passage(title, "It is long.")))

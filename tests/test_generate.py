@@ -1,18 +1,27 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from conftest import CHAT_TEMPLATE, make_tiny_model
 from selfedit.config import EditConfig, Sampling
 from selfedit.contexts import Passage
 from selfedit.edits import Message
+from selfedit.errors import ModelError
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
+from selfedit.lm.load import load_model
 from selfedit.samplers import local
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.knowledge.data import almanac
 
 QUESTIONS = ["Who?", "When was the long bridge over the river built, and by whom?", "Why is that so?", "Who?"]
+
+
+generation = sys.modules["selfedit.lm.generate"]
 
 
 def prompts(lm: Any, prefix: str = "") -> list[tuple[int, ...]]:
@@ -81,3 +90,51 @@ def test_base_models_too(base_lm: Any, tiny_base_model: Path) -> None:
         base_lm, [passage], 2, EditConfig(styles=("implications-cot", "no-prompt"), sampling=Sampling(max_new_tokens=8)), 0
     )
     assert len(edits) == 2 and not base_lm.chat
+
+
+def test_rows_beyond_the_cache_wait_for_the_next_batch(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompts(lm)
+    together = generate(lm, ids, 12, 1.0, 0.95, [1, 2, 3, 4])
+    monkeypatch.setattr(generation, "CACHE_BYTES", 1)
+    assert generate(lm, ids, 12, 1.0, 0.95, [1, 2, 3, 4]) == together
+
+
+def test_a_sliding_window_does_not_slide_over_padding(tmp_path: Path) -> None:
+    lm = load_model(str(make_tiny_model(tmp_path / "gemma", family="gemma3_text")), dtype="float32")
+    lm.model.config.sliding_window = 48
+    for layer in lm.model.base_model.layers:
+        if layer.self_attn.is_sliding:
+            layer.self_attn.sliding_window = 48
+    for weight in lm.model.parameters():
+        weight.mul_(2)
+    shared = "All of these begin with the same forty characters and more. "
+    ids = [encode_prompt(lm, (Message("user", shared + text),)) for text in ("Why?", "Because " * 15, "When was it?")]
+    assert generate(lm, ids, 12) == [generate(lm, [one], 12)[0] for one in ids]
+
+
+def test_a_long_neighbour_does_not_cut_an_answer_and_no_room_is_an_error(lm: Any) -> None:
+    short, long = prompts(lm)[0], tuple([5] * (lm.window - 4))
+    (alone,) = generate(lm, [short], 24)
+    assert generate(lm, [short, long], 24)[0] == alone
+    with pytest.raises(ModelError, match="no room"):
+        generate(lm, [short, (*long, 5, 5, 5, 5)], 24)
+
+
+def test_the_nucleus_is_the_same_whether_found_at_the_top_or_by_sorting(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompts(lm)
+    found = generate(lm, ids, 16, 1.5, 0.9, [1, 2, 3, 4])
+    monkeypatch.setattr(generation, "NUCLEUS", 2)
+    assert generate(lm, ids, 16, 1.5, 0.9, [1, 2, 3, 4]) == found
+
+
+def test_a_template_without_system_messages_gets_the_text_in_the_turn(lm: Any) -> None:
+    prompt = (Message("system", "Be brief."), Message("user", "Who?"))
+    lm.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
+    )
+    text = lm.tokenizer.decode(encode_prompt(lm, prompt))
+    assert "Be brief.\n\nWho?" in text and "system" not in text
+
+
+def test_bare_text_is_continued_without_a_template(lm: Any) -> None:
+    assert lm.tokenizer.decode(encode_prompt(lm, (Message("text", "Bridge\nIt was"),))) == "Bridge\nIt was"

@@ -75,7 +75,7 @@ def test_em_and_f1_graders() -> None:
 @pytest.fixture
 def server() -> Iterator[dict[str, Any]]:
     """An OpenAI-compatible server that says yes when the reference answer occurs in the student's."""
-    state: dict[str, Any] = {"calls": 0, "reply": None, "status": 200}
+    state: dict[str, Any] = {"calls": 0, "reply": None, "status": 200, "fail_on": None}
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -86,7 +86,7 @@ def server() -> Iterator[dict[str, Any]]:
             gold, answer = text.split("Reference answer: ")[1].split("\nStudent's answer: ")
             reply = state["reply"] or ("Yes." if gold in answer else "no")
             payload = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
-            self.send_response(state["status"])
+            self.send_response(500 if state["fail_on"] and state["fail_on"] in answer else state["status"])
             self.end_headers()
             self.wfile.write(payload)
 
@@ -119,3 +119,35 @@ def test_judge_fails_loudly(server: dict[str, Any], tmp_path: Path, reply: str |
 def test_judge_without_a_server(tmp_path: Path) -> None:
     with pytest.raises(GraderError, match="judge at"):
         JudgeGrader("http://127.0.0.1:9/v1", "m", tmp_path / "j.sqlite").mark([item("Ada", "Ada")])
+
+
+def test_a_gold_of_which_normalisation_leaves_nothing() -> None:
+    for grader in (RecallGrader(), ExactMatchGrader(), F1Grader()):
+        right, empty = grader.mark([item("a", "A"), item("", "A", group=1)])
+        assert right.correct and not empty.correct
+    assert RecallGrader().mark([item("Vitamin A", "A")])[0].correct
+
+
+def test_one_recitation_for_both_of_two_questions_is_no_answer() -> None:
+    recital = "In 1732 Ada Thornby built it of slate."
+    verdicts = RecallGrader().mark([item(recital, "1732"), item(recital, "Ada Thornby", group=1)])
+    assert [v.correct for v in verdicts] == [False, False]
+    assert RecallGrader().mark([item(recital, "1732")])[0].correct
+
+
+def test_a_failed_call_does_not_cost_the_verdicts_that_came(server: dict[str, Any], tmp_path: Path) -> None:
+    judge = JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite", key="k", workers=1)
+    exam = [item(f"answer {n}", "gold", group=n, question=f"q{n}?") for n in range(5)]
+    server["fail_on"] = "answer 2"
+    with pytest.raises(GraderError):
+        judge.mark(exam)
+    server["fail_on"] = None
+    before = server["calls"]
+    judge.mark(exam)
+    assert server["calls"] == before + 1
+
+
+def test_not_sure_is_no_verdict(server: dict[str, Any], tmp_path: Path) -> None:
+    server["reply"] = "Not sure."
+    with pytest.raises(GraderError, match="neither yes nor no"):
+        JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite", key="k").mark([item("a b", "gold")])

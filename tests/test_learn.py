@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,3 +93,22 @@ def test_a_margin_weighs_the_gold_against_the_other_questions_golds(lm: Any) -> 
     assert with_margins.margins[3] == pytest.approx(own - (ada + slate) / 2, abs=1e-5)
     (alone,) = sit_exams(lm, [Paper(passage, tuple(exam_questions(questions, [0])), "titled", margins=True)])
     assert alone.margins == alone.log_probabilities
+
+
+def test_a_quiz_that_asks_twice_is_refused() -> None:
+    twice = [Question("Who built it?", "a"), Question("When?", "b"), Question("who built it", "a")]
+    with pytest.raises(DataError, match=r"questions 1 and 3"):
+        split_quiz(twice, 0.5, 0)
+    paraphrased = [Question("Who?", "a", paraphrases=("By whom?",)), Question("By whom?", "a")]
+    with pytest.raises(DataError, match="twice"):
+        split_quiz(paraphrased, 0.5, 0)
+
+
+def test_half_a_question_s_gain_is_weighed_by_the_luck_of_either_wording() -> None:
+    asked, outcome = asked_and_answered(["Ada Thornby", "1732", "slate"])
+    both = [wording for one in asked for wording in (one, replace(one, paraphrase=True))]
+    good = candidate(marks([0.5, 0, 0]))
+    good.outcomes = (replace(outcome, sittings=(Sitting(("Ada Thornby", "x", "y", "y", "z", "z"), (0.0,) * 6),)),)
+    lucky = guess_rate(both, good.outcomes[0].sittings)
+    chance = noise_chance([good], 0, marks([0, 0, 0]), both)
+    assert chance == pytest.approx(1 - (1 - lucky) ** 6)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,37 @@ def test_conversion_interrupted_leaves_no_folder(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(gguf)], env=os.environ | {"SELFEDIT_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 9
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.name.startswith("m-") and path.is_dir()]
+
+
+def test_two_processes_on_an_empty_cache_choose_one_dtype(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("SELFEDIT_CACHE", str(tmp_path))
+    seconds = iter([3.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(load, "_time_decoder_step", lambda folder, dtype: next(seconds))
+    known, cpu = identify(str(tiny_model)), torch.device("cpu")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load._auto_dtype(known, cpu), range(2))
+    assert first == second == torch.bfloat16
+
+
+def test_a_model_that_would_give_wrong_losses_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scaled"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"logit_scale": 0.5}))
+    with pytest.raises(ModelError, match="can't be adapted"):
+        load_model(str(folder), dtype="float32")
+
+
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_model, folder)
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="can't be loaded"):
+        load_model(str(folder), dtype="float32")

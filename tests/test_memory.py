@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfedit.errors import MemoryStoreError
+from selfedit.memory import ledger
 from selfedit.memory.ledger import Base, Memory, Slot
 
 BASE = Base("tiny", "0" * 16)
@@ -109,3 +112,52 @@ def test_no_memory_and_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("not a database, just text that is long enough to look like one" * 20)
     with pytest.raises(MemoryStoreError, match="can't be read"):
         Memory.open(tmp_path)
+
+
+def test_two_processes_make_one_memory(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom selfedit.memory.ledger import Base, Memory\n"
+        "memory = Memory.create(Path(sys.argv[1]), Base('m', 'f'))\nwith memory.writing(): print(memory.state.id)"
+    )
+    for attempt in range(3):
+        folder = str(tmp_path / str(attempt))
+        made = [subprocess.Popen([sys.executable, "-c", code, folder], stdout=-1, stderr=-1, text=True) for _ in range(4)]
+        assert [process.communicate()[0] for process in made] == ["1\n"] * 4
+
+
+def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", Base("m", "f"))
+    commit(memory, "one")
+    shutil.rmtree(memory.adapter_folders()[0])
+    with pytest.raises(MemoryStoreError, match="0001"):
+        memory.digest()
+
+
+def test_a_fault_while_the_pointer_moves_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory.create(tmp_path / "m", Base("m", "f"))
+    commit(memory, "one")
+    commit(memory, "two")
+    before = memory.digest()
+    with memory.writing():
+        monkeypatch.setattr(ledger, "_add_state", full_disk)
+        monkeypatch.setattr(ledger, "_state", full_disk_after(1))
+        with pytest.raises(MemoryStoreError, match="nothing was changed"):
+            memory.undo_last()
+    monkeypatch.undo()
+    assert memory.digest() == before
+
+
+def full_disk(*_: object) -> int:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+def full_disk_after(calls: int) -> object:
+    original, left = ledger._state, [calls]
+
+    def read(*arguments: object) -> object:
+        if not left[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        left[0] -= 1
+        return original(*arguments)  # type: ignore[arg-type]
+
+    return read

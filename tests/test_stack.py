@@ -315,3 +315,24 @@ def make_trial() -> Callable[..., Trial]:
 def test_slots_fit_the_memory(lm: LanguageModel) -> None:
     assert slots_that_fit(lm, Settings(rank=4, alpha=8), workers=2) == 8
     assert slots_that_fit(lm, Settings(rank=512, alpha=8), workers=10**9) == 1
+
+
+def test_a_job_that_diverged_leaves_nothing_to_the_next_in_its_slot(tiny_model: Path) -> None:
+    half = load_model(str(tiny_model), dtype="bfloat16")
+    rows = tuple(rows_of(half))
+    wild = Job(rows, Settings(learning_rate=0.1, clip=1e6, epochs=200, rank=1, alpha=4096, layers="all"), 0)
+    calm = Job(rows, Settings(rank=4, alpha=8, epochs=2, layers="all"), 1)
+    first, second = train_many(half, [wild, calm], 1)
+    assert isinstance(first, DivergedError) and isinstance(second, Trained)
+    (alone,) = whole(train_many(half, [calm], 1))
+    assert second.losses == alone.losses
+
+
+def test_dropout_does_not_depend_on_neighbours_in_a_step_of_several_parts(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "MOST_TOKENS", 200)
+    jobs = [Job(tuple(rows_of(lm)), Settings(rank=4, alpha=8, epochs=3, batch_size=4, dropout=0.2), seed) for seed in (1, 2, 3)]
+    for job, mine in zip(jobs, whole(train_many(lm, jobs, 3)), strict=True):
+        (alone,) = whole(train_many(lm, [job], 1))
+        assert difference(mine.adapter, alone.adapter) <= 1e-5

@@ -50,7 +50,6 @@ def evaluate(
     for passage in passages:
         if not passage.questions:
             raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
-    identify(config.model)
     done = {row["passage"] for row in run.rows}
     waiting = [passage for passage in passages if passage.id not in done]
     told(len(passages) - len(waiting))

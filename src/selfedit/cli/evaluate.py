@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfedit.cli.common import build_config, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
 from selfedit.config import EvalConfig
 
 app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def knowledge_command(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
     slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
@@ -67,11 +67,14 @@ def knowledge_command(
         "slots": slots,
         "edit.styles": styles_from(style),
     }
+    if resume and config is None and run is not None and (run / "run.json").is_file():
+        config = run / "run.json"
     resolved = build_config(EvalConfig, config, flags, sets or [])
     if dry_run:
         print_config(resolved)
         return
     from selfedit.evaluate import evaluate
+    from selfedit.lm.load import identify
     from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import load_dataset
     from selfedit.tasks.knowledge.prompts import check_styles
@@ -80,6 +83,8 @@ def knowledge_command(
     passages = load_dataset(resolved.data, resolved.split)
     passages = passages[: resolved.limit] if resolved.limit else passages
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
+    check_writable(json_file)
+    identify(resolved.model)
     opened = Run(folder, resolved, resume)
     err.print(f"run folder: {folder}", highlight=False)
     columns = (TextColumn("passages"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -21,21 +21,16 @@ def normalise(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _words(answer: str, gold: str) -> tuple[list[str], list[str]]:
-    """Both normalised; a gold answer of which nothing would be left ("A", "+") keeps its words in both."""
-    want = normalise(gold)
-    return (normalise(answer), want) if want else (answer.lower().split(), gold.lower().split())
-
-
 def exact_match(answer: str, gold: str) -> bool:
     """SQuAD's exact match."""
-    got, want = _words(answer, gold)
-    return got == want
+    return normalise(answer) == normalise(gold)
 
 
 def f1_score(answer: str, gold: str) -> float:
     """SQuAD's token F1."""
-    got, want = _words(answer, gold)
+    got, want = normalise(answer), normalise(gold)
+    if not got or not want:
+        return float(got == want)
     shared = sum((Counter(got) & Counter(want)).values())
     if not shared:
         return 0.0
@@ -48,7 +43,10 @@ def recall_score(answer: str, gold: str) -> float:
 
     Numbers written with separators count as one token in both ("2,600" is "2600"), as SQuAD's normalisation has it.
     """
-    got, want = _words(answer, gold)
+    got, want = normalise(answer), normalise(gold)
+    if not want:
+        # Nothing of the gold answer is left ("A", "+"): its own words count.
+        got, want = answer.lower().split(), gold.lower().split()
     shared = sum((Counter(got) & Counter(want)).values())
     if not shared or len(got) > 3 * len(want) + LONGEST_EXTRA or shared < PRECISION_FLOOR * len(got):
         return 0.0
@@ -81,7 +79,7 @@ class ExactMatchGrader:
 
     def mark(self, exam: list[ExamItem]) -> list[Verdict]:
         """One verdict for each item."""
-        hits = [any(exact_match(item.answer, gold) for gold in item.question.golds) for item in exam]
+        hits = [any(_same(item.answer, gold) for gold in item.question.golds) for item in exam]
         return [Verdict(hit, float(hit)) for hit in hits]
 
 
@@ -90,8 +88,16 @@ class F1Grader:
 
     def mark(self, exam: list[ExamItem]) -> list[Verdict]:
         """One verdict for each item."""
-        scores = [max(f1_score(item.answer, gold) for gold in item.question.golds) for item in exam]
+        scores = [
+            max(f1_score(item.answer, gold) if normalise(gold) else float(_same(item.answer, gold)) for gold in item.question.golds)
+            for item in exam
+        ]
         return [Verdict(score >= 0.5, score) for score in scores]
+
+
+def _same(answer: str, gold: str) -> bool:
+    """Exact match; where normalisation leaves nothing of the gold answer, by its words as they are."""
+    return exact_match(answer, gold) if normalise(gold) else answer.lower().split() == gold.lower().split()
 
 
 def repeated_answers(exam: list[ExamItem]) -> set[str]:
