@@ -68,7 +68,7 @@ def test_dtype_and_device(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.
     assert load_model(str(tiny_model)).dtype == torch.bfloat16
     timed[torch.bfloat16] = 99.0
     assert load_model(str(tiny_model)).dtype == torch.bfloat16, "timed once, then kept"
-    (note,) = (tmp_path / "dtypes").iterdir()
+    (note,) = (tmp_path / "dtypes").glob("*.json")
     note.unlink()
     assert load_model(str(tiny_model)).dtype == torch.float32
 
