@@ -303,7 +303,7 @@ def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_
     assert table["n"] == 2 and list(table["methods"]) == ["none", "passage", "passage-matched", "self", "context"]
     assert {"n", "mean", "se"} == set(table["methods"]["self"]["accuracy"])
     matched, own = (table["methods"][name] for name in ("passage-matched", "self"))
-    assert matched["steps"]["mean"] == own["steps"]["mean"] > 0
+    assert matched["steps"]["mean"] == pytest.approx(own["steps"]["mean"], abs=0.5) and own["steps"]["mean"] > 0
     assert matched["tokens"]["mean"] == pytest.approx(own["tokens"]["mean"], rel=0.1)
     assert {"mean", "low", "high", "se", "n"} <= set(table["differences"][0])
     rows = (tmp_path / "run" / "trials.jsonl").read_text()
@@ -311,8 +311,9 @@ def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_
     (tmp_path / "run" / "trials.jsonl").write_text(rows.split("\n")[0] + "\n" + rows.split("\n")[1][:40])
     again = command(*flags, "--run", tmp_path / "run", "--resume", "--json", tmp_path / "t2.json")
     assert again.returncode == 0, again.stderr
-    for one, other in zip(rows.split("\n")[:2], (tmp_path / "run" / "trials.jsonl").read_text().split("\n")[:2], strict=True):
-        assert without_times(json.loads(one)) == without_times(json.loads(other))
+    resumed = (tmp_path / "run" / "trials.jsonl").read_text()
+    for one, other in zip(sorted(rows.split("\n")), sorted(resumed.split("\n")), strict=True):
+        assert one == other == "" or without_times(json.loads(one)) == without_times(json.loads(other))
     other = command(*flags, "--run", tmp_path / "run", "--resume", "--seed", 4)
     assert other.returncode == 1 and "seed" in other.stderr
 
