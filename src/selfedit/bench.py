@@ -25,6 +25,7 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.errors import DataError, SelfeditError
+from selfedit.executors.local import cores
 
 ROWS = ("reference-qv", "peft-qv", "stacked-qv", "peft", "trl", "stacked", "stacked-last")
 REFERENCE_LENGTH = 2048
@@ -406,7 +407,7 @@ def machine() -> dict[str, Any]:
         pass
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": platform.python_version(),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from selfedit.cli.common import err, out, write_json
+from selfedit.cli.common import check_writable, err, out, write_json
 from selfedit.config import DEFAULT_MODEL
 from selfedit.errors import DataError
 
@@ -45,6 +45,7 @@ def inner_command(
     missing = [name for name in ("peft", "trl", "datasets", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise DataError(f"the other ways need {', '.join(missing)}: pip install 'selfedit[bench]'")
+    check_writable(json_file)
     from selfedit.bench import bench_inner, workload
 
     epochs, repeats = (1, 1) if quick else (epochs, repeats)

@@ -28,6 +28,8 @@ from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install,
 from selfedit.lm.load import Identity, LanguageModel
 
 ATTENTION = "selfedit_documents"
+# Whether this torch has attention over many documents in one call.
+ONE_KERNEL = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 # More slots than this bring next to nothing: the base's products are at their best speed from a few hundred tokens on.
 MOST_SLOTS = 8
 
@@ -332,8 +334,8 @@ def _attend(
         raise ModelError(
             "this model's attention has a cap, sinks or a position bias, which can't be trained here; give another model"
         )
-    one_kernel = _stream.bounds is not None and importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    if one_kernel and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and half and ONE_KERNEL and _stream.bounds is not None:
         return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
     outs = []
     for begin, end in _stream.documents:
