@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit
 from selfedit.errors import DataError
+from selfedit.executors.local import cores, default_workers, workers_that_pay
 from selfedit.inner import Outcome
 from selfedit.learn import Candidate, choose, enough, guess_rate, noise_chance
 from selfedit.lm.batch import encode_answer
@@ -112,3 +114,15 @@ def test_half_a_question_s_gain_is_weighed_by_the_luck_of_either_wording() -> No
     lucky = guess_rate(both, good.outcomes[0].sittings)
     chance = noise_chance([good], 0, marks([0, 0, 0]), both)
     assert chance == pytest.approx(1 - (1 - lucky) ** 6)
+
+
+@pytest.mark.parametrize(("speeds", "workers"), [({1: 1, 2: 1.9, 4: 3.5}, 4), ({1: 1, 2: 1.9, 4: 2.0}, 2), ({1: 1, 2: 0.7}, 1)])
+def test_workers_are_as_many_as_bring_more(speeds: dict[int, float], workers: int) -> None:
+    assert workers_that_pay(speeds.__getitem__, max(speeds)) == workers
+
+
+def test_the_timing_of_workers_leaves_torch_as_it_was() -> None:
+    before = torch.get_num_threads()
+    assert 1 <= default_workers("cpu") <= cores()
+    assert torch.get_num_threads() == before
+    assert default_workers("cuda") == 1

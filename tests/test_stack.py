@@ -224,13 +224,22 @@ def seated(lm: LanguageModel, adapters: list[Adapter], layers: str = "all") -> S
     return slots
 
 
+def questions_of(lm: LanguageModel) -> list[tuple[int, ...]]:
+    from selfedit.edits import Message
+
+    long = "A system message that all share, long enough to be read once."
+    texts = ("Who built it?", "When was the bridge built, and why?", "Who built it?")
+    return [encode_prompt(lm, (Message("system", long), Message("user", text))) for text in texts]
+
+
 @pytest.mark.parametrize("layers", ["all", "last:2"])
-def test_batched_answers_equal_one_by_one(lm: LanguageModel, prompts: list[tuple[int, ...]], layers: str) -> None:
+def test_batched_answers_equal_one_by_one(family_lm: LanguageModel, layers: str) -> None:
+    lm, prompts = family_lm, questions_of(family_lm)
     adapters = adapters_of(lm, layers)
     asked = [(slot, ids) for slot in range(3) for ids in prompts]
     slots = seated(lm, adapters, layers)
     with slots.installed():
-        together = generate(lm, [ids for _, ids in asked], 12, slots=[slot for slot, _ in asked])
+        together = generate(lm, [ids for _, ids in asked], 12, slots=[slot for slot, _ in asked], first=slots.first)
         rows = [Row((*ids, 5, 6, 7), len(ids)) for _, ids in asked]
         likelihoods = log_probabilities(lm, rows, [slot for slot, _ in asked], slots.first)
     alone, alone_likelihoods = [], []
@@ -240,17 +249,27 @@ def test_batched_answers_equal_one_by_one(lm: LanguageModel, prompts: list[tuple
         alone_likelihoods += log_probabilities(lm, [row])
     install(lm, None)
     assert together == alone
-    assert len(set(together)) > len(prompts)
+    assert len(set(together)) >= len(adapters)
     assert likelihoods == pytest.approx(alone_likelihoods, abs=1e-4)
 
 
-@pytest.fixture
-def prompts(lm: LanguageModel) -> list[tuple[int, ...]]:
-    from selfedit.edits import Message
-
-    long = "A system message that all share, long enough to be read once."
-    texts = ("Who built it?", "When was the bridge built, and why?", "Who built it?")
-    return [encode_prompt(lm, (Message("system", long), Message("user", text))) for text in texts]
+def test_below_the_adapted_layers_a_prompt_is_read_once_for_all_slots(lm: LanguageModel) -> None:
+    """Tokens that pass each layer's MLP until the first answer's token: shared by all slots below, by each slot above."""
+    prompts = questions_of(lm)
+    slots = seated(lm, adapters_of(lm, "last:2"), "last:2")
+    asked = [(slot, ids) for slot in range(3) for ids in prompts]
+    seen = [0] * len(lm.model.base_model.layers)
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _m, _i, out, at=at: seen.__setitem__(at, seen[at] + out[..., 0].numel()))
+        for at, layer in enumerate(lm.model.base_model.layers)
+    ]
+    with slots.installed():
+        generate(lm, [ids for _, ids in asked], 1, slots=[slot for slot, _ in asked], first=slots.first)
+    for hook in hooks:
+        hook.remove()
+    assert seen[: slots.first] == [seen[0]] * slots.first
+    assert seen[slots.first :] == [3 * seen[0]] * (len(seen) - slots.first)
+    assert seen[0] < sum(len(ids) for ids in prompts[:2]), "what the prompts begin with is read once"
 
 
 def test_any_slot_leaves_as_a_peft_adapter_with_equal_logits(lm: LanguageModel, tiny_model: Path, tmp_path: Path) -> None:

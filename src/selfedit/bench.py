@@ -18,17 +18,19 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from selfedit import seeds
 from selfedit.config import Settings
+from selfedit.contexts import Passage
 from selfedit.errors import DataError, SelfeditError
 from selfedit.executors.local import cores
 
 ROWS = ("reference-qv", "peft-qv", "stacked-qv", "peft", "trl", "stacked", "stacked-last")
 REFERENCE_LENGTH = 2048
+EXAM_QUESTIONS = 5
 SEED = 0
 
 
@@ -38,6 +40,7 @@ class Workload:
 
     Attributes:
         texts: one list of plain documents a self-edit.
+        passages: each self-edit's passage, whose first questions are the exam of the stacked rows.
         epochs: passes over each.
         reference_steps: optimiser steps of the padded way that are timed; the rest of its time is extrapolated.
         last: N of ``stacked-last``.
@@ -46,6 +49,7 @@ class Workload:
 
     model: str
     texts: tuple[tuple[str, ...], ...]
+    passages: tuple[Passage, ...]
     epochs: int
     reference_steps: int
     last: int
@@ -65,11 +69,21 @@ class Workload:
 
 @dataclass
 class Turn:
-    """What one turn of a row measured: seconds for one self-edit, and (first turn) flat adapter weights by self-edit."""
+    """What one turn of a row measured.
+
+    Attributes:
+        seconds: for one self-edit's training.
+        weights: flat adapter weights by self-edit; kept from the first turn only.
+        exam_seconds: for one adapter's exam of ``EXAM_QUESTIONS`` questions, all adapters in one batch; stacked rows only.
+        peak_memory_mb: of the process so far.
+        one_slot_mb: of the process when it had trained one self-edit alone; stacked rows only.
+    """
 
     seconds: float
-    peak_memory_mb: float
-    weights: list[Any] = field(default_factory=list)
+    weights: list[Any]
+    exam_seconds: float | None = None
+    peak_memory_mb: float = 0.0
+    one_slot_mb: float | None = None
 
 
 def bench_inner(work: Workload, repeats: int, told: Callable[[str], None]) -> dict[str, Any]:
@@ -125,24 +139,36 @@ def _serve(name: str, work: Workload, connection: Connection) -> None:
         run = _prepare(name, work)
         connection.send("ready")
         while True:
-            turn = connection.recv()
-            seconds, weights = run()
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            connection.send(Turn(seconds, memory, weights if turn == 0 else []))
+            number = connection.recv()
+            turn = run()
+            turn.peak_memory_mb = peak_memory_mb()
+            turn.weights = turn.weights if number == 0 else []
+            connection.send(turn)
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:  # shown by the parent
         connection.send(f"{type(error).__name__}: {error}")
 
 
-def _prepare(name: str, work: Workload) -> Callable[[], tuple[float, list[Any]]]:
+def peak_memory_mb() -> float:
+    """Most memory that this process ever held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _prepare(name: str, work: Workload) -> Callable[[], Turn]:
     from selfedit.lm.load import load_model
 
     lm = load_model(work.model, "cpu", "float32")
     rows = encoded(lm, work)
     settings = work.settings(name)
     if name.startswith("stacked"):
-        return lambda: _stacked(lm, rows, settings, work.slots)
+        from selfedit.lm.buffers import keep_freed_memory
+        from selfedit.lm.train_many import Job, train_many
+
+        keep_freed_memory()
+        train_many(lm, [Job(tuple(rows[0]), settings.model_copy(update={"epochs": 1}), SEED)], 1)
+        alone = peak_memory_mb()
+        return lambda: _stacked(lm, rows, settings, work, alone)
     if name.startswith("peft"):
         return lambda: _peft(lm, rows, settings)
     if name == "trl":
@@ -158,19 +184,35 @@ def encoded(lm: Any, work: Workload) -> list[list[Any]]:
     return [[encode_document(lm, Document(text)) for text in texts] for texts in work.texts]
 
 
-def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, slots: int) -> tuple[float, list[Any]]:
-    """Ours: ``lm/train_many.py``."""
+def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, work: Workload, alone: float) -> Turn:
+    """Ours: ``lm/train_many.py``, then the exam of all adapters, ``slots`` at a time."""
+    from selfedit.lm.stack import Slots
     from selfedit.lm.train import Trained
     from selfedit.lm.train_many import Job, train_many
+    from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 
     jobs = [Job(tuple(rows), settings, seeds.derive(SEED, index)) for index, rows in enumerate(edits)]
     start = time.perf_counter()
-    results = train_many(lm, jobs, slots)
-    seconds = (time.perf_counter() - start) / len(edits)
-    return seconds, [_flat(result.adapter.weights) for result in results if isinstance(result, Trained)]
+    results = train_many(lm, jobs, work.slots)
+    trained = time.perf_counter()
+    adapters = [result.adapter for result in results if isinstance(result, Trained)]
+    for at in range(0, len(adapters), work.slots):
+        part = adapters[at : at + work.slots]
+        seats = Slots(lm, settings.targets, settings.layers, settings.rank, len(part), training=False)
+        papers = []
+        for slot, adapter in enumerate(part):
+            seats.put(slot, adapter)
+            passage = work.passages[at + slot]
+            asked = exam_questions([replace(q, paraphrases=()) for q in passage.questions[:EXAM_QUESTIONS]])
+            papers.append(Paper(passage, tuple(asked), "titled", slot))
+        with seats.installed():
+            sit_exams(lm, papers, seats.first)
+    examined = time.perf_counter()
+    flat = [_flat(adapter.weights) for adapter in adapters]
+    return Turn((trained - start) / len(edits), flat, (examined - trained) / len(edits), one_slot_mb=alone)
 
 
-def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, list[Any]]:
+def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
     """PEFT, one self-edit after the other, no padding, with our initial weights and order: ``examples/seal_minimal.py``."""
     import torch
 
@@ -196,10 +238,10 @@ def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, l
         seconds += time.perf_counter() - start
         weights.append(_flat_peft(model))
         model.unload()
-    return seconds / len(edits), weights
+    return Turn(seconds / len(edits), weights)
 
 
-def _trl(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, list[Any]]:
+def _trl(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
     """TRL's SFTTrainer, one self-edit after the other.
 
     Its padding-free batches need FlashAttention, which a CPU has not; at batch 1 there is nothing to pad anyway.
@@ -235,10 +277,10 @@ def _trl(lm: Any, edits: list[list[Any]], settings: Settings) -> tuple[float, li
             trainer.train()
             seconds += time.perf_counter() - start
         model.unload()
-    return seconds / len(edits), []
+    return Turn(seconds / len(edits), [])
 
 
-def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) -> tuple[float, list[Any]]:
+def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) -> Turn:
     """The reference code's way: HF Trainer, every document padded to 2048 tokens, loss on the padding too.
 
     ``timed`` steps after a first one are timed; a self-edit's time is extrapolated by its number of steps.
@@ -273,7 +315,7 @@ def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) 
         Trainer(model=model, args=arguments, train_dataset=data, callbacks=[Clock()]).train()
     model.unload()
     steps = settings.epochs * statistics.fmean(len(rows) for rows in edits)
-    return (clock[-1] - clock[0]) / timed * steps, []
+    return Turn((clock[-1] - clock[0]) / timed * steps, [])
 
 
 def _with_lora(lm: Any, settings: Settings, seed: int) -> Any:
@@ -377,6 +419,7 @@ def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: i
                 "peak_share": flops / median[name] / 1e9 / peak,
                 "peak_memory_mb": max(turn.peak_memory_mb for turn in turns[name]),
                 "max_weight_diff": difference,
+                **_beside(turns[name]),
             }
         )
     return {
@@ -392,6 +435,17 @@ def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: i
         "slots": work.slots,
         "repeats": repeats,
         "rows": rows,
+    }
+
+
+def _beside(turns: Sequence[Turn]) -> dict[str, float | None]:
+    """What only the stacked rows measure: the exam, and what many slots add to one slot's peak of memory."""
+    exams = [turn.exam_seconds for turn in turns if turn.exam_seconds is not None]
+    alone = turns[0].one_slot_mb
+    return {
+        "exam_seconds_per_edit": statistics.median(exams) if exams else None,
+        "exam_share": statistics.median(exams) / statistics.median(turn.seconds for turn in turns) if exams else None,
+        "slots_add_mb": None if alone is None else max(turn.peak_memory_mb for turn in turns) - alone,
     }
 
 
@@ -416,12 +470,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def workload(model: str, notes: str | None, edits: int, epochs: int, reference_steps: int, last: int, slots: int) -> Workload:
+def workload(
+    model: str, notes: str | None, edits: int, documents: int, epochs: int, reference_steps: int, last: int, slots: int
+) -> Workload:
     """Documents of real passages with published notes, or of almanac's own passages where there is no such file.
 
     Args:
         notes: a data set with self-edits in the reference code's form; None: each almanac passage's sentences stand for notes.
         edits: how many self-edits.
+        documents: most documents of one, the passage on top of them.
 
     Raises:
         DataError: the file has fewer self-edits.
@@ -437,7 +494,8 @@ def workload(model: str, notes: str | None, edits: int, epochs: int, reference_s
         written = [(passage, "\n".join(passage_pieces(passage.text))) for passage in load_dataset("almanac", "dev")]
     if len(written) < edits:
         raise DataError(f"{notes or 'almanac'}: has {len(written)} self-edits; give --edits at most that")
+    chosen = written[:edits]
     texts = tuple(
-        tuple(document.text for document in plain_documents(passage, text, "lines", 30)) for passage, text in written[:edits]
+        tuple(document.text for document in plain_documents(passage, text, "lines", documents)) for passage, text in chosen
     )
-    return Workload(model, texts, epochs, reference_steps, last, slots)
+    return Workload(model, texts, tuple(passage for passage, _ in chosen), epochs, reference_steps, last, slots)

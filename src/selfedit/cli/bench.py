@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from selfedit.bench import EXAM_QUESTIONS
 from selfedit.cli.common import check_writable, err, out, write_json
 from selfedit.config import DEFAULT_MODEL
 from selfedit.errors import DataError
@@ -26,11 +27,14 @@ def inner_command(
     model: Annotated[str, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = DEFAULT_MODEL,
     notes: Annotated[Path | None, typer.Option(help="Passages with self-edits (JSON); default: almanac's sentences.")] = None,
     edits: Annotated[int, typer.Option(min=1, help="Self-edits to train.")] = 8,
+    documents: Annotated[int, typer.Option(min=1, help="Most notes of a self-edit, its passage on top.")] = 30,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over each self-edit's documents (the paper: 10).")] = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each row; the median counts.")] = 3,
     last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 10,
     slots: Annotated[int, typer.Option(min=1, help="Adapters side by side in the stacked rows.")] = 8,
-    quick: Annotated[bool, typer.Option("--quick", help="1 epoch, 1 turn, 1 padded step: within 10 minutes on two cores.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="At most 4 self-edits of 7 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
 ) -> None:
     """Times the ways to train one self-edit's adapter on the same documents, interleaved in one run, one thread each.
@@ -48,8 +52,9 @@ def inner_command(
     check_writable(json_file)
     from selfedit.bench import bench_inner, workload
 
-    epochs, repeats = (1, 1) if quick else (epochs, repeats)
-    work = workload(model, str(notes) if notes else None, edits, epochs, 1 if quick else 2, last, slots)
+    if quick:
+        edits, documents, epochs, repeats = min(edits, 4), min(documents, 7), min(epochs, 3), 1
+    work = workload(model, str(notes) if notes else None, edits, documents, epochs, 1 if quick else 2, last, slots)
     with err.status("starting") as status:
         result = bench_inner(work, repeats, status.update)
     if json_file is not None:
@@ -68,7 +73,7 @@ def show(result: dict[str, Any], quick: bool) -> None:
     )
     table = Table()
     table.add_column("way", no_wrap=True)
-    for name in ("s/edit", "tok/s", "x ref", "x PEFT", "of peak", "MiB", "weights"):
+    for name in ("s/edit", "tok/s", "x ref", "x PEFT", "of peak", "MiB", "weights", "exam"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result["rows"]:
         difference = row["max_weight_diff"]
@@ -81,10 +86,12 @@ def show(result: dict[str, Any], quick: bool) -> None:
             f"{row['peak_share']:.0%}",
             f"{row['peak_memory_mb']:.0f}",
             "-" if difference is None else f"{difference:.1e}",
+            "-" if row["exam_share"] is None else f"{row['exam_share']:.0%}",
         )
     out.print(table)
     out.print(
         "s/edit: seconds to train one self-edit; x ref, x PEFT: times as fast as reference-qv, as peft(-qv); MiB: peak memory; "
-        f"weights: largest difference to peft(-qv); reference-qv: {result['reference_steps_timed']} steps timed, extrapolated",
+        f"weights: largest difference to peft(-qv); exam: {EXAM_QUESTIONS} questions, as a share of the training time; "
+        f"reference-qv: {result['reference_steps_timed']} steps timed, extrapolated",
         highlight=False,
     )

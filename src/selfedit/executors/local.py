@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ class LocalExecutor:
 
         Args:
             model: what workers load.
-            workers: processes; default one a core on a CPU.
+            workers: processes; default as many as a short timing says, at most one a core.
             told: called a few times a second, from a thread, with the number of optimiser steps made so far.
         """
         self.workers = workers or default_workers(model.device)
@@ -88,12 +89,44 @@ def result(future: Future[Any]) -> Any:
 
 
 def default_workers(device: str) -> int:
-    """One process a core on a CPU, one in all on a GPU."""
-    if device == "auto":
-        import torch
+    """One process in all on a GPU; on a CPU as many as bring more, by a short timing, at most one a core."""
+    import torch
 
+    if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return cores() if device == "cpu" else 1
+    return workers_that_pay(_products_a_second, cores()) if device == "cpu" else 1
+
+
+def workers_that_pay(speed: Callable[[int], float], most: int) -> int:
+    """Among 1, 2, 4, ... and ``most`` the number of workers after which ``speed`` (work a second of so many) rises by no tenth."""
+    best, fastest = 1, speed(1) if most > 1 else 0.0
+    for count in sorted({2**power for power in range(1, most.bit_length()) if 2**power <= most} | ({most} - {1})):
+        found = speed(count)
+        if found < 1.1 * fastest:
+            break
+        best, fastest = count, found
+    return best
+
+
+def _products_a_second(count: int, seconds: float = 0.06) -> float:
+    """Matrix products that so many threads at once make in a second, each on one core, of the size of an adapter's step."""
+    import torch
+
+    def work(_: int) -> int:
+        torch.set_num_threads(1)
+        a, b = torch.ones(256, 576), torch.ones(576, 1536)
+        torch.mm(a, b)
+        made, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            torch.mm(a, b)
+            made += 1
+        return made
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(count) as pool:
+        total = sum(pool.map(work, range(count)))
+    torch.set_num_threads(before)
+    return total / seconds
 
 
 def cores() -> int:
@@ -115,7 +148,10 @@ def _start_worker(model: ModelChoice, steps: Any) -> None:
     _choice = model
     import torch
 
+    from selfedit.lm.buffers import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()
 
     def count(made: int) -> None:
         with steps.get_lock():

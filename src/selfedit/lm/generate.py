@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -10,6 +11,7 @@ from transformers import DynamicCache
 from selfedit.errors import ModelError
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Stream, segments_of, streaming
+from selfedit.lm.train import head_logits, layer_range
 
 # The nucleus is looked for among so many likeliest tokens first; sorting a whole vocabulary costs as much as the model's step.
 NUCLEUS = 256
@@ -27,11 +29,12 @@ def generate(
     seeds: Sequence[int] | None = None,
     stop: Callable[[str], bool] | None = None,
     slots: Sequence[int] | None = None,
+    first: int = 0,
 ) -> list[str]:
     """Continues each prompt and returns the new text alone.
 
-    Equal prompts, and what all prompts begin with, are read once; rows leave the batch when they end, so the last long row
-    doesn't pay for the others.
+    Equal prompts, and what all prompts begin with, are read once, below layer ``first`` once for all slots together; rows leave
+    the batch when they end, so the last long row doesn't pay for the others.
 
     Args:
         prompts: token ids, one prompt a row.
@@ -41,6 +44,7 @@ def generate(
         seeds: one for each row, for sampling; a row's draws don't depend on its neighbours.
         stop: called with a row's text so far; True ends the row.
         slots: for each prompt the slot (``lm/stack.py``) that answers it, in rising order; None: what is installed answers all.
+        first: the lowest layer at which slots differ.
 
     Raises:
         ModelError: a prompt fills the model's window.
@@ -57,7 +61,8 @@ def generate(
     texts: list[str] = []
     for at in range(0, len(rows), at_once):
         part = slice(at, at + at_once)
-        texts += _continue(lm, rows[part], limits[part], temperature, top_p, seeds[part] if seeds is not None else None, stop)
+        own_seeds = seeds[part] if seeds is not None else None
+        texts += _continue(lm, rows[part], limits[part], temperature, top_p, own_seeds, stop, first)
     return texts
 
 
@@ -77,29 +82,11 @@ def _continue(
     top_p: float,
     seeds: Sequence[int] | None,
     stop: Callable[[str], bool] | None,
+    first: int,
 ) -> list[str]:
     """One batch of (slot, prompt) rows, each with its own limit of new tokens."""
     unique = list(dict.fromkeys(rows))
-    shared = _shared_prefix([ids for _, ids in unique])
-    rests = [ids[shared:] for _, ids in unique]
-    longest = max(len(ids) for ids in rests)
-    if _shortest_window(lm) < shared + longest + max(limits):
-        # Padding between the shared prefix and the rest would push real tokens out of a sliding window.
-        shared, rests = 0, [ids for _, ids in unique]
-        longest = max(len(ids) for ids in rests)
-    cache = DynamicCache(config=lm.model.config)
-    if shared:
-        heads = list(dict.fromkeys(slot for slot, _ in unique))
-        head_ST = torch.tensor([unique[0][1][:shared]]).expand(len(heads), -1)
-        _forward(lm, head_ST, torch.ones_like(head_ST), torch.arange(shared).expand(len(heads), -1), cache, heads)
-        cache.batch_select_indices(torch.tensor([heads.index(slot) for slot, _ in unique], device=lm.device))
-    ids_UT = torch.full((len(unique), longest), lm.tokenizer.pad_token_id, dtype=torch.long)
-    mask_UT = torch.ones((len(unique), shared + longest), dtype=torch.long)
-    for row, ids in enumerate(rests):
-        ids_UT[row, longest - len(ids) :] = torch.tensor(ids)
-        mask_UT[row, shared : shared + longest - len(ids)] = 0
-    positions_UT = (mask_UT.cumsum(1) - 1)[:, shared:].clamp(min=0)
-    logits_UV = _forward(lm, ids_UT, mask_UT, positions_UT, cache, [slot for slot, _ in unique])
+    logits_UV, cache, mask_UT = _prefill(lm, unique, max(limits), first)
 
     index_of = {row: index for index, row in enumerate(unique)}
     source = torch.tensor([index_of[row] for row in rows])
@@ -132,8 +119,81 @@ def _continue(
             cache.batch_select_indices(torch.tensor(keep, device=lm.device))
         mask_BT = torch.cat([mask_BT, torch.ones(len(live), 1, dtype=torch.long)], dim=1)
         positions_B1 = mask_BT.sum(1, keepdim=True) - 1
-        logits_BV = _forward(lm, torch.tensor(nexts)[:, None], mask_BT, positions_B1, cache, [rows[row][0] for row in live])
+        ids_B1 = torch.tensor(nexts, device=lm.device)[:, None]
+        owners = [rows[row][0] for row in live]
+        states_B1d = _layers(lm, {"input_ids": ids_B1}, mask_BT, positions_B1, cache, owners, (0, None))
+        logits_BV = head_logits(lm, states_B1d[:, -1])
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+
+
+def _prefill(
+    lm: LanguageModel, rows: Sequence[tuple[int, tuple[int, ...]]], room: int, first: int
+) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+    """Reads distinct (slot, prompt) rows: the logits (U, V) after each, the cache, and which columns are text (U, T)."""
+    prompts = list(dict.fromkeys(ids for _, ids in rows))
+    shared = _shared_prefix(prompts)
+    longest = max(len(ids) for ids in prompts)
+    if _shortest_window(lm) < longest + room:
+        # Padding between the shared prefix and the rest would push real tokens out of a sliding window.
+        shared = 0
+    width = longest - shared
+    ids_DT = torch.full((len(prompts), width), lm.tokenizer.pad_token_id, dtype=torch.long)
+    mask_DT = torch.ones((len(prompts), longest), dtype=torch.long)
+    for at, ids in enumerate(prompts):
+        ids_DT[at, longest - len(ids) :] = torch.tensor(ids[shared:])
+        mask_DT[at, shared : longest - len(ids) + shared] = 0
+    positions_DT = (mask_DT.cumsum(1) - 1)[:, shared:].clamp(min=0)
+
+    slots = [slot for slot, _ in rows]
+    prompt_of = {ids: at for at, ids in enumerate(prompts)}
+    source_U = torch.tensor([prompt_of[ids] for _, ids in rows])
+    lower, upper = DynamicCache(config=lm.model.config), _UpperCache(lm, first)
+
+    def read(
+        ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, source: torch.Tensor, owners: list[int]
+    ) -> torch.Tensor:
+        ids = ids.to(lm.device)
+        if first:
+            states = _layers(lm, {"input_ids": ids}, mask, positions, lower, [0] * len(ids), (0, first))
+        else:
+            states = lm.model.get_input_embeddings()(ids)
+        above = {"inputs_embeds": states[source.to(lm.device)]}
+        return _layers(lm, above, mask[source], positions[source], upper, owners, (first, None))
+
+    if shared:
+        heads = list(dict.fromkeys(slots))
+        head_1S = torch.tensor([prompts[0][:shared]])
+        read(head_1S, torch.ones_like(head_1S), torch.arange(shared)[None], torch.zeros(len(heads), dtype=torch.long), heads)
+        lower.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=lm.device))
+        upper.batch_select_indices(torch.tensor([heads.index(slot) for slot in slots], device=lm.device))
+    states_UTd = read(ids_DT, mask_DT, positions_DT, source_U, slots)
+    lower.batch_select_indices(source_U.to(lm.device))
+    whole = DynamicCache(config=lm.model.config)
+    whole.layers = [*lower.layers[:first], *upper.layers[first:]]
+    return head_logits(lm, states_UTd[:, -1]), whole, mask_DT[source_U]
+
+
+class _UpperCache(DynamicCache):  # type: ignore[misc]
+    """Keys and values of the layers from ``first`` on; asked for its length below, it answers for a like layer above."""
+
+    def __init__(self, lm: LanguageModel, first: int) -> None:
+        super().__init__(config=lm.model.config)
+        self.first = first
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns of a layer."""
+        return int(super().get_seq_length(self._above(layer_idx)))
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns after a pass over ``query_length`` more, and how many have left the window."""
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length, self._above(layer_idx))
+        return sizes
+
+    def _above(self, layer: int) -> int:
+        if layer >= self.first:
+            return layer
+        kind = self.layers[layer].is_sliding
+        return next((at for at in range(self.first, len(self.layers)) if self.layers[at].is_sliding == kind), self.first)
 
 
 def _shortest_window(lm: LanguageModel) -> float:
@@ -152,28 +212,29 @@ def _shared_prefix(prompts: Sequence[tuple[int, ...]], least: int = 32) -> int:
     return shared if shared >= least else 0
 
 
-def _forward(
+def _layers(
     lm: LanguageModel,
-    ids_BT: torch.Tensor,
+    inputs: dict[str, torch.Tensor],
     mask_BT: torch.Tensor,
     positions_BT: torch.Tensor,
     cache: DynamicCache,
     slots: Sequence[int],
+    layers: tuple[int, int | None],
 ) -> torch.Tensor:
-    """Logits (B, V) after the last column."""
-    segments = segments_of(slots, [ids_BT.shape[1]] * len(slots))
+    """Hidden states (B, T, d) after a range of layers."""
+    columns = positions_BT.shape[1]
+    segments = segments_of(slots, [columns] * len(slots))
     ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32, device=lm.device)
-    with streaming(Stream(segments=segments, ends=ends)):
-        out = lm.model(
-            input_ids=ids_BT.to(lm.device),
+    with streaming(Stream(segments=segments, ends=ends)), layer_range(lm, *layers):
+        out: Any = lm.model.base_model(
+            **inputs,
             attention_mask=mask_BT.to(lm.device),
             position_ids=positions_BT.to(lm.device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
-    logits: torch.Tensor = out.logits[:, -1].float()
-    return logits
+    states: torch.Tensor = out.last_hidden_state
+    return states
 
 
 def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> list[int]:

@@ -79,7 +79,7 @@ class LanguageModel(Identity):
     dtype: torch.dtype
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> LanguageModel:
+def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LanguageModel:
     """Loads a model by name.
 
     Args:
@@ -87,12 +87,11 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remot
         device: ``auto`` (CUDA where there is one, else CPU) or a torch device.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``; ``auto`` is chosen on a CPU by a short timing that is kept in
             the cache, on other devices bfloat16.
-        trust_remote_code: lets a model run its own code; off unless the user asks.
 
     Raises:
         ModelError: the model can't be found, fetched or converted; the message says what to do.
     """
-    known = identify(name, trust_remote_code)
+    known = identify(name)
     try:
         target = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -102,9 +101,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", trust_remot
         if chosen is None:
             raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                known.folder, dtype=chosen, trust_remote_code=trust_remote_code, use_safetensors=True
-            )
+            model = AutoModelForCausalLM.from_pretrained(known.folder, dtype=chosen, use_safetensors=True)
             model.to(target)
         except (OSError, ValueError, RuntimeError, AssertionError) as error:
             raise ModelError(_not_loaded(name, known.folder, error)) from error
@@ -128,7 +125,7 @@ def _check_structure(name: str, model: Any) -> None:
         )
 
 
-def identify(name: str, trust_remote_code: bool = False) -> Identity:
+def identify(name: str) -> Identity:
     """Everything about a model but its weights.
 
     Raises:
@@ -137,8 +134,8 @@ def identify(name: str, trust_remote_code: bool = False) -> Identity:
     folder = resolve(name)
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ModelError(_not_loaded(name, folder, error)) from error
     if tokenizer.pad_token_id is None:

@@ -191,12 +191,15 @@ class _HeadLoss(torch.autograd.Function):
                 slopes_CV = 1.0 - logits_CV.square()
                 logits_CV.mul_(cap)
             targets_C1 = targets_N[chunk, None]
-            log_sum_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            nll_N[chunk] = (log_sum_C1 - logits_CV.gather(1, targets_C1))[:, 0]
+            # One exponential for the loss and its gradient; logits are shifted by each row's largest.
+            largest_C1 = logits_CV.amax(-1, keepdim=True)
+            at_target_C1 = logits_CV.gather(1, targets_C1) - largest_C1
+            sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(-1, keepdim=True)
+            nll_N[chunk] = (sums_C1.log() - at_target_C1)[:, 0]
             # From here on the buffer holds the gradient: softmax minus one-hot, weighted.
-            logits_CV.sub_(log_sum_C1).exp_()
-            logits_CV.scatter_add_(1, targets_C1, torch.full_like(log_sum_C1, -1.0))
-            logits_CV.mul_(weights_N[chunk, None])
+            weights_C1 = weights_N[chunk, None]
+            logits_CV.mul_(weights_C1 / sums_C1)
+            logits_CV.scatter_add_(1, targets_C1, -weights_C1)
             if slopes_CV is not None:
                 logits_CV.mul_(slopes_CV)
             gradient_Nd[chunk] = logits_CV.to(states_Nd.dtype) @ head.weight

@@ -103,7 +103,7 @@ def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> lis
         for paper, one in questions
     ]
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop, slots=slots)
+    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop, slots=slots, first=first)
     answers = [text if lm.chat else text.split("\n")[0].strip() for text in texts]
     golds = [_golds(paper, one) for paper, one in questions]
     rows = [encode_answer(lm, prompt, gold) for prompt, texts in zip(prompts, golds, strict=True) for gold in texts]
