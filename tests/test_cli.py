@@ -411,6 +411,7 @@ def test_bench_inner_compares_all_ways(command: Command, tiny_model: Path, tmp_p
     assert table["peak_gflops"] > 0 and table["machine"]["threads"] == 1
     for name in ("stacked", "stacked-qv"):
         assert 0 < rows[name]["max_weight_diff"] < 1e-5
+        assert rows[name]["exam_share"] > 0 and rows[name]["slots_add_mb"] >= 0
     assert rows["stacked-qv"]["ratio_reference"] > 1
     assert all(row["seconds_per_edit"] > 0 and row["peak_memory_mb"] > 100 for row in rows.values())
 

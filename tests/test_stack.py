@@ -355,3 +355,15 @@ def test_dropout_does_not_depend_on_neighbours_in_a_step_of_several_parts(
     for job, mine in zip(jobs, whole(train_many(lm, jobs, 3)), strict=True):
         (alone,) = whole(train_many(lm, [job], 1))
         assert difference(mine.adapter, alone.adapter) <= 1e-5
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(tiny_model: Path) -> None:
+    results = []
+    for compiled in (False, True):
+        lm = load_model(str(tiny_model), dtype="float32")
+        if compiled:
+            stack.compile_layers(lm)
+        results.append(whole(train_many(lm, mixed_jobs(lm, "last:2"), 3)))
+    for plain, mine in zip(*results, strict=True):
+        assert difference(plain.adapter, mine.adapter) <= 1e-5

@@ -1,7 +1,7 @@
 """``selfedit bench inner``: the ways to train one self-edit's adapter, side by side on the same documents.
 
 Each way lives in a process of its own (so that its peak memory is its own), one thread each, and takes its turn; the turns are
-interleaved and the median counts. Seconds are for training alone; loading and the first, warming turn are left out.
+interleaved and the median counts. Seconds are for training alone; loading and a few warming steps are left out.
 
 Useful work, the same for all rows: tokens of documents, no padding. FLOPs of one token's pass through the adapted part of the
 model: 4 for each base weight there (2 forward, 2 for the gradient of the input; the base has no gradient of its own), 6 for each
@@ -45,6 +45,7 @@ class Workload:
         reference_steps: optimiser steps of the padded way that are timed; the rest of its time is extrapolated.
         last: N of ``stacked-last``.
         slots: adapters side by side in the stacked rows.
+        compiled: whether the stacked rows' layers go through ``torch.compile``.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Workload:
     reference_steps: int
     last: int
     slots: int
+    compiled: bool = False
 
     def settings(self, name: str) -> Settings:
         """A row's settings: the paper's r 32, alpha 64, learning rate 1e-3, batch 1; targets and layers by the row's name."""
@@ -74,7 +76,8 @@ class Turn:
     Attributes:
         seconds: for one self-edit's training.
         weights: flat adapter weights by self-edit; kept from the first turn only.
-        exam_seconds: for one adapter's exam of ``EXAM_QUESTIONS`` questions, all adapters in one batch; stacked rows only.
+        exam_seconds: for one adapter's exam of ``EXAM_QUESTIONS`` questions, all adapters in one batch; stacked rows only, and only
+            where every passage has questions.
         peak_memory_mb: of the process so far.
         one_slot_mb: of the process when it had trained one self-edit alone; stacked rows only.
     """
@@ -161,19 +164,25 @@ def _prepare(name: str, work: Workload) -> Callable[[], Turn]:
     lm = load_model(work.model, "cpu", "float32")
     rows = encoded(lm, work)
     settings = work.settings(name)
+    # What warms a row up: two documents of each self-edit, once.
+    few, brief = [some[:2] for some in rows], settings.model_copy(update={"epochs": 1})
     if name.startswith("stacked"):
         from selfedit.lm.buffers import keep_freed_memory
+        from selfedit.lm.stack import compile_layers
         from selfedit.lm.train_many import Job, train_many
 
         keep_freed_memory()
-        train_many(lm, [Job(tuple(rows[0]), settings.model_copy(update={"epochs": 1}), SEED)], 1)
+        if work.compiled:
+            compile_layers(lm)
+        train_many(lm, [Job(tuple(rows[0]), brief, SEED)], 1)
         alone = peak_memory_mb()
+        train_many(lm, [Job(tuple(some), brief, SEED) for some in few], work.slots)
         return lambda: _stacked(lm, rows, settings, work, alone)
-    if name.startswith("peft"):
-        return lambda: _peft(lm, rows, settings)
-    if name == "trl":
-        return lambda: _trl(lm, rows, settings)
-    return lambda: _reference(lm, rows, settings, work.reference_steps)
+    if name == "reference-qv":
+        return lambda: _reference(lm, rows, settings, work.reference_steps)
+    way = _trl if name == "trl" else _peft
+    way(lm, few[:1], brief)
+    return lambda: way(lm, rows, settings)
 
 
 def encoded(lm: Any, work: Workload) -> list[list[Any]]:
@@ -199,17 +208,22 @@ def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, work: Workload
     for at in range(0, len(adapters), work.slots):
         part = adapters[at : at + work.slots]
         seats = Slots(lm, settings.targets, settings.layers, settings.rank, len(part), training=False)
-        papers = []
         for slot, adapter in enumerate(part):
             seats.put(slot, adapter)
-            passage = work.passages[at + slot]
-            asked = exam_questions([replace(q, paraphrases=()) for q in passage.questions[:EXAM_QUESTIONS]])
-            papers.append(Paper(passage, tuple(asked), "titled", slot))
+        papers = [
+            Paper(
+                passage,
+                tuple(exam_questions([replace(q, paraphrases=()) for q in passage.questions[:EXAM_QUESTIONS]])),
+                "titled",
+                i,
+            )
+            for i, passage in enumerate(work.passages[at : at + len(part)])
+        ]
         with seats.installed():
             sit_exams(lm, papers, seats.first)
     examined = time.perf_counter()
-    flat = [_flat(adapter.weights) for adapter in adapters]
-    return Turn((trained - start) / len(edits), flat, (examined - trained) / len(edits), one_slot_mb=alone)
+    exam = (examined - trained) / len(edits) if all(passage.questions for passage in work.passages) else None
+    return Turn((trained - start) / len(edits), [_flat(adapter.weights) for adapter in adapters], exam, one_slot_mb=alone)
 
 
 def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
@@ -433,6 +447,7 @@ def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: i
         "reference_steps_timed": work.reference_steps,
         "last": work.last,
         "slots": work.slots,
+        "compiled": work.compiled,
         "repeats": repeats,
         "rows": rows,
     }
@@ -471,7 +486,15 @@ def machine() -> dict[str, Any]:
 
 
 def workload(
-    model: str, notes: str | None, edits: int, documents: int, epochs: int, reference_steps: int, last: int, slots: int
+    model: str,
+    notes: str | None,
+    edits: int,
+    documents: int,
+    epochs: int,
+    reference_steps: int,
+    last: int,
+    slots: int,
+    compiled: bool,
 ) -> Workload:
     """Documents of real passages with published notes, or of almanac's own passages where there is no such file.
 
@@ -498,4 +521,4 @@ def workload(
     texts = tuple(
         tuple(document.text for document in plain_documents(passage, text, "lines", documents)) for passage, text in chosen
     )
-    return Workload(model, texts, tuple(passage for passage, _ in chosen), epochs, reference_steps, last, slots)
+    return Workload(model, texts, tuple(passage for passage, _ in chosen), epochs, reference_steps, last, slots, compiled)

@@ -112,6 +112,7 @@ class LearnConfig(Frozen):
     )
     seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
+    compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()
@@ -131,6 +132,7 @@ class EvalConfig(Frozen):
     edits: Annotated[int, Field(ge=1, le=16, description="own edits a passage, averaged, never selected")] = 2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
+    compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()

@@ -54,7 +54,8 @@ def evaluate(
     waiting = [passage for passage in passages if passage.id not in done]
     told(len(passages) - len(waiting))
     if waiting:
-        with LocalExecutor(ModelChoice(config.model, config.device, config.dtype), workers) as executor:
+        choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
+        with LocalExecutor(choice, workers) as executor:
             slots = config.slots or slots_that_fit(identify(config.model), config.settings, cores())
             for row in executor.map(evaluate_passage, [(passage, config, slots) for passage in waiting]):
                 run.append(row)

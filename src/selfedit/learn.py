@@ -81,7 +81,7 @@ def learn(
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
         scratch = memory.scratch()
         stack = tuple(str(path) for path in memory.adapter_folders())
-        choice = ModelChoice(config.model, config.device, config.dtype, stack)
+        choice = ModelChoice(config.model, config.device, config.dtype, stack, config.compiled)
         progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:

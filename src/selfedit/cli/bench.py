@@ -35,6 +35,7 @@ def inner_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 4 self-edits of 7 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
     ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="The stacked rows' layers through torch.compile.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
 ) -> None:
     """Times the ways to train one self-edit's adapter on the same documents, interleaved in one run, one thread each.
@@ -54,7 +55,7 @@ def inner_command(
 
     if quick:
         edits, documents, epochs, repeats = min(edits, 4), min(documents, 7), min(epochs, 3), 1
-    work = workload(model, str(notes) if notes else None, edits, documents, epochs, 1 if quick else 2, last, slots)
+    work = workload(model, str(notes) if notes else None, edits, documents, epochs, 1 if quick else 2, last, slots, compiled)
     with err.status("starting") as status:
         result = bench_inner(work, repeats, status.update)
     if json_file is not None:

@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model workers load, and the adapters (PEFT folders, oldest first) that already answer on top of it."""
+    """Which model workers load.
+
+    Attributes:
+        stack: adapters (PEFT folders, oldest first) that already answer on top of it.
+        compiled: whether its layers go through ``torch.compile``.
+    """
 
     name: str
     device: str = "auto"
     dtype: str = "auto"
     stack: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 # In a worker: what to load, and what is loaded.
@@ -177,8 +183,11 @@ def _run(job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
         from selfedit.lm.adapter import install_stack, load_adapter
         from selfedit.lm.load import load_model
+        from selfedit.lm.stack import compile_layers
 
         assert _choice is not None
         _loaded = load_model(_choice.name, _choice.device, _choice.dtype)
+        if _choice.compiled:
+            compile_layers(_loaded)
         install_stack(_loaded, [load_adapter(Path(folder)) for folder in _choice.stack])
     return job(_loaded, *arguments)

@@ -97,6 +97,15 @@ def document_attention(lm: LanguageModel) -> Iterator[None]:
         lm.model.set_attn_implementation(before)
 
 
+def compile_layers(lm: LanguageModel) -> None:
+    """Puts the decoder layers through ``torch.compile``; the slots' products and the attention stay as they are.
+
+    On a CPU it brought nothing (docs/lab-book.md), so it is off unless asked for; on a GPU nobody has measured it.
+    """
+    for layer in lm.model.base_model.layers:
+        layer.compile(dynamic=True)
+
+
 class Slots:
     """Room for K adapters of one shape, installed on a model while in use.
 
@@ -112,8 +121,9 @@ class Slots:
         self.first = min(layer_index(name) for name in self.layers)
         self.sizes = {name: (layer.base.in_features, layer.base.out_features) for name, layer in self.layers.items()}
         self.width = sum(rank * (into + out) for into, out in self.sizes.values())
-        self.values_KP = torch.zeros(count, self.width, device=lm.device)
-        self.grads_KP = torch.zeros(count, self.width, device=lm.device) if training else None
+        # Whoever takes a slot fills it; each step writes every gradient of the slots at work.
+        self.values_KP = torch.empty(count, self.width, device=lm.device)
+        self.grads_KP = torch.empty(count, self.width, device=lm.device) if training else None
         self.scales = [0.0] * count
         self.dropouts = [0.0] * count
         self.generators: list[torch.Generator | None] = [None] * count
@@ -212,6 +222,7 @@ class SlotLinear:
         """B of the slots in the stream times each slot's scale, (K, out, r)."""
         return torch.stack([self.up[slot] * self.slots.scales[slot] for slot, _, _ in stream.segments]).to(dtype)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out); rows belong to slots as the stream says."""
         flat = x.reshape(-1, x.shape[-1])
@@ -316,6 +327,7 @@ def keep_mask(x: torch.Tensor, share: float, generator: torch.Generator) -> torc
     return (drawn >= share).to(x.dtype) / (1.0 - share)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(
     module: nn.Module,
     query: torch.Tensor,

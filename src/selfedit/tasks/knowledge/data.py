@@ -289,7 +289,8 @@ def _squad_from_hub(split: str) -> list[Passage]:
 def load_edits(file: Path) -> tuple[list[tuple[Passage, list[str]]], bool]:
     """Passages with the self-edits written about them, in the reference code's forms, and the file's ``split_newlines``.
 
-    A list of ``{title, context, completions}`` (or ``completion``), or a result of a run of trials, whose ``articles`` are one.
+    A list of ``{title, context, completions}`` (or ``completion``), or a result of a run of trials, whose ``articles`` are one;
+    ``questions`` are read where there are any.
 
     Raises:
         DataError: names the file, the item and the field.
@@ -323,4 +324,8 @@ def _edits_of(item: Any, at: str) -> tuple[Passage, list[str]]:
         if not isinstance(text, str):
             raise DataError(f"{at}, completion {number + 1}: not text")
         texts.append(text)
-    return Passage(item["title"], item["context"]), texts
+    questions = item.get("questions", [])
+    if not isinstance(questions, list):
+        raise DataError(f"{at}: field questions must be a list")
+    asked = tuple(_question(row, f"{at}, question {number + 1}") for number, row in enumerate(questions))
+    return Passage(item["title"], item["context"], asked), texts
