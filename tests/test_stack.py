@@ -177,7 +177,7 @@ def test_a_full_prefix_cache_is_computed_again(lm: LanguageModel) -> None:
     roomy, tight = flat.Prefixes(lm, 2), flat.Prefixes(lm, 2, limit=1)
     with engine.document_attention(lm):
         for order in (rows, rows[::-1], rows[2:]):
-            assert torch.allclose(roomy.states(order), tight.states(order), atol=1e-6)
+            assert torch.allclose(roomy.states(order, [0] * len(order)), tight.states(order, [0] * len(order)), atol=1e-6)
     assert tight.used <= 1 and roomy.used > 1
 
 
@@ -367,3 +367,36 @@ def test_compiled_layers_train_alike(tiny_model: Path) -> None:
         results.append(whole(train_many(lm, mixed_jobs(lm, "last:2"), 3)))
     for plain, mine in zip(*results, strict=True):
         assert difference(plain.adapter, mine.adapter) <= 1e-5
+
+
+def sharing_rows(lm: LanguageModel) -> list[Row]:
+    """Documents of one beginning: some part early, some late, two are equal, one begins like none."""
+    system = "Answer in a few words, please, and never in a whole sentence. "
+    texts = ("Who built it? Ada", "Who paid for it? Nobody", "Who built it? Ada", "Who", "Where?")
+    rows = [Row(tuple(lm.tokenizer(system + text)["input_ids"]), 40 + 3 * at) for at, text in enumerate(texts)]
+    return [*rows, Row(tuple(lm.tokenizer("It is long.")["input_ids"]), 0)]
+
+
+@pytest.mark.parametrize("layers", ["all", "last:2"])
+def test_what_documents_begin_with_is_read_once_and_counts_for_each(family_lm: LanguageModel, layers: str) -> None:
+    rows = tuple(sharing_rows(family_lm))
+    jobs = [
+        Job(rows, Settings(rank=4, alpha=8, epochs=8, batch_size=size, layers=layers, learning_rate=2e-4), size) for size in (3, 6)
+    ]
+    for job, mine in zip(jobs, whole(train_many(family_lm, jobs, 2)), strict=True):
+        alone = train(family_lm, list(job.rows), job.settings, job.seed)
+        assert mine.losses == pytest.approx(alone.losses, abs=1e-5)
+        assert difference(mine.adapter, alone.adapter) <= 1e-5
+    assert log_probabilities(family_lm, rows) == pytest.approx([log_probabilities(family_lm, [row])[0] for row in rows], abs=1e-5)
+
+
+def test_rows_are_laid_out_without_what_stands_before_them(lm: LanguageModel) -> None:
+    rows = sharing_rows(lm)
+    packed = flat.pack([*((0, row) for row in rows), (1, rows[0])])
+    laid = [row.ids[at] for row, skip in zip([*rows, rows[0]], packed.skips, strict=True) for at in range(skip, len(row.ids))]
+    for row, path, span in zip([*rows, rows[0]], packed.paths, packed.spans, strict=True):
+        assert tuple(laid[at] for at in path) == row.ids
+        assert span.total == len(row.ids) and span.length >= 1
+    assert packed.skips[0] == packed.skips[5] == packed.skips[6] == 0, "neither another beginning nor another slot is shared"
+    assert min(packed.skips[1:5]) > 60
+    assert not any(flat.pack([(0, row) for row in rows], sharing=False).skips)

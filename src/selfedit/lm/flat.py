@@ -6,53 +6,115 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from selfedit.lm.batch import Row
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.stack import Stream, segments_of, streaming
+from selfedit.lm.stack import Span, Stream, segments_of, streaming
 from selfedit.lm.train import layer_range
 
 # Tokens in one pass; a step of more is passed in parts whose gradients are added. Bounds the memory of activations.
 MOST_TOKENS = 2048
 # Bytes of hidden states that are kept between steps; what doesn't fit is computed again.
 PREFIX_BYTES = 512 * 2**20
+# A shorter common beginning of two documents is not worth a mask of its own.
+LEAST_SHARED = 8
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where the tokens of rows stand in a flat stream.
+
+    Attributes:
+        spans: for the attention.
+        skips: how many leading tokens of each row are read in an earlier row of the same slot.
+        paths: for each row the place in the stream of each of its tokens.
+    """
+
+    spans: tuple[Span, ...]
+    skips: list[int]
+    paths: list[list[int]]
+
+    @property
+    def index(self) -> tuple[list[int], list[int], list[int]]:
+        """``Stream``'s bounds, whole bounds and paths."""
+        own = list(itertools.accumulate((span.length for span in self.spans), initial=0))
+        whole = list(itertools.accumulate((span.total for span in self.spans), initial=0))
+        return own, whole, [at for path in self.paths for at in path] if any(self.skips) else []
+
+
+def pack(rows: Sequence[tuple[int, Row]], sharing: bool = True) -> Packed:
+    """Lays (slot, row) pairs out; what a row begins with like the row before it in its slot is not laid out again."""
+    spans: list[Span] = []
+    skips: list[int] = []
+    paths: list[list[int]] = []
+    used = 0
+    for at, (slot, row) in enumerate(rows):
+        skip = _common(rows[at - 1][1].ids, row.ids) if sharing and at and rows[at - 1][0] == slot else 0
+        before, left = [], skip
+        for other, count in (*spans[-1].before, (at - 1, spans[-1].length)) if skip else ():
+            if left:
+                before.append((other, min(count, left)))
+                left -= min(count, left)
+        own = len(row.ids) - skip
+        spans.append(Span(own, tuple(before)))
+        skips.append(skip)
+        paths.append([*(paths[-1][:skip] if skip else ()), *range(used, used + own)])
+        used += own
+    return Packed(tuple(spans), skips, paths)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning, short of the whole of ``b``; 0 if it is too short to matter."""
+    shared = next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    shared = min(shared, len(b) - 1)
+    return shared if shared >= LEAST_SHARED else 0
 
 
 @contextmanager
 def reading(
-    lm: LanguageModel, prefixes: Prefixes, rows: Sequence[tuple[int, Row]], adding: bool = False
+    lm: LanguageModel, prefixes: Prefixes, rows: Sequence[tuple[int, Row]], adding: bool = False, sharing: bool = True
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Runs (slot, row) pairs through the layers above the prefix; call inside ``document_attention``.
 
     Yields the last hidden states (N, d) at the positions that predict a labelled token, and those tokens (N,), row after row. The
-    backward pass belongs inside the block.
+    backward pass belongs inside the block. With ``sharing`` what a slot's neighbouring rows begin with is computed once, which
+    changes nothing but rounding (and the draws of dropout: not with that).
     """
-    slots, lengths = [slot for slot, _ in rows], [len(row.ids) for _, row in rows]
-    spans = _spans(lengths)
+    packed = pack(rows, sharing)
+    spans = packed.spans
     unlabelled = [max(1, row.unlabelled) for _, row in rows]
-    counts = [row.labelled for _, row in rows]
-    keep = [at - 1 for (begin, end), u in zip(spans, unlabelled, strict=True) for at in range(begin + u, end)]
-    segments, kept_segments = segments_of(slots, lengths), segments_of(slots, counts)
+    keep = [at for path, u in zip(packed.paths, unlabelled, strict=True) for at in path[u - 1 : -1]]
+    # Rows that share their beginning may predict from the same position.
+    unique = sorted(set(keep))
+    place = {at: index for index, at in enumerate(unique)}
+    slots = [slot for slot, _ in rows]
+    segments = segments_of(slots, [span.length for span in spans])
+    owner = [slot for slot, span in zip(slots, spans, strict=True) for _ in range(span.length)]
+    kept_segments = segments_of([owner[at] for at in unique], [1] * len(unique))
     # One transfer for all indices of the pass.
     parts = (
-        [at for length in lengths for at in range(length)],
-        keep,
+        [at for (_, row), skip in zip(rows, packed.skips, strict=True) for at in range(skip, len(row.ids))],
+        unique,
+        [place[at] for at in keep],
         [token for (_, row), u in zip(rows, unlabelled, strict=True) for token in row.ids[u:]],
-        [0, *(end for _, end in spans)],
         [end for _, _, end in segments],
         [end for _, _, end in kept_segments],
+        *packed.index,
     )
-    packed = torch.tensor([number for part in parts for number in part]).to(lm.device)
-    positions_T, keep_N, targets_N, bounds, ends, kept_ends = torch.split(packed, [len(part) for part in parts])
-    whole = Stream(spans, segments, adding, bounds.int(), ends.int())
-    kept = Stream((), kept_segments, adding, None, kept_ends.int())
-    states_1Td = prefixes.states([row for _, row in rows])[None]
-    with streaming(whole), layer_range(lm, prefixes.first, None), _last_mlp_at(lm, keep_N, kept):
+    together = torch.tensor([number for part in parts for number in part]).to(lm.device)
+    pieces = torch.split(together, [len(part) for part in parts])
+    positions_T, unique_U, keep_N, targets_N, ends, kept_ends, bounds, whole_bounds, paths = pieces
+    shared = paths if any(packed.skips) else None
+    whole = Stream(spans, segments, adding, bounds.int(), whole_bounds.int(), shared, ends.int())
+    kept = Stream((), kept_segments, adding, ends=kept_ends.int())
+    states_1Td = prefixes.states([row for _, row in rows], packed.skips)[None]
+    with streaming(whole), layer_range(lm, prefixes.first, None), _last_mlp_at(lm, unique_U, kept):
         out = lm.model.base_model(inputs_embeds=states_1Td, position_ids=positions_T[None], use_cache=False)
-        yield out.last_hidden_state[0, keep_N], targets_N
+        yield out.last_hidden_state[0, unique_U][keep_N], targets_N
 
 
 def parts_of(rows: Sequence[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
@@ -78,14 +140,6 @@ def parts_of(rows: Sequence[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]
         yield part
 
 
-def _spans(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    spans, at = [], 0
-    for length in lengths:
-        spans.append((at, at + length))
-        at += length
-    return tuple(spans)
-
-
 class Prefixes:
     """Hidden states below the first adapted layer, computed once for each distinct document while there is room for them.
 
@@ -97,39 +151,43 @@ class Prefixes:
         self.known: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
         self.used = 0
 
-    def states(self, rows: Sequence[Row]) -> torch.Tensor:
-        """The rows' states one after the other, (T, d)."""
+    def states(self, rows: Sequence[Row], skips: Sequence[int]) -> torch.Tensor:
+        """The rows' states one after the other, each without its first ``skips`` tokens, (T, d)."""
         if not self.first:
-            ids_T = torch.tensor([token for row in rows for token in row.ids], device=self.lm.device)
-            embedded: torch.Tensor = self.lm.model.get_input_embeddings()(ids_T)
+            ids = [token for row, skip in zip(rows, skips, strict=True) for token in row.ids[skip:]]
+            embedded: torch.Tensor = self.lm.model.get_input_embeddings()(torch.tensor(ids, device=self.lm.device))
             return embedded
-        missing = list(dict.fromkeys(row.ids for row in rows if row.ids not in self.known))
+        # In order, so that neighbours share what they begin with.
+        missing = sorted({row.ids for row in rows if row.ids not in self.known})
         fresh: dict[tuple[int, ...], torch.Tensor] = {}
         for part in parts_of([(0, Row(ids, 0)) for ids in missing]):
-            wanted = [row.ids for _, row in part]
-            fresh |= dict(zip(wanted, self._compute(wanted), strict=True))
+            fresh |= dict(zip((row.ids for _, row in part), self._compute(part), strict=True))
         found = []
-        for row in rows:
+        for row, skip in zip(rows, skips, strict=True):
             if row.ids in self.known:
                 self.known.move_to_end(row.ids)
-                found.append(self.known[row.ids])
+                found.append(self.known[row.ids][skip:])
             else:
-                found.append(fresh[row.ids])
-        for ids, states_Td in fresh.items():
-            self.known[ids] = states_Td
+                found.append(fresh[row.ids][skip:])
+        for row_ids, states_Td in fresh.items():
+            self.known[row_ids] = states_Td
             self.used += states_Td.nbytes
         while self.used > self.limit and self.known:
             self.used -= self.known.popitem(last=False)[1].nbytes
         return torch.cat(found)
 
     @torch.no_grad()
-    def _compute(self, rows: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-        lengths = [len(ids) for ids in rows]
-        ids_T = torch.tensor([token for ids in rows for token in ids], device=self.lm.device)
-        positions_T = torch.cat([torch.arange(n, device=self.lm.device) for n in lengths])
-        with streaming(Stream(_spans(lengths))), layer_range(self.lm, 0, self.first):
-            out = self.lm.model.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False)
-        return [part.clone() for part in out.last_hidden_state[0].split(lengths)]
+    def _compute(self, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
+        packed = pack(rows)
+        ids = [token for (_, row), skip in zip(rows, packed.skips, strict=True) for token in row.ids[skip:]]
+        positions = [at for (_, row), skip in zip(rows, packed.skips, strict=True) for at in range(skip, len(row.ids))]
+        ids_1T, positions_1T = torch.tensor([[ids], [positions]], device=self.lm.device)
+        bounds, whole_bounds, paths = (torch.tensor(numbers, device=self.lm.device) for numbers in packed.index)
+        shared = paths if any(packed.skips) else None
+        stream = Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=shared)
+        with streaming(stream), layer_range(self.lm, 0, self.first):
+            out = self.lm.model.base_model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
+        return [out.last_hidden_state[0, path] for path in packed.paths]
 
 
 @contextmanager

@@ -35,21 +35,44 @@ MOST_SLOTS = 8
 
 
 @dataclass(frozen=True)
+class Span:
+    """One document's rows of the flat stream.
+
+    Attributes:
+        length: its own rows; they come after those of the documents before it.
+        before: what it begins with, where that stands in earlier documents: (index of the document, its first so many own rows).
+    """
+
+    length: int
+    before: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Tokens of the whole document."""
+        return self.length + sum(count for _, count in self.before)
+
+
+@dataclass(frozen=True)
 class Stream:
     """Which rows of the flat stream belong together.
 
     Attributes:
-        documents: (begin, end) of each document.
+        documents: all rows, document after document.
         segments: (slot, begin, end) of each slot's tokens.
-        bounds: the documents' bounds (N + 1,) in int32 on the model's device, for kernels that take many documents at once.
+        bounds: where each document's own rows end, from 0 on (N + 1,), in int32 on the model's device, for kernels that take many
+            documents at once.
+        whole_bounds: the same where each document counts with what it begins with.
+        paths: the row of each token of each whole document, on the model's device; None if no document begins in another.
         ends: the segments' ends (K,) in int32 on the model's device, for grouped products.
         adding: gradients of A and B are added to what is there, since the step has several parts; else they replace it.
     """
 
-    documents: tuple[tuple[int, int], ...] = ()
+    documents: tuple[Span, ...] = ()
     segments: tuple[tuple[int, int, int], ...] = ()
     adding: bool = False
     bounds: torch.Tensor | None = None
+    whole_bounds: torch.Tensor | None = None
+    paths: torch.Tensor | None = None
     ends: torch.Tensor | None = None
 
     def by_slot(self, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
@@ -349,14 +372,20 @@ def _attend(
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and ONE_KERNEL and _stream.bounds is not None:
         return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
+    lengths = [span.length for span in _stream.documents]
+    # Split once: the gradient of a split is one concatenation, that of a slice as large as the whole.
+    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     outs = []
-    for begin, end in _stream.documents:
-        q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
-        length = end - begin
+    for at, span in enumerate(_stream.documents):
+        q, k, v = queries[at], keys[at], values[at]
+        if span.before:
+            k = torch.cat([*(keys[other][:, :, :count] for other, count in span.before), k], dim=2)
+            v = torch.cat([*(values[other][:, :, :count] for other, count in span.before), v], dim=2)
         mask = None
-        if sliding_window is not None and length > sliding_window:
-            distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)[None]
-            mask = (distance >= 0) & (distance < sliding_window)
+        if span.before or (sliding_window is not None and span.total > sliding_window):
+            there = torch.arange(span.total, device=q.device)
+            distance = there[span.total - span.length :, None] - there[None]
+            mask = (distance >= 0) & (distance < (sliding_window or span.total))
         outs.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
@@ -371,17 +400,19 @@ def _attend_in_one_kernel(
     """The same by one FlashAttention call over all documents; needs CUDA and half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = max(end - begin for begin, end in stream.documents)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    assert stream.bounds is not None
+    if stream.paths is not None:
+        k, v = k[stream.paths], v[stream.paths]
+    assert stream.bounds is not None and stream.whole_bounds is not None
+    # Where there are fewer queries than keys the kernel lets the last of both meet.
     out = varlen_attn(
         q,
         k,
         v,
         stream.bounds,
-        stream.bounds,
-        longest,
-        longest,
+        stream.whole_bounds,
+        max(span.length for span in stream.documents),
+        max(span.total for span in stream.documents),
         scale=scaling,
         window_size=((window or 0) - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],

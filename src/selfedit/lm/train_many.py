@@ -123,7 +123,7 @@ def _step(
         for slot in labelled:
             slots.grads_KP[slot].zero_()
     for part in parts:
-        for slot, loss in _pass(lm, prefixes, part, labelled, adding=len(parts) > 1):
+        for slot, loss in _pass(lm, prefixes, part, labelled, len(parts) > 1, not any(slots.dropouts)):
             losses[slot] += loss
     norms = {slot: float(slots.grads_KP[slot].norm()) for slot, _ in at_work}
     results: list[Trained | DivergedError | None] = []
@@ -150,10 +150,10 @@ def _step(
 
 
 def _pass(
-    lm: LanguageModel, prefixes: Prefixes, rows: Sequence[tuple[int, Row]], labelled: dict[int, int], adding: bool
+    lm: LanguageModel, prefixes: Prefixes, rows: Sequence[tuple[int, Row]], labelled: dict[int, int], adding: bool, sharing: bool
 ) -> list[tuple[int, float]]:
     """Forward and backward of one flat stream; (slot, its share of its step's mean loss) for each document."""
-    with reading(lm, prefixes, rows, adding) as (states_Nd, targets_N):
+    with reading(lm, prefixes, rows, adding, sharing) as (states_Nd, targets_N):
         counts = [row.labelled for _, row in rows]
         weights = [1.0 / labelled[slot] for (slot, _), count in zip(rows, counts, strict=True) for _ in range(count)]
         weights_N = torch.tensor(weights, device=lm.device)
