@@ -3,9 +3,11 @@
 1. Which settings (epochs, learning rate, layers, batch, rank) give the best exam?
 2. Which form of the gold answer's log-probability ranks self-edits as the exam does?
 
-    .venv/bin/python benchmarks/sweep_settings.py --edits benchmarks/results/dev-default --run runs/sweep --resume
+    .venv/bin/python benchmarks/sweep_settings.py --sweep depth --edits benchmarks/results/dev-default --run runs/sweep --resume
 
 The self-edits are those of an earlier ``selfedit eval knowledge`` run on almanac dev; a killed sweep goes on with ``--resume``.
+The sweep ``batch`` starts from what ``depth`` chose: does a step of several documents, whose common beginning is read once,
+learn as much in less time?
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -47,9 +51,12 @@ from selfedit.tasks.knowledge.documents import passage_pieces
 from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
-BASE: dict[str, Any] = {"rank": 32, "alpha": 64.0, "layers": "last:10", "epochs": 4, "learning_rate": 1e-3}
-# What each setting changes in BASE.
-SETTINGS: dict[str, dict[str, Any]] = {
+BASES: dict[str, dict[str, Any]] = {
+    "depth": {"rank": 32, "alpha": 64.0, "layers": "last:10", "epochs": 4, "learning_rate": 1e-3},
+    "batch": {"rank": 32, "alpha": 64.0, "layers": "last:10", "epochs": 8, "learning_rate": 2e-3},
+}
+# What each setting changes in its sweep's base.
+DEPTH: dict[str, dict[str, Any]] = {
     "base": {},
     "epochs 2": {"epochs": 2},
     "epochs 8": {"epochs": 8},
@@ -65,29 +72,43 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all layers, lr 2e-3": {"layers": "all", "learning_rate": 2e-3},
     "all layers, lr 5e-4": {"layers": "all", "learning_rate": 5e-4},
 }
+BATCH: dict[str, dict[str, Any]] = {
+    "base": {},
+    "batch 4": {"batch_size": 4},
+    "batch 4, lr 4e-3": {"batch_size": 4, "learning_rate": 4e-3},
+    "batch 4, lr 4e-3, epochs 12": {"batch_size": 4, "learning_rate": 4e-3, "epochs": 12},
+    "batch 8, lr 4e-3": {"batch_size": 8, "learning_rate": 4e-3},
+    "batch 8, lr 4e-3, epochs 12": {"batch_size": 8, "learning_rate": 4e-3, "epochs": 12},
+}
+SWEEPS = {"depth": DEPTH, "batch": BATCH}
 PASSAGES = 4
+MEASURES = ("accuracy", "f1", "logprob", "seconds")
 
 
 class SweepConfig(BaseModel):
     """What decides a sweep's rows."""
 
     edits: str
-    settings: dict[str, dict[str, Any]] = SETTINGS
+    base: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
     passages: int = PASSAGES
     seed: int = 0
 
 
 def try_setting(
-    lm: LanguageModel, passage: Passage, texts: list[str], name: str, change: dict[str, Any], seed: int
+    lm: LanguageModel, passage: Passage, texts: list[str], name: str, chosen: dict[str, Any], seed: int
 ) -> list[dict[str, Any]]:
     """A lease: a passage's self-edits under one setting, their answers and every form of the golds' log-probabilities."""
     asked = tuple(exam_questions(passage.questions))
     jobs = []
     for index, text in enumerate(texts):
         rows = tuple(encode_document(lm, document) for document in compile_edit([passage], text, EditConfig(), lm.chat))
-        jobs.append(Job(rows, Settings(**BASE | change), seeds.derive(seed, passage.id, "train", index)))
+        jobs.append(Job(rows, Settings(**chosen), seeds.derive(seed, passage.id, "train", index)))
     found = []
-    for index, trained in enumerate(train_many(lm, jobs, len(jobs))):
+    begin = time.process_time()
+    together = train_many(lm, jobs, len(jobs))
+    seconds = (time.process_time() - begin) / len(jobs)
+    for index, trained in enumerate(together):
         if isinstance(trained, DivergedError):
             raise trained
         install(lm, trained.adapter)
@@ -107,6 +128,7 @@ def try_setting(
                 "correct": [verdict.correct for verdict in marks.verdicts],
                 "forms": forms,
                 "steps": len(trained.losses),
+                "seconds": round(seconds, 2),
                 "last_loss": trained.losses[-1],
                 "answers": list(sitting.answers),
             }
@@ -154,26 +176,26 @@ def sentence_before(passage: Passage, gold: str) -> str:
     return ""
 
 
-def settings_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def settings_table(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each setting's means over passages and its paired difference to the base."""
     cells: dict[str, dict[str, dict[str, float]]] = {}
-    for name in SETTINGS:
+    for name in names:
         by_passage: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             if row["setting"] == name:
                 by_passage[row["passage"]].append(row)
-        cells[name] = {p: {m: fmean(r[m] for r in rs) for m in ("accuracy", "f1", "logprob")} for p, rs in by_passage.items()}
+        cells[name] = {p: {m: fmean(r.get(m, math.nan) for r in rs) for m in MEASURES} for p, rs in by_passage.items()}
     whole = sorted(set.intersection(*(set(cell) for cell in cells.values())))
     return [
         {
             "setting": name,
             "n": len(whole),
-            **{m: asdict(mean_and_error([cells[name][p][m] for p in whole])) for m in ("accuracy", "f1", "logprob")},
+            **{m: asdict(mean_and_error([cells[name][p][m] for p in whole])) for m in MEASURES},
             "f1_difference": asdict(
                 paired_difference([cells[name][p]["f1"] for p in whole], [cells["base"][p]["f1"] for p in whole])
             ),
         }
-        for name in SETTINGS
+        for name in names
     ]
 
 
@@ -229,11 +251,12 @@ def first_wording(row: dict[str, Any], question: int) -> int:
 def main() -> None:
     """Runs what is missing, prints and writes both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", choices=sorted(SWEEPS), default="depth")
     parser.add_argument("--edits", required=True, help="folder of an eval run whose self-edits are used")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    config = SweepConfig(edits=arguments.edits)
+    config = SweepConfig(edits=arguments.edits, base=BASES[arguments.sweep], settings=SWEEPS[arguments.sweep])
     run = Run(arguments.run, config, arguments.resume)
     passages = {passage.id: passage for passage in load_dataset("almanac", "dev")}
     written = [json.loads(line) for line in (Path(arguments.edits) / "trials.jsonl").read_text().splitlines()]
@@ -243,7 +266,7 @@ def main() -> None:
         texts = [trial["edit"] for trial in entry["trials"] if trial["method"] == "self"]
         for name, change in config.settings.items():
             if not {f"{entry['passage']} {index} {name}" for index in range(len(texts))} <= done:
-                leases.append((passages[entry["passage"]], texts, name, change, config.seed))
+                leases.append((passages[entry["passage"]], texts, name, config.base | change, config.seed))
     console = Console()
     with LocalExecutor(ModelChoice("builtin:smollm2-135m", dtype="float32")) as executor:
         for rows in executor.map(try_setting, leases):
@@ -251,7 +274,7 @@ def main() -> None:
                 if row["lease"] not in done:
                     run.append(row)
                     console.print(f"{len(run.rows)} {row['lease']}: {row['accuracy']:.0%}, F1 {row['f1']:.2f}", highlight=False)
-    result = {"settings": settings_table(run.rows), "forms": ranking_table(run.rows)}
+    result = {"settings": settings_table(list(config.settings), run.rows), "forms": ranking_table(run.rows)}
     write_json(run.folder / "table.json", result)
     for key in ("settings", "forms"):
         table = Table(*result[key][0].keys())
