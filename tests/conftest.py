@@ -49,6 +49,8 @@ def make_tiny_model(folder: Path, chat: bool = True, seed: int = 0, family: str 
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=1,
+        # Both kinds of attention, in Gemma's case; its default pattern of 6 would leave only the sliding kind.
+        **({"layer_types": (["sliding_attention", "full_attention"] * layers)[:layers]} if family.startswith("gemma") else {}),
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = 1

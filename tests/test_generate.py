@@ -99,11 +99,12 @@ def test_rows_beyond_the_cache_wait_for_the_next_batch(lm: Any, monkeypatch: pyt
     assert generate(lm, ids, 12, 1.0, 0.95, [1, 2, 3, 4]) == together
 
 
-def test_a_sliding_window_does_not_slide_over_padding(tmp_path: Path) -> None:
-    lm = load_model(str(make_tiny_model(tmp_path / "gemma", family="gemma3_text")), dtype="float32")
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
+def test_a_sliding_window_does_not_slide_over_padding(tmp_path: Path, family: str) -> None:
+    lm = load_model(str(make_tiny_model(tmp_path / family, family=family)), dtype="float32")
     lm.model.config.sliding_window = 48
     for layer in lm.model.base_model.layers:
-        if layer.self_attn.is_sliding:
+        if getattr(layer.self_attn, "sliding_window", None):
             layer.self_attn.sliding_window = 48
     for weight in lm.model.parameters():
         weight.mul_(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,11 @@ def test_sliding_windows_are_kept_within_documents(tmp_path: Path) -> None:
     for layer in lm.model.base_model.layers:
         if layer.self_attn.is_sliding:
             layer.self_attn.sliding_window = 8
-    job = Job(tuple(rows_of(lm)), Settings(rank=4, alpha=8, epochs=3, learning_rate=2e-4), 1)
-    (mine,) = whole(train_many(lm, [job], 1))
-    alone = train(lm, list(job.rows), job.settings, job.seed)
-    assert difference(mine.adapter, alone.adapter) <= 1e-5
+    for rows, size in ((rows_of(lm), 1), (sharing_rows(lm), 6)):
+        job = Job(tuple(rows), Settings(rank=4, alpha=8, epochs=3, learning_rate=2e-4, batch_size=size), 1)
+        (mine,) = whole(train_many(lm, [job], 1))
+        alone = train(lm, list(job.rows), job.settings, job.seed)
+        assert difference(mine.adapter, alone.adapter) <= 1e-5
 
 
 def test_training_on_top_of_earlier_adapters(lm: LanguageModel, tiny_model: Path) -> None:
@@ -332,8 +334,8 @@ def make_trial() -> Callable[..., Trial]:
 
 
 def test_slots_fit_the_memory(lm: LanguageModel) -> None:
-    assert slots_that_fit(lm, Settings(rank=4, alpha=8), workers=2) == 8
-    assert slots_that_fit(lm, Settings(rank=512, alpha=8), workers=10**9) == 1
+    assert slots_that_fit(lm, Settings(rank=4, alpha=8), device="cpu", workers=2) == 8
+    assert slots_that_fit(lm, Settings(rank=512, alpha=8), device="cpu", workers=10**9) == 1
 
 
 def test_a_job_that_diverged_leaves_nothing_to_the_next_in_its_slot(tiny_model: Path) -> None:
@@ -400,3 +402,62 @@ def test_rows_are_laid_out_without_what_stands_before_them(lm: LanguageModel) ->
     assert packed.skips[0] == packed.skips[5] == packed.skips[6] == 0, "neither another beginning nor another slot is shared"
     assert min(packed.skips[1:5]) > 60
     assert not any(flat.pack([(0, row) for row in rows], sharing=False).skips)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_one_kernel_for_all_documents_equals_one_call_each(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """The kernel itself needs a GPU; here a loop that keeps its contract (packed rows, last query meets last key) stands for it."""
+    import torch.nn.attention.varlen as varlen
+
+    def kernel(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, q_ends: torch.Tensor, k_ends: torch.Tensor, *longest: int, **more: Any
+    ) -> torch.Tensor:
+        outs = []
+        for (a, b), (c, d) in zip(itertools.pairwise(q_ends), itertools.pairwise(k_ends), strict=True):
+            assert b - a <= longest[0] and d - c <= longest[1]
+            distance = torch.arange(d - c)[-(b - a) :, None] - torch.arange(d - c)[None]
+            left = more["window_size"][0]
+            mask = (distance >= 0) & (distance <= (left if left >= 0 else d - c))
+            parts = (part.transpose(0, 1)[None] for part in (q[a:b], k[c:d], v[c:d]))
+            own = torch.nn.functional.scaled_dot_product_attention(
+                *parts, attn_mask=mask, scale=more["scale"], enable_gqa=more["enable_gqa"]
+            )
+            outs.append(own[0].transpose(0, 1))
+        return torch.cat(outs)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    rows = [(0, row) for row in sharing_rows(lm)]
+    packed = flat.pack(rows)
+    bounds, whole_bounds, paths = (torch.tensor(numbers) for numbers in packed.index)
+    stream = stack.Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=paths)
+    length = sum(span.length for span in packed.spans)
+    query, key, value = (torch.randn(1, heads, length, 8) for heads in (4, 2, 2))
+    with stack.streaming(stream):
+        looped, _ = stack._attend(torch.nn.Module(), query, key, value, None, 0.3, window)
+        assert torch.allclose(stack._attend_in_one_kernel(query, key, value, stream, 0.3, window), looped, atol=1e-6)
+
+
+def test_what_memory_held_before_reaches_no_adapter(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = mixed_jobs(lm)
+    clean = whole(train_many(lm, jobs, 2))
+    made = torch.empty
+
+    def dirty(*sizes: Any, **more: Any) -> torch.Tensor:
+        return made(*sizes, **more) if more.get("requires_grad") else made(*sizes, **more).fill_(float("nan"))
+
+    monkeypatch.setattr(stack.torch, "empty", dirty)
+    for mine, other in zip(whole(train_many(lm, jobs, 2)), clean, strict=True):
+        assert difference(mine.adapter, other.adapter) == 0
+
+
+def test_a_document_without_a_label_is_refused(lm: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="carries loss"):
+        train_many(lm, [Job((Row((5,), 0),), Settings(rank=2, alpha=2), 0)], 1)
+
+
+def test_passes_of_scoring_count_what_is_laid_out(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(0, row) for row in sharing_rows(lm)[:4]]
+    monkeypatch.setattr(flat, "MOST_TOKENS", len(rows[0][1].ids) + 60)
+    assert len(list(flat.parts_of(rows, laid_out=True))) == 1 < len(list(flat.parts_of(rows)))

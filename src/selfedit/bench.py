@@ -4,9 +4,14 @@ Each way lives in a process of its own (so that its peak memory is its own), one
 interleaved and the median counts. Seconds are for training alone; loading and a few warming steps are left out.
 
 Useful work, the same for all rows: tokens of documents, no padding. FLOPs of one token's pass through the adapted part of the
-model: 4 for each base weight there (2 forward, 2 for the gradient of the input; the base has no gradient of its own), 6 for each
-weight of the adapter, 4 for each weight of the head at a labelled token, 6 d T for attention over a document of T tokens (causal).
-Layers below the first adapted one: 2 for each weight, once for each document.
+model: 4 for each base weight there (2 forward, 2 for the gradient of the input; the base has no gradient of its own; q, k and v
+of the first adapted layer need none), 6 for each weight of the adapter, 4 for each weight of the head at a labelled token, 6 d
+T for attention over a document of T tokens (causal; d heads times head size). Layers below the first adapted one: 2 for each
+weight, once for each distinct document.
+
+What speaks for a row and what against: freed memory is kept in the stacked rows only (``lm/buffers.py`` is a part of ours);
+drawing the initial weights counts in the stacked rows only. The exam is the one of ``learn``: greedy answers and the golds'
+margins.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +36,8 @@ from selfedit.executors.local import cores
 ROWS = ("reference-qv", "peft-qv", "stacked-qv", "peft", "trl", "stacked", "stacked-last")
 REFERENCE_LENGTH = 2048
 EXAM_QUESTIONS = 5
+# Keeps a self-edit's flat weights and says where.
+Keep = Callable[[int, Any], str]
 SEED = 0
 
 
@@ -46,6 +53,7 @@ class Workload:
         last: N of ``stacked-last``.
         slots: adapters side by side in the stacked rows.
         compiled: whether the stacked rows' layers go through ``torch.compile``.
+        folder: where adapters are kept until they are compared.
     """
 
     model: str
@@ -56,6 +64,7 @@ class Workload:
     last: int
     slots: int
     compiled: bool = False
+    folder: str = ""
 
     def settings(self, name: str) -> Settings:
         """A row's settings: the paper's r 32, alpha 64, learning rate 1e-3, batch 1; targets and layers by the row's name."""
@@ -75,7 +84,7 @@ class Turn:
 
     Attributes:
         seconds: for one self-edit's training.
-        weights: flat adapter weights by self-edit; kept from the first turn only.
+        weights: files of flat adapter weights by self-edit; none where the way's initial weights or order are its own.
         exam_seconds: for one adapter's exam of ``EXAM_QUESTIONS`` questions, all adapters in one batch; stacked rows only, and only
             where every passage has questions.
         peak_memory_mb: of the process so far.
@@ -83,7 +92,7 @@ class Turn:
     """
 
     seconds: float
-    weights: list[Any]
+    weights: list[str]
     exam_seconds: float | None = None
     peak_memory_mb: float = 0.0
     one_slot_mb: float | None = None
@@ -91,6 +100,11 @@ class Turn:
 
 def bench_inner(work: Workload, repeats: int, told: Callable[[str], None]) -> dict[str, Any]:
     """Times every row ``repeats`` times, interleaved, and returns the table of ``--json``."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _bench(replace(work, folder=folder), repeats, told)
+
+
+def _bench(work: Workload, repeats: int, told: Callable[[str], None]) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     crews: dict[str, tuple[Any, Connection]] = {}
     try:
@@ -142,10 +156,9 @@ def _serve(name: str, work: Workload, connection: Connection) -> None:
         run = _prepare(name, work)
         connection.send("ready")
         while True:
-            number = connection.recv()
+            connection.recv()
             turn = run()
             turn.peak_memory_mb = peak_memory_mb()
-            turn.weights = turn.weights if number == 0 else []
             connection.send(turn)
     except (EOFError, KeyboardInterrupt):
         return
@@ -155,6 +168,8 @@ def _serve(name: str, work: Workload, connection: Connection) -> None:
 
 def peak_memory_mb() -> float:
     """Most memory that this process ever held, in MiB."""
+    import resource  # not there on Windows, where the other commands work
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -166,6 +181,15 @@ def _prepare(name: str, work: Workload) -> Callable[[], Turn]:
     settings = work.settings(name)
     # What warms a row up: two documents of each self-edit, once.
     few, brief = [some[:2] for some in rows], settings.model_copy(update={"epochs": 1})
+
+    def keep(index: int, weights: Any) -> str:
+        """To a file, so that what is compared later doesn't count as the row's memory now."""
+        import numpy as np
+
+        file = f"{work.folder}/{name}-{index}.npy"
+        np.save(file, weights)
+        return file
+
     if name.startswith("stacked"):
         from selfedit.lm.buffers import keep_freed_memory
         from selfedit.lm.stack import compile_layers
@@ -177,12 +201,12 @@ def _prepare(name: str, work: Workload) -> Callable[[], Turn]:
         train_many(lm, [Job(tuple(rows[0]), brief, SEED)], 1)
         alone = peak_memory_mb()
         train_many(lm, [Job(tuple(some), brief, SEED) for some in few], work.slots)
-        return lambda: _stacked(lm, rows, settings, work, alone)
+        return lambda: _stacked(lm, rows, settings, keep, work, alone)
     if name == "reference-qv":
         return lambda: _reference(lm, rows, settings, work.reference_steps)
     way = _trl if name == "trl" else _peft
-    way(lm, few[:1], brief)
-    return lambda: way(lm, rows, settings)
+    way(lm, few[:1], brief, keep)
+    return lambda: way(lm, rows, settings, keep)
 
 
 def encoded(lm: Any, work: Workload) -> list[list[Any]]:
@@ -193,7 +217,7 @@ def encoded(lm: Any, work: Workload) -> list[list[Any]]:
     return [[encode_document(lm, Document(text)) for text in texts] for texts in work.texts]
 
 
-def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, work: Workload, alone: float) -> Turn:
+def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep, work: Workload, alone: float) -> Turn:
     """Ours: ``lm/train_many.py``, then the exam of all adapters, ``slots`` at a time."""
     from selfedit.lm.stack import Slots
     from selfedit.lm.train import Trained
@@ -216,6 +240,7 @@ def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, work: Workload
                 tuple(exam_questions([replace(q, paraphrases=()) for q in passage.questions[:EXAM_QUESTIONS]])),
                 "titled",
                 i,
+                margins=True,
             )
             for i, passage in enumerate(work.passages[at : at + len(part)])
         ]
@@ -223,10 +248,11 @@ def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, work: Workload
             sit_exams(lm, papers, seats.first)
     examined = time.perf_counter()
     exam = (examined - trained) / len(edits) if all(passage.questions for passage in work.passages) else None
-    return Turn((trained - start) / len(edits), [_flat(adapter.weights) for adapter in adapters], exam, one_slot_mb=alone)
+    weights = [keep(index, _flat(adapter.weights)) for index, adapter in enumerate(adapters)]
+    return Turn((trained - start) / len(edits), weights, exam, one_slot_mb=alone)
 
 
-def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
+def _peft(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep) -> Turn:
     """PEFT, one self-edit after the other, no padding, with our initial weights and order: ``examples/seal_minimal.py``."""
     import torch
 
@@ -250,18 +276,16 @@ def _peft(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
             optimiser.step()
             optimiser.zero_grad()
         seconds += time.perf_counter() - start
-        weights.append(_flat_peft(model))
+        weights.append(keep(index, _flat_peft(model)))
         model.unload()
     return Turn(seconds / len(edits), weights)
 
 
-def _trl(lm: Any, edits: list[list[Any]], settings: Settings) -> Turn:
+def _trl(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep) -> Turn:
     """TRL's SFTTrainer, one self-edit after the other.
 
     Its padding-free batches need FlashAttention, which a CPU has not; at batch 1 there is nothing to pad anyway.
     """
-    import tempfile
-
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
@@ -299,8 +323,6 @@ def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) 
 
     ``timed`` steps after a first one are timed; a self-edit's time is extrapolated by its number of steps.
     """
-    import tempfile
-
     from datasets import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -391,18 +413,21 @@ def useful_flops(lm: Any, edits: Sequence[Sequence[Any]], settings: Settings) ->
     below = above = 0
     for name, layer in adapted_layers(lm, "all-linear", "all").items():
         weights = layer.base.in_features * layer.base.out_features
-        below, above = (below + weights, above) if layer_index(name) < first else (below, above + weights)
+        if layer_index(name) < first:
+            below += 2 * weights
+        else:
+            above += (2 if layer_index(name) == first and name.endswith(("q_proj", "k_proj", "v_proj")) else 4) * weights
     lora = sum(settings.rank * (layer.base.in_features + layer.base.out_features) for layer in adapted.values())
     depth = config.num_hidden_layers - first
+    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     head = config.hidden_size * config.vocab_size
     total = 0.0
     for rows in edits:
         for row in rows:
             length = len(row.ids)
-            attention = 6 * config.hidden_size * length * depth
-            total += settings.epochs * (length * (4 * above + 6 * lora + attention) + row.labelled * 4 * head)
-            total += length * 2 * below
-    return total
+            attention = 6 * heads * length * depth
+            total += settings.epochs * (length * (above + 6 * lora + attention) + row.labelled * 4 * head)
+    return total + below * sum(len(ids) for ids in {row.ids for rows in edits for row in rows})
 
 
 def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: int) -> dict[str, Any]:
@@ -421,7 +446,7 @@ def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: i
         difference = None
         if control is not None:
             pairs = zip(turns[name][0].weights, turns[control][0].weights, strict=True)
-            difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+            difference = max(float(np.abs(np.load(a, "r") - np.load(b, "r")).max()) for a, b in pairs)
         rows.append(
             {
                 "name": name,

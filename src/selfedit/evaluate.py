@@ -13,7 +13,7 @@ from selfedit.config import EvalConfig
 from selfedit.contexts import Passage
 from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
-from selfedit.executors.local import LocalExecutor, ModelChoice, cores
+from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
@@ -41,7 +41,7 @@ def evaluate(
         passages: with their questions.
         grader: marks in this process.
         run: the run's folder; finished passages are not done again.
-        workers: processes, default one a core; a passage is one lease.
+        workers: processes, by default as many as a short timing says; a passage is one lease.
         told: called with the number of passages done.
 
     Raises:
@@ -56,7 +56,9 @@ def evaluate(
     if waiting:
         choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
         with LocalExecutor(choice, workers) as executor:
-            slots = config.slots or slots_that_fit(identify(config.model), config.settings, cores())
+            slots = config.slots or slots_that_fit(
+                identify(config.model), config.settings, config.device, most_workers(config.device)
+            )
             for row in executor.map(evaluate_passage, [(passage, config, slots) for passage in waiting]):
                 run.append(row)
                 told(len(run.rows))

@@ -15,7 +15,7 @@ from selfedit.config import LearnConfig
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit, TrainingPlan
 from selfedit.errors import InvalidEditError
-from selfedit.executors.local import LocalExecutor, ModelChoice, cores, result
+from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
@@ -64,7 +64,7 @@ def learn(
 
     Args:
         progress: called with (event, details): ``waiting, started, baseline, wrote, steps, decided``.
-        workers: processes; default one a core.
+        workers: processes; by default as many as a short timing says.
 
     Returns:
         What ``--json`` writes; only ``seconds`` differ between two runs with the same seed.
@@ -92,9 +92,10 @@ def learn(
                 edits: list[SelfEdit] = result(written)
                 candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
                 plans = [plan for candidate in candidates for plan in candidate.plans]
-                # By the machine's cores, not by --workers: how trials are grouped must not depend on who runs them.
-                share = max(1, -(-len(plans) // cores()))
-                slots = config.slots or min(slots_that_fit(known, config.settings, cores()), share)
+                # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
+                processes = most_workers(config.device)
+                share = max(1, -(-len(plans) // processes))
+                slots = config.slots or min(slots_that_fit(known, config.settings, config.device, processes), share)
                 progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
                 chosen_before, *before = result(sittings)
                 baseline = mark_sitting(grader, to_choose, chosen_before)

@@ -96,11 +96,15 @@ def result(future: Future[Any]) -> Any:
 
 def default_workers(device: str) -> int:
     """One process in all on a GPU; on a CPU as many as bring more, by a short timing, at most one a core."""
-    import torch
+    most = most_workers(device)
+    return workers_that_pay(_products_a_second, most) if most > 1 else 1
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return workers_that_pay(_products_a_second, cores()) if device == "cpu" else 1
+
+def most_workers(device: str) -> int:
+    """What the machine has room for, whatever ``--workers`` says: one process a core on a CPU, one on a GPU."""
+    from selfedit.lm.load import resolve_device
+
+    return cores() if resolve_device(device).type == "cpu" else 1
 
 
 def workers_that_pay(speed: Callable[[int], float], most: int) -> int:

@@ -8,7 +8,8 @@ import sys
 # glibc's mallopt parameters (malloc.h), and the largest value of the int that they take.
 TRIM_THRESHOLD = -1
 MMAP_THRESHOLD = -3
-LARGEST_MMAP_THRESHOLD = 2**30
+# Older versions take no more than the second of these.
+MMAP_THRESHOLDS = (2**30, 2**25)
 LARGEST_INT = 2**31 - 1
 
 
@@ -23,4 +24,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)) and bool(mallopt(TRIM_THRESHOLD, LARGEST_INT))
+    mapped = any(mallopt(MMAP_THRESHOLD, size) for size in MMAP_THRESHOLDS)
+    return bool(mallopt(TRIM_THRESHOLD, LARGEST_INT)) and mapped

@@ -117,25 +117,30 @@ def reading(
         yield out.last_hidden_state[0, unique_U][keep_N], targets_N
 
 
-def parts_of(rows: Sequence[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+def parts_of(rows: Sequence[tuple[int, Row]], laid_out: bool = False) -> Iterator[list[tuple[int, Row]]]:
     """Cuts (slot, row) pairs into passes of at most ``MOST_TOKENS`` tokens, in order.
 
     A slot's rows share a pass if they fit into one at all, so that where they are cut doesn't depend on other slots.
+
+    Args:
+        rows: what is to be read.
+        laid_out: counts only what ``pack`` lays out; else every token, whether it is shared or not.
     """
     part: list[tuple[int, Row]] = []
     used = 0
     for slot, owned in itertools.groupby(rows, key=lambda pair: pair[0]):
         own = [row for _, row in owned]
-        size = sum(len(row.ids) for row in own)
-        if part and used + size > MOST_TOKENS:
+        skips = [_common(a.ids, b.ids) if laid_out else 0 for a, b in itertools.pairwise(own)]
+        sizes = [len(own[0].ids), *(len(row.ids) - skip for row, skip in zip(own[1:], skips, strict=True))]
+        if part and used + sum(sizes) > MOST_TOKENS:
             yield part
             part, used = [], 0
-        for row in own:
-            if used + len(row.ids) > MOST_TOKENS and part:
+        for row, size in zip(own, sizes, strict=True):
+            if used + size > MOST_TOKENS and part:
                 yield part
                 part, used = [], 0
+            used += size if part and part[-1][0] == slot else len(row.ids)
             part.append((slot, row))
-            used += len(row.ids)
     if part:
         yield part
 
@@ -160,7 +165,7 @@ class Prefixes:
         # In order, so that neighbours share what they begin with.
         missing = sorted({row.ids for row in rows if row.ids not in self.known})
         fresh: dict[tuple[int, ...], torch.Tensor] = {}
-        for part in parts_of([(0, Row(ids, 0)) for ids in missing]):
+        for part in parts_of([(0, Row(ids, 0)) for ids in missing], laid_out=True):
             fresh |= dict(zip((row.ids for _, row in part), self._compute(part), strict=True))
         found = []
         for row, skip in zip(rows, skips, strict=True):

@@ -199,8 +199,10 @@ class _UpperCache(DynamicCache):  # type: ignore[misc]
 def _shortest_window(lm: LanguageModel) -> float:
     """The window of sliding attention layers, infinite without such layers."""
     config = lm.model.config.get_text_config()
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    return float(config.sliding_window) if sliding else float("inf")
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return float("inf")
+    return float(window)
 
 
 def _shared_prefix(prompts: Sequence[tuple[int, ...]], least: int = 32) -> int:
@@ -239,7 +241,8 @@ def _layers(
 
 def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> list[int]:
     if temperature == 0 or generators is None:
-        return [int(token) for token in logits_BV.argmax(-1)]
+        picked: list[int] = logits_BV.argmax(-1).tolist()
+        return picked
     scaled_BV = logits_BV.cpu() / temperature
     top_BN, token_BN = scaled_BV.topk(min(NUCLEUS, scaled_BV.shape[1]), dim=-1)
     mass_BN = (top_BN - scaled_BV.logsumexp(-1, keepdim=True)).exp().cumsum(-1)

@@ -92,10 +92,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
         ModelError: the model can't be found, fetched or converted; the message says what to do.
     """
     known = identify(name)
-    try:
-        target = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:1, mps, ...") from error
+    target = resolve_device(device)
     with _quiet():
         chosen = DTYPES.get(dtype) if dtype != "auto" else _auto_dtype(known, target)
         if chosen is None:
@@ -123,6 +120,14 @@ def _check_structure(name: str, model: Any) -> None:
             f"model {name}: {type(model).__name__} can't be adapted ({', '.join(unknown)}); give a text model of the families "
             "Llama, Mistral, Qwen 2 or 3, Gemma 3, SmolLM, OLMo 2, Phi 3"
         )
+
+
+def resolve_device(device: str) -> torch.device:
+    """A device by name; ``auto`` is CUDA where there is one, else the CPU. Raises ModelError for an unknown name."""
+    try:
+        return torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ModelError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:1, mps, ...") from error
 
 
 def identify(name: str) -> Identity:

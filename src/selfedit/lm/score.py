@@ -33,7 +33,7 @@ def token_log_probabilities(
     prefixes = Prefixes(lm, first)
     values: list[list[float]] = []
     with document_attention(lm):
-        for part in parts_of(list(zip(slots or [0] * len(rows), rows, strict=True))):
+        for part in parts_of(list(zip(slots or [0] * len(rows), rows, strict=True)), laid_out=True):
             with reading(lm, prefixes, part) as (states_Nd, targets_N):
                 found_N = head_logits(lm, states_Nd).log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
                 values += [piece.tolist() for piece in torch.split(found_N, [row.labelled for _, row in part])]

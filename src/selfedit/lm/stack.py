@@ -10,11 +10,12 @@ layer's own backward, so that autograd sees one function a layer, whatever K is.
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +26,9 @@ from transformers import AttentionInterface
 from selfedit.config import Settings
 from selfedit.errors import ModelError
 from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index
-from selfedit.lm.load import Identity, LanguageModel
+from selfedit.lm.load import Identity, LanguageModel, resolve_device
 
 ATTENTION = "selfedit_documents"
-# Whether this torch has attention over many documents in one call.
-ONE_KERNEL = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 # More slots than this bring next to nothing: the base's products are at their best speed from a few hundred tokens on.
 MOST_SLOTS = 8
 
@@ -64,6 +63,7 @@ class Stream:
         whole_bounds: the same where each document counts with what it begins with.
         paths: the row of each token of each whole document, on the model's device; None if no document begins in another.
         ends: the segments' ends (K,) in int32 on the model's device, for grouped products.
+        masks: what the attention keeps from layer to layer.
         adding: gradients of A and B are added to what is there, since the step has several parts; else they replace it.
     """
 
@@ -74,6 +74,7 @@ class Stream:
     whole_bounds: torch.Tensor | None = None
     paths: torch.Tensor | None = None
     ends: torch.Tensor | None = None
+    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict, compare=False)
 
     def by_slot(self, *tensors: torch.Tensor) -> Iterator[tuple[Any, ...]]:
         """(slot, its rows of each tensor), slot after slot; the segments cover all rows."""
@@ -144,7 +145,7 @@ class Slots:
         self.first = min(layer_index(name) for name in self.layers)
         self.sizes = {name: (layer.base.in_features, layer.base.out_features) for name, layer in self.layers.items()}
         self.width = sum(rank * (into + out) for into, out in self.sizes.values())
-        # Whoever takes a slot fills it; each step writes every gradient of the slots at work.
+        # Whoever takes a slot fills it; each step writes every gradient of the slots at work, since each has a label in it.
         self.values_KP = torch.empty(count, self.width, device=lm.device)
         self.grads_KP = torch.empty(count, self.width, device=lm.device) if training else None
         self.scales = [0.0] * count
@@ -153,7 +154,7 @@ class Slots:
 
     def put(self, slot: int, adapter: Adapter) -> None:
         """Copies an adapter into a slot."""
-        self.scales[slot], self.dropouts[slot] = adapter.scale, adapter.dropout
+        self.scales[slot], self.dropouts[slot] = adapter.scale, adapter.dropout if self.grads_KP is not None else 0.0
         self.values_KP[slot].zero_()
         for name, (down_Kri, up_Kor) in self._views(self.values_KP).items():
             down, up = adapter.weights[name]
@@ -192,10 +193,16 @@ class Slots:
         return views
 
 
-def slots_that_fit(known: Identity, settings: Settings, workers: int) -> int:
-    """How many slots half of this machine's memory has room for, at most ``MOST_SLOTS``, at least 1.
+def slots_that_fit(known: Identity, settings: Settings, device: str, workers: int) -> int:
+    """How many slots half of the memory has room for, at most ``MOST_SLOTS``, at least 1.
 
     A slot takes its parameters, their gradients and AdamW's two moments in float32, and as much again for activations.
+
+    Args:
+        known: the model.
+        settings: rank and layers of the adapters.
+        device: whose memory counts: the GPU's, or this machine's.
+        workers: processes that share it.
     """
     config = known.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
@@ -214,8 +221,12 @@ def slots_that_fit(known: Identity, settings: Settings, workers: int) -> int:
     if settings.layers != "all":
         depth = min(depth, int(settings.layers.removeprefix("last:")))
     bytes_each = 2 * 16 * settings.rank * depth * sum(sides.values())
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // max(1, workers)
-    return max(1, min(MOST_SLOTS, int(memory // bytes_each)))
+    target = resolve_device(device)
+    if target.type == "cuda":
+        memory = torch.cuda.get_device_properties(target).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(MOST_SLOTS, int(memory // 2 // max(1, workers) // bytes_each)))
 
 
 class SlotLinear:
@@ -259,7 +270,7 @@ def grouped(x_Ti: torch.Tensor, own: SlotLinear, stream: Stream) -> bool:
     They take bfloat16 and rows of whole 16 bytes only. Not with dropout, whose masks are drawn slot by slot.
     """
     sides = (own.slots.rank, x_Ti.shape[1], own.up[0].shape[0])
-    fit = x_Ti.is_cuda and x_Ti.dtype == torch.bfloat16 and all(side % 8 == 0 for side in sides)
+    fit = x_Ti.is_cuda and x_Ti.dtype == torch.bfloat16 and all(side % 8 == 0 for side in sides) and ampere(x_Ti.device)
     return fit and hasattr(F, "grouped_mm") and stream.ends is not None and not any(own.slots.dropouts)
 
 
@@ -369,8 +380,7 @@ def _attend(
         raise ModelError(
             "this model's attention has a cap, sinks or a position bias, which can't be trained here; give another model"
         )
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and ONE_KERNEL and _stream.bounds is not None:
+    if _stream.bounds is not None and one_kernel(query):
         return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
     lengths = [span.length for span in _stream.documents]
     # Split once: the gradient of a split is one concatenation, that of a slice as large as the whole.
@@ -383,15 +393,40 @@ def _attend(
             v = torch.cat([*(values[other][:, :, :count] for other, count in span.before), v], dim=2)
         mask = None
         if span.before or (sliding_window is not None and span.total > sliding_window):
-            there = torch.arange(span.total, device=q.device)
-            distance = there[span.total - span.length :, None] - there[None]
-            mask = (distance >= 0) & (distance < (sliding_window or span.total))
+            mask = _mask(_stream.masks, span, sliding_window or span.total, q.device)
         outs.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
             )
         )
     return torch.cat(outs, dim=2).transpose(1, 2), None
+
+
+def _mask(known: dict[tuple[int, int, int], torch.Tensor], span: Span, window: int, device: torch.device) -> torch.Tensor:
+    """Which tokens (total,) a document's own rows (length,) see; made once a pass, not in each layer."""
+    key = (span.length, span.total, window)
+    if key not in known:
+        there = torch.arange(span.total, device=device)
+        distance = there[span.total - span.length :, None] - there[None]
+        known[key] = (distance >= 0) & (distance < window)
+    return known[key]
+
+
+def one_kernel(query: torch.Tensor) -> bool:
+    """Whether one call can attend in many documents: on a GPU that has FlashAttention, with a torch whose call takes windows."""
+    if not query.is_cuda or query.dtype not in (torch.bfloat16, torch.float16) or not ampere(query.device):
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
+
+
+@functools.cache
+def ampere(device: torch.device) -> bool:
+    """Whether a GPU is of NVIDIA's generation 8 or newer, which grouped products and FlashAttention need."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_in_one_kernel(

@@ -1,8 +1,9 @@
 """The inner loop's training, the fast way: many adapters in one pass of the frozen base (paper section 3.1, the inner update).
 
-Equal to ``train.py``, the plain way, job by job (a test): same initial weights, same order of documents, same schedule, gradient
-clipped for each slot, one AdamW a slot. What is saved: padding (there is none), the layers below the first adapted one (computed
-once for each distinct document), logits without a label, the last layer's MLP at tokens without a label, gradients of the base.
+Equal to ``train.py``, the plain way, job by job (a test; with dropout each draws its own masks): same initial weights, same
+order of documents, same schedule, gradient clipped for each slot, one AdamW a slot. What is saved: padding (there is none),
+what a step's documents begin with (read once), the layers below the first adapted one (computed once for each distinct
+document), logits without a label, the last layer's MLP at tokens without a label, gradients of the base.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def train_many(
         lm: the frozen base, possibly with a frozen sum of earlier adapters.
         jobs: what to train; at least one document each.
         count: slots.
-        told: called after each pass with the number of optimiser steps that it made.
+        told: called after each step with the number of slots that were at work in it.
 
     Returns:
         What came of each job, in the order of ``jobs``.
@@ -79,6 +80,8 @@ def train_many(
         raise ValueError(f"jobs that train together adapt the same layers; got {sorted(shapes)}")
     if not jobs:
         return []
+    if any(row.labelled < 1 for job in jobs for row in job.rows):
+        raise ValueError("a document without a token that carries loss teaches nothing; leave it out")
     targets, layers = shapes.pop()
     slots = Slots(lm, targets, layers, max(job.settings.rank for job in jobs), min(count, len(jobs)), training=True)
     prefixes = Prefixes(lm, slots.first)
@@ -94,6 +97,7 @@ def train_many(
             for (slot, one), result in zip(at_work, _step(lm, slots, prefixes, at_work), strict=True):
                 if result is not None:
                     results[one.index], working[slot] = result, None
+                    slots.dropouts[slot] = 0.0
             if told is not None:
                 told(len(at_work))
     return [result for result in results if result is not None]
@@ -125,7 +129,7 @@ def _step(
     for part in parts:
         for slot, loss in _pass(lm, prefixes, part, labelled, len(parts) > 1, not any(slots.dropouts)):
             losses[slot] += loss
-    norms = {slot: float(slots.grads_KP[slot].norm()) for slot, _ in at_work}
+    norms = dict(zip(labelled, torch.stack([slots.grads_KP[slot].norm() for slot in labelled]).tolist(), strict=True))
     results: list[Trained | DivergedError | None] = []
     for slot, one in at_work:
         settings, index = one.job.settings, len(one.losses)
