@@ -114,7 +114,7 @@ def main(model_folder, data_file):
             for candidate in range(EDITS):  # E-step: sample, adapt, test
                 seed = seed_from(round_, number, candidate)
                 torch.manual_seed(seed)
-                edit = say(policy, tokenizer, prompt, 256, do_sample=True, temperature=1.0, top_p=0.95)
+                edit = say(policy, tokenizer, prompt, 256, do_sample=True, temperature=1.0, top_p=0.95, top_k=0)
                 adapted, losses = train(policy, documents(tokenizer, passage, edit), INNER, seed)
                 reward = exam(adapted, tokenizer, passage)
                 policy = adapted.unload()
@@ -123,6 +123,8 @@ def main(model_folder, data_file):
                     best = (reward, edit)
             if best is not None:
                 chosen.append(turn(tokenizer, EDIT_PROMPT.format(**passage), best[1]))
+        if not chosen:
+            break  # the data has no more passages
         adapted, losses = train(policy, chosen, OUTER, round_)  # M-step: SFT on the best edit of each passage
         policy = adapted.merge_and_unload()
         print(f"round {round_}: policy trained on {len(chosen)} self-edits, loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -116,11 +116,19 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
         ["p.md", "--quiz", "q.json"],
         ["q.json", "line 2", "question"],
     ),
-    "wrong type": (
+    "missing column": (
         {"p.md": b"Text.", "q.csv": b"question,answer\nQ?\n"},
         ["p.md", "--quiz", "q.csv"],
         ["q.csv", "line 2", "answer"],
     ),
+    "wrong type": (
+        {"p.md": b"Text.", "q.json": b'[{"question": "Q?", "answer": "A"},\n{"question": "R?", "answer": 1732}]'},
+        ["p.md", "--quiz", "q.json"],
+        ["q.json", "line 2", "answer", "text", "1732"],
+    ),
+    "unknown dtype": ({"p.md": b"Text."}, ["p.md", "--dry-run", "--dtype", "float31"], ["dtype", "bfloat16"]),
+    "unknown targets": ({"p.md": b"Text."}, ["p.md", "--dry-run", "--set", "settings.targets=foo-linear"], ["foo-linear", "qv"]),
+    "unknown style in a dry run": ({"p.md": b"Text."}, ["p.md", "--dry-run", "--style", "poem"], ["poem", "implications"]),
     "unknown model": (
         {"p.md": b"Text.", "q.json": b"GOOD"},
         ["p.md", "--quiz", "q.json", "--model", "no/such"],
@@ -286,6 +294,15 @@ def test_compile(command: Command, tmp_path: Path) -> None:
         "A\n1. x",
         "A\nC",
     ]
+    pairs = {
+        "title": "A",
+        "context": "C is 5.",
+        "completions": ["Q: What is C?\nA: 5\nQ: What is C?\nA: 5\n\n1. C is 5, they say.\n"],
+    }
+    file.write_text(json.dumps([pairs]))
+    (shown,) = json.loads(command("compile", file, "--form", "chat").stdout)[0]["completions"]
+    assert shown["documents"] == ["A What is C?\n5", "What is C?\n5", "C is 5, they say.", "C is 5."]
+    assert len(shown["requests"]) == 4 and "A" in shown["requests"][2]
     file.write_text(json.dumps([{"title": "A", "completions": []}]))
     bad = command("compile", file)
     assert bad.returncode == 1 and "item 1" in bad.stderr and "context" in bad.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from selfedit.errors import DataError
 from selfedit.graders.text import normalise
-from selfedit.tasks.knowledge.data import SPLITS, almanac, load_dataset, load_passage, load_quiz
+from selfedit.tasks.knowledge.data import SPLITS, almanac, load_dataset, load_edits, load_passage, load_quiz, parse_dataset
 
 
 def words(text: str) -> list[str]:
@@ -158,6 +158,57 @@ def test_quizzes_that_their_readers_choke_on(tmp_path: Path, name: str, content:
     file.write_text(content)
     with pytest.raises(DataError, match="line"):
         load_quiz(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("question,answer\nWho?,Smith, John\n", ("line 2", "quotes")),
+        ("question,answer\nQ?,A\nWho, me?,Smith\n", ("line 3", "quotes")),
+        ("question,answer,answer\nWho?,Smith,John\n", ("line 1", "twice")),
+    ],
+)
+def test_a_csv_with_a_loose_comma_is_refused(tmp_path: Path, content: str, words: tuple[str, ...]) -> None:
+    file = tmp_path / "quiz.csv"
+    file.write_text(content)
+    with pytest.raises(DataError) as error:
+        load_quiz(file)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_yaml_with_a_bare_colon_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "quiz.yaml"
+    file.write_text("- question: What: why?\n  answer: x\n")
+    with pytest.raises(DataError, match=r"line 1: not valid YAML .*quotes"):
+        load_quiz(file)
+
+
+@pytest.mark.parametrize("answers", ['[{"text": 5}]', '"abc"', '{"text": ["a"]}'])
+def test_official_squad_with_answers_of_the_wrong_type(answers: str) -> None:
+    qas = json.loads(f'[{{"question": "Who?", "answers": {answers}}}]')
+    with pytest.raises(DataError, match=r"article 1, paragraph 1.*(text|answers)"):
+        parse_dataset({"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": qas}]}]}, "squad.json")
+
+
+def test_official_squad_without_any_answer_is_an_error() -> None:
+    qas = [{"question": "Who?", "is_impossible": True, "answers": []}]
+    with pytest.raises(DataError, match="no paragraph"):
+        parse_dataset({"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": qas}]}]}, "squad.json")
+
+
+def test_self_edit_files_are_read_for_what_is_asked(tmp_path: Path) -> None:
+    file = tmp_path / "edits.json"
+    item = {"title": "T", "context": "C.", "completions": ["x"], "questions": [{"question": "Q?", "answer": ""}]}
+    file.write_text("\ufeff" + json.dumps([item]))
+    assert load_edits(file)[0][0][1] == ["x"]
+    with pytest.raises(DataError, match=r"question 1.*answer"):
+        load_edits(file, questions=True)
+    file.write_text(json.dumps({"split_newlines": "false", "articles": []}))
+    with pytest.raises(DataError, match="split_newlines"):
+        load_edits(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested"):
+        load_edits(file)
 
 
 def test_a_quiz_with_old_line_ends(tmp_path: Path) -> None:

@@ -106,6 +106,37 @@ def test_ungrounded_and_empty_lessons_are_dropped() -> None:
     assert len(chat_documents(BRIDGE, text, 30)) == 8
 
 
+CLOCK = Passage(
+    "Marrow Clock",
+    "The Marrow Clock was built in 1811 by A. Fitch, a retired gunsmith, and it stands on a tower of pink sandstone.",
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "The Marrow Clock was built in 1811 by A. Fitch.",
+        "A. Fitch built the Marrow Clock in 1811.",
+        "The following year, 1811, Fitch built it.",
+        "Sure-footed Fitch climbed the tower.",
+        "Here is the clock of A. Fitch.",
+        'He called it "the tower"',
+        "It holds the file __init__ of the clock.",
+    ],
+)
+def test_faithful_statements_stay_as_they_are(line: str) -> None:
+    assert chat_documents(CLOCK, f"- {line}", 30)[0].text == line
+
+
+def test_pairs_on_one_line_and_scripts_without_spaces() -> None:
+    assert parse_pairs("Question 1: Who built it? Answer: A. Fitch\nQ: When? A: 1811") == [
+        ("Who built it?", "A. Fitch"),
+        ("When?", "1811"),
+    ]
+    bridge = Passage("橋", "橋は1732年に建てられた。石でできている。")
+    assert [d.text for d in chat_documents(bridge, "橋は石でできていて長い。", 30)] == ["橋は石でできていて長い。", bridge.text]
+
+
 def test_one_answer_is_not_taught_to_many_questions() -> None:
     text = "\n".join(f"Q: What is number {n}?\nA: slate" for n in range(5))
     assert len(chat_documents(BRIDGE, text, 30)) == 2 * 2 + 1

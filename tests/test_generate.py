@@ -17,6 +17,7 @@ from selfedit.lm.load import load_model
 from selfedit.samplers import local
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.knowledge.data import almanac
+from selfedit.tasks.knowledge.prompts import edit_prompts, exam_prompt
 
 QUESTIONS = ["Who?", "When was the long bridge over the river built, and by whom?", "Why is that so?", "Who?"]
 
@@ -90,6 +91,26 @@ def test_base_models_too(base_lm: Any, tiny_base_model: Path) -> None:
         base_lm, [passage], 2, EditConfig(styles=("implications-cot", "no-prompt"), sampling=Sampling(max_new_tokens=8)), 0
     )
     assert len(edits) == 2 and not base_lm.chat
+
+
+def test_what_asks_about_a_whole_passage_gets_more_room_and_is_asked_once(lm: Any, monkeypatch: Any) -> None:
+    seen: list[list[int]] = []
+    monkeypatch.setattr(local, "generate", lambda _lm, prompts, limits, *more, **named: seen.append(limits) or [""] * len(prompts))
+    passage = Passage("T", "One sentence. Another.")
+    for style in ("self-qa", "no-prompt", "Read {passage}"):
+        write_edits(lm, [passage], 1, EditConfig(styles=(style,), sampling=Sampling(temperature=0)), 0)
+    write_edits(lm, [passage], 1, EditConfig(styles=("self-qa",), unit="passage", sampling=Sampling(max_new_tokens=9)), 0)
+    assert seen == [[80] * 4, [512], [512], [9]]
+
+
+def test_a_base_model_gets_the_paper_s_prompts() -> None:
+    def asked(style: str) -> str:
+        return edit_prompts(style, "T", ["X."], "X.", chat=False, shots=0, unit="passage")[0][0].content
+
+    assert asked("implications").endswith("from the content.\nPassage: T X.\nImplications:")
+    assert asked("self-qa").endswith("\nQuestion 1:") and asked("rewrite").endswith("\nRewritten passages:")
+    exam = exam_prompt("Who?", "T", chat=False)[0].content
+    assert exam == "Let's answer a question directly and concisely.\nQuestion: T Who?\nAnswer:"
 
 
 def test_rows_beyond_the_cache_wait_for_the_next_batch(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,39 @@ def test_recall_takes_the_best_gold_and_sixty_percent() -> None:
     assert [mark.correct for mark in marks] == [True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("42 metres", "4.2 metres", False),
+        ("15", "1.5", False),
+        ("5", "-5", False),
+        ("It fell to -5 degrees", "-5", True),
+        ("C", "C++", False),
+        ("It is written in C++.", "C++", True),
+        ("2,600", "2600", True),
+        ("1811-1820", "1811–1820", True),
+        ("“Fitch”", "Fitch", True),
+        ("pink-sandstone", "pink sandstone", True),
+        ("STRASSE", "Straße", True),
+        ("Cafe\u0301", "Café", True),
+        ("Anselm Fitch's clock", "Anselm Fitch’s clock", True),
+        ("4.2.", "4.2", True),
+    ],
+)
+def test_recall_knows_numbers_and_letters_apart(answer: str, gold: str, same: bool) -> None:
+    assert (recall_score(answer, gold) == 1.0) == same
+
+
+def test_a_recitation_with_a_word_more_is_still_one() -> None:
+    text = "Quillmoor Bridge was built in 1732 by Ada Thornby of slate"
+    golds = ["1732", "Ada Thornby", "slate", "212 metres", "the Quill"]
+    answers = [f"Well {text}", f"{text} indeed", f"{text} there", "200 metres", "the Trent"]
+    marks = RecallGrader().mark(
+        [item(answer, gold, group) for group, (answer, gold) in enumerate(zip(answers, golds, strict=True))]
+    )
+    assert not any(mark.correct for mark in marks)
+
+
 def test_recitation_is_no_answer() -> None:
     recital = (
         "Quillmoor Bridge was built in 1732 by Ada Thornby, is 212 metres long, is made of slate and stands over the river Quill "

@@ -22,7 +22,7 @@ from selfedit.tasks.knowledge.prompts import exam_prompt
 def marks(by_fact: list[float], margins: list[float] | None = None) -> Marks:
     values = margins or [0.0] * len(by_fact)
     mean = sum(values) / len(values)
-    return Marks((), sum(by_fact) / len(by_fact), 0.0, -9.0, mean, dict(enumerate(by_fact)), dict(enumerate(values)))
+    return Marks((), sum(by_fact) / len(by_fact), 0.0, (), -9.0, mean, dict(enumerate(by_fact)), dict(enumerate(values)))
 
 
 def candidate(m: Marks | None) -> Candidate:
@@ -104,6 +104,11 @@ def test_a_quiz_that_asks_twice_is_refused() -> None:
     paraphrased = [Question("Who?", "a", paraphrases=("By whom?",)), Question("By whom?", "a")]
     with pytest.raises(DataError, match="twice"):
         split_quiz(paraphrased, 0.5, 0)
+
+
+def test_questions_that_differ_by_a_sign_are_two() -> None:
+    for one, other in (("What is C?", "What is C++?"), ("Is it 4.2?", "Is it 42?"), ("What costs $5?", "What costs 5%?")):
+        assert split_quiz([Question(one, "a"), Question(other, "b")], 0.5, 0)
 
 
 def test_half_a_question_s_gain_is_weighed_by_the_luck_of_either_wording() -> None:

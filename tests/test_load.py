@@ -125,6 +125,14 @@ def test_a_half_written_cache_is_made_again_by_the_real_command(
     assert load._is_whole(broken)
 
 
+def test_a_cache_that_can_t_be_written_names_the_remedy(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SELFEDIT_CACHE", str(tmp_path / "file" / "cache"))
+    for name in (str(tiny_model), "builtin:smollm2-135m"):
+        with pytest.raises(ModelError, match="SELFEDIT_CACHE"):
+            load_model(name)
+
+
 def test_conversion_interrupted_leaves_no_folder(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom selfedit.lm import load\n"

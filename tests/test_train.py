@@ -11,7 +11,7 @@ import torch
 
 from selfedit.config import Settings
 from selfedit.edits import Document, Message
-from selfedit.errors import DivergedError, ModelError
+from selfedit.errors import DivergedError, MemoryStoreError, ModelError
 from selfedit.lm import train as training
 from selfedit.lm.adapter import first_layer, install, install_stack, load_adapter, merged_state, new_adapter, save_adapter
 from selfedit.lm.batch import encode_answer, encode_document, pad
@@ -167,6 +167,17 @@ def test_saved_adapter_answers_alike_in_peft(lm: Any, tiny_model: Path, tmp_path
         theirs = PeftModel.from_pretrained(model, tmp_path / "a")(input_ids=ids).logits
     assert torch.allclose(mine, theirs, atol=1e-5)
     assert not torch.allclose(mine, bare, atol=1e-2)
+
+
+def test_a_damaged_adapter_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    for number, content in enumerate((None, b"{", b"\x00" * 40)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if content is not None:
+            (folder / "adapter_config.json").write_text('{"lora_alpha": 8}')
+            (folder / "adapter_model.safetensors").write_bytes(content)
+        with pytest.raises(MemoryStoreError, match="can't be read"):
+            load_adapter(folder)
 
 
 def test_stack_equals_merged_and_survives_the_disk(lm: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -537,7 +537,7 @@ def workload(
     from selfedit.tasks.knowledge.documents import passage_pieces, plain_documents
 
     if notes is not None:
-        written = [(passage, text) for passage, texts in load_edits(Path(notes))[0] for text in texts]
+        written = [(passage, text) for passage, texts in load_edits(Path(notes), questions=True)[0] for text in texts]
     else:
         written = [(passage, "\n".join(passage_pieces(passage.text))) for passage in load_dataset("almanac", "dev")]
     if len(written) < edits:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 DEFAULT_MODEL = "builtin:smollm2-135m"
 
 Style = str
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant"]
 DocumentForm = Literal["plain", "chat"]
 GraderName = Literal["recall", "em", "f1", "judge"]
@@ -51,7 +52,7 @@ class Settings(Frozen):
     @field_validator("targets")
     @classmethod
     def _known_targets(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_]+(-linear)?(,[A-Za-z0-9_]+)*", value):
+        if value != "all-linear" and not re.fullmatch(r"[A-Za-z0-9_]+(,[A-Za-z0-9_]+)*", value):
             raise ValueError(f"targets {value!r}: give all-linear, qv, or module names joined by commas")
         return value
 
@@ -68,7 +69,10 @@ class Sampling(Frozen):
 
     temperature: Annotated[float, Field(ge=0, le=5, description="0 is greedy")] = 0.4
     top_p: Annotated[float, Field(gt=0, le=1, description="nucleus mass")] = 0.95
-    max_new_tokens: Annotated[int, Field(ge=1, le=8192, description="longest answer to one prompt, in tokens")] = 80
+    max_new_tokens: Annotated[
+        int | None,
+        Field(ge=1, le=8192, description="longest answer to a prompt, in tokens; default 80 a sentence, 512 a passage"),
+    ] = None
     resamples: Annotated[int, Field(ge=0, le=10, description="how often a duplicate among the candidates is sampled again")] = 2
 
 
@@ -104,7 +108,7 @@ class LearnConfig(Frozen):
 
     model: str = DEFAULT_MODEL
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     edits: Annotated[int, Field(ge=1, le=64, description="candidate self-edits")] = 4
     repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each candidate, each with its own seed")] = 1
     quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (
@@ -124,7 +128,7 @@ class EvalConfig(Frozen):
 
     model: str = DEFAULT_MODEL
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     data: str = "almanac"
     split: str = "test"
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("none", "passage", "passage-matched", "self", "context")

@@ -12,7 +12,7 @@ from selfedit import seeds
 from selfedit.config import EvalConfig
 from selfedit.contexts import Passage
 from selfedit.edits import Document, TrainingPlan
-from selfedit.errors import DataError, InvalidEditError
+from selfedit.errors import DataError, InvalidEditError, ModelError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
@@ -74,7 +74,10 @@ def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig, sl
     if "none" in config.methods:
         trials.append(_row("none", sit(lm, [Paper(passage, asked, form) for form in FORMS])))
     if "context" in config.methods:
-        trials.append(_row("context", sit(lm, [Paper(passage, asked, "context")])))
+        try:
+            trials.append(_row("context", sit(lm, [Paper(passage, asked, "context")])))
+        except ModelError as error:
+            trials.append(_row("context", (), status="too long", reason=str(error)))
 
     waiting: list[tuple[str, dict[str, Any]]] = []
     plans: list[TrainingPlan] = []
@@ -159,6 +162,7 @@ def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, 
     """Method -> measure -> mean over the method's trials; one that failed counts 0 right and has no log-probability."""
     asked = exam_questions(passage.questions)
     alone = asked_in("bare", asked)
+    first = [index for index, one in enumerate(asked) if not one.paraphrase]
     found: dict[str, list[dict[str, float]]] = {}
     for trial in row["trials"]:
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
@@ -170,8 +174,8 @@ def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, 
                 "accuracy": _share(asked, titled, paraphrase=False),
                 "paraphrased": _share(asked, titled, paraphrase=True),
                 "question_alone": bare.accuracy if bare else math.nan,
-                "f1": titled.f1,
-                "logprob": titled.log_probability,
+                "f1": fmean(titled.f1s[i] for i in first),
+                "logprob": fmean(sittings[0].log_probabilities[i] for i in first),
             }
         measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
         found.setdefault(trial["method"], []).append(measures)

@@ -13,7 +13,7 @@ from selfedit import seeds
 from selfedit.contexts import Question
 from selfedit.errors import DataError
 from selfedit.graders import ExamItem, Grader, Verdict
-from selfedit.graders.text import f1_score, normalise
+from selfedit.graders.text import f1_score
 from selfedit.tasks.knowledge.exam import Asked, Sitting
 
 
@@ -25,6 +25,7 @@ class Marks:
         verdicts: one for each wording asked.
         accuracy: share of the wordings answered correctly.
         f1: mean token F1.
+        f1s: each wording's.
         log_probability: mean over the wordings of the gold answer's mean token log-probability.
         margin: mean over the wordings of the margin (``Sitting.margins``); nan where it was not asked for.
         by_fact: question group -> share of its wordings answered correctly.
@@ -34,6 +35,7 @@ class Marks:
     verdicts: tuple[Verdict, ...]
     accuracy: float
     f1: float
+    f1s: tuple[float, ...]
     log_probability: float
     margin: float
     by_fact: dict[int, float]
@@ -48,12 +50,12 @@ def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Ma
     for one, verdict, margin in zip(asked, verdicts, sitting.margins or [math.nan] * len(asked), strict=True):
         correct[one.group].append(float(verdict.correct))
         margins[one.group].append(margin)
+    f1s = [max(f1_score(answer, gold) for gold in one.question.golds) for one, answer in zip(asked, sitting.answers, strict=True)]
     return Marks(
         verdicts=tuple(verdicts),
         accuracy=fmean(float(verdict.correct) for verdict in verdicts),
-        f1=fmean(
-            max(f1_score(answer, gold) for gold in one.question.golds) for one, answer in zip(asked, sitting.answers, strict=True)
-        ),
+        f1=fmean(f1s),
+        f1s=tuple(f1s),
         log_probability=fmean(sitting.log_probabilities),
         margin=fmean(sitting.margins) if sitting.margins else math.nan,
         by_fact={group: fmean(values) for group, values in correct.items()},
@@ -62,11 +64,12 @@ def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Ma
 
 
 def mean_marks(marks: Sequence[Marks]) -> Marks:
-    """The mean over repeats of the same exam; verdicts are those of the first."""
+    """The mean over repeats of the same exam; verdicts are those of the first, F1s too."""
     return Marks(
         verdicts=marks[0].verdicts,
         accuracy=fmean(m.accuracy for m in marks),
         f1=fmean(m.f1 for m in marks),
+        f1s=marks[0].f1s,
         log_probability=fmean(m.log_probability for m in marks),
         margin=fmean(m.margin for m in marks),
         by_fact={group: fmean(m.by_fact[group] for m in marks) for group in marks[0].by_fact},
@@ -84,7 +87,7 @@ def split_quiz(questions: Sequence[Question], share: float, seed: int) -> tuple[
         raise DataError(f"the quiz has {len(questions)} question(s); give at least 2, since one part chooses and the rest reports")
     seen: dict[str, int] = {}
     for number, question in enumerate(questions, start=1):
-        for text in {" ".join(normalise(wording)) for wording in (question.question, *question.paraphrases)}:
+        for text in {" ".join(wording.casefold().split()).rstrip(" ?.!") for wording in (question.question, *question.paraphrases)}:
             if text in seen:
                 raise DataError(
                     f"the quiz asks {question.question!r} twice (questions {seen[text]} and {number}); one might choose and the "

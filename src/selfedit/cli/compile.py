@@ -9,7 +9,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from selfedit.cli.common import err, write_json
-from selfedit.config import DocumentForm, EditConfig, PlainSplit
+from selfedit.config import DocumentForm, PlainSplit
 from selfedit.contexts import Passage
 from selfedit.edits import Document
 from selfedit.errors import DataError, InvalidEditError
@@ -20,14 +20,18 @@ def compile_command(
     form: Annotated[str, typer.Option(help="plain (the paper's documents) or chat (lessons as turns).")] = "plain",
     split: Annotated[str | None, typer.Option(help="lines or whole; default: the file's split_newlines, else lines.")] = None,
     grounding: Annotated[
-        float, typer.Option(min=0, max=1, help="Chat form: share of a lesson's content words that must stand in the passage.")
-    ] = EditConfig().grounding,
+        float,
+        typer.Option(
+            min=0, max=1, help="Chat form: share of a lesson's content words that must stand in the passage; learn: 0.75."
+        ),
+    ] = 0.0,
     limit_documents: Annotated[int, typer.Option(min=0, help="Most documents of a self-edit, the passage on top; 0: all.")] = 30,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write there; default: print.")] = None,
 ) -> None:
     """Shows the training documents of self-edits: [{title, completions: [{documents: [text]}]}], in the file's order.
 
-    In chat form a document is the model's own turn; the request before it carries no loss and is not shown.
+    In chat form a document is the model's own turn; the request before it carries no loss and stands beside it in requests. Where
+    the turn alone says nothing, as the answer to a question does, the request is shown in the document too.
     """
     if form not in ("plain", "chat"):
         raise DataError(f"--form {form}: give plain or chat")
@@ -41,7 +45,7 @@ def compile_command(
     rows = [
         {
             "title": passage.title,
-            "completions": [{"documents": [document.text for document in _documents(passage, text, *how)]} for text in texts],
+            "completions": [_shown(_documents(passage, text, *how)) for text in texts],
         }
         for passage, texts in written
     ]
@@ -50,6 +54,20 @@ def compile_command(
         err.print(f"{json_file}: {len(rows)} passages", highlight=False)
     else:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def _shown(documents: tuple[Document, ...]) -> dict[str, list[str]]:
+    if all(document.request is None for document in documents):
+        return {"documents": [document.text for document in documents]}
+    from selfedit.tasks.knowledge.prompts import PASSAGE_REQUEST, STANDING_REQUESTS
+
+    standing = tuple(request.split("{title}")[0] for request in (*STANDING_REQUESTS, PASSAGE_REQUEST))
+    requests = [document.request[-1].content if document.request else "" for document in documents]
+    shown = [
+        document.text if request.startswith(standing) else f"{request}\n{document.text}"
+        for request, document in zip(requests, documents, strict=True)
+    ]
+    return {"documents": shown, "requests": requests}
 
 
 def _documents(
@@ -62,5 +80,10 @@ def _documents(
     try:
         return chat_documents(passage, text, limit, grounding=grounding)
     except InvalidEditError as error:
-        err.print(f"{passage.title}: a self-edit is invalid ({error}); learn would not try it", highlight=False, markup=False)
+        err.print(
+            f"{passage.title}: a self-edit is invalid ({error}); learn would not try it",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         return (passage_document(passage),)

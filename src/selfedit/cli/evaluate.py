@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
 from selfedit.config import EvalConfig
+from selfedit.errors import DataError
 
 app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
 
@@ -53,6 +55,8 @@ def knowledge_command(
 
     Example: selfedit eval knowledge --data almanac --split dev --limit 4 --methods none,passage,self --json table.json
     """
+    from selfedit.tasks.knowledge.prompts import check_styles
+
     flags: dict[str, Any] = {
         "data": data,
         "split": split,
@@ -69,7 +73,10 @@ def knowledge_command(
     }
     if resume and config is None and run is not None and (run / "run.json").is_file():
         config = run / "run.json"
+    if resume and run is None:
+        raise DataError("--resume: say which run with --run FOLDER")
     resolved = build_config(EvalConfig, config, flags, sets or [])
+    check_styles(list(resolved.edit.styles))
     if dry_run:
         print_config(resolved)
         return
@@ -77,9 +84,7 @@ def knowledge_command(
     from selfedit.lm.load import identify
     from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import load_dataset
-    from selfedit.tasks.knowledge.prompts import check_styles
 
-    check_styles(list(resolved.edit.styles))
     passages = load_dataset(resolved.data, resolved.split)
     passages = passages[: resolved.limit] if resolved.limit else passages
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
@@ -96,6 +101,13 @@ def knowledge_command(
     if json_file is not None:
         write_json(json_file, result)
     show(result)
+
+
+def _interval(row: dict[str, Any]) -> tuple[str, str]:
+    """A paired difference with its interval, and its p; of one passage there is neither."""
+    if row["n"] < 2:
+        return f"{100 * row['mean']:+.1f}", "-"
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", f"{row['p']:.3f}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -130,7 +142,8 @@ def show(result: dict[str, Any]) -> None:
             else:
                 scale = 1 if name == "logprob" else 100
                 digits = 2 if name == "logprob" else 1
-                cells.append(f"{scale * value['mean']:.{digits}f} ± {scale * value['se']:.{digits}f}")
+                error = "" if value["se"] is None or math.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
+                cells.append(f"{scale * value['mean']:.{digits}f}{error}")
         table.add_row(method, *cells)
     out.print(table)
     differences = Table(title="Paired differences in points, 95 % interval, two-sided sign-flip p")
@@ -139,10 +152,6 @@ def show(result: dict[str, Any]) -> None:
     rows = result["differences"]
     for accuracy in (row for row in rows if row["measure"] == "accuracy"):
         f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
-        cells = [
-            text
-            for row in (accuracy, f1)
-            for text in (f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", f"{row['p']:.3f}")
-        ]
+        cells = [text for row in (accuracy, f1) for text in _interval(row)]
         differences.add_row(f"{accuracy['method']} - {accuracy['control']}", *cells)
     out.print(differences)

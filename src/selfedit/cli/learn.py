@@ -49,6 +49,8 @@ def learn_command(
 
         selfedit learn almanac:dev:1 --memory demo-memory
     """
+    from selfedit.tasks.knowledge.prompts import check_styles
+
     flags: dict[str, Any] = {
         "model": model,
         "edits": edits,
@@ -64,13 +66,12 @@ def learn_command(
         "edit.styles": styles_from(style),
     }
     resolved = build_config(LearnConfig, config, flags, sets or [])
+    check_styles(list(resolved.edit.styles))
     if dry_run:
         print_config(resolved)
         return
     from selfedit.tasks.knowledge.data import almanac_passage, load_passage, load_quiz
-    from selfedit.tasks.knowledge.prompts import check_styles
 
-    check_styles(list(resolved.edit.styles))
     embedded = almanac_passage(file)
     if embedded is not None and title is not None:
         raise DataError(f"--title {title}: {file} has its own title; leave --title out")
@@ -155,7 +156,8 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     exam.add_row("correct, question without title", "", f"{alone['before']:.0%}", f"{alone['after']:.0%}")
     out.print(exam)
     chance, tried = result["chance_by_noise"], result["tried"]
-    noise = f" The best of {tried} useless self-edits would look as good at most {chance:.0%} of the time." if tried else ""
+    luck = "less than 1%" if chance is not None and chance < 0.005 else f"about {chance:.0%}" if chance is not None else ""
+    noise = f" The best of {tried} useless self-edits would look as good in {luck} of cases." if tried else ""
     where = escape(str(memory))
     if result["decision"] == "accepted":
         out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {where}.{noise}")

@@ -53,6 +53,14 @@ class JudgeGrader:
         """
         repeated = repeated_answers(exam)
         asked = {self._key(item): item for item in exam if item.answer and " ".join(normalise(item.answer)) not in repeated}
+        try:
+            return self._marked(exam, asked)
+        except (OSError, sqlite3.Error) as error:
+            raise GraderError(
+                f"{self.cache}: the judge's cache can't be used ({error}); free space, or name another folder with SELFEDIT_CACHE"
+            ) from error
+
+    def _marked(self, exam: list[ExamItem], asked: dict[str, ExamItem]) -> list[Verdict]:
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         known: dict[str, bool] = {}
         with closing(sqlite3.connect(self.cache, timeout=60.0, isolation_level=None)) as store:

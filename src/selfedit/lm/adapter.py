@@ -185,15 +185,24 @@ def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Reads an adapter in PEFT's format."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    weights = {}
-    for key, down in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            weights[name] = (down.float(), tensors[key.replace(".lora_A.", ".lora_B.")].float())
-    return Adapter(weights, float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
+    """Reads an adapter in PEFT's format.
+
+    Raises:
+        MemoryStoreError: a file is missing or damaged.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        tensors = load_file(folder / "adapter_model.safetensors")
+        weights = {}
+        for key, down in tensors.items():
+            if key.endswith(".lora_A.weight"):
+                name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                weights[name] = (down.float(), tensors[key.replace(".lora_A.", ".lora_B.")].float())
+        return Adapter(weights, float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise MemoryStoreError(
+            f"{folder}: the adapter can't be read ({error}); put its two files back, or take the entry out with memory undo"
+        ) from error
 
 
 def merged_state(lm: LanguageModel, adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ CACHE_BYTES = 2 * 2**30
 def generate(
     lm: LanguageModel,
     prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
@@ -38,7 +38,7 @@ def generate(
 
     Args:
         prompts: token ids, one prompt a row.
-        max_new_tokens: longest continuation in tokens.
+        max_new_tokens: longest continuation in tokens, of all prompts or of each.
         temperature: 0 is greedy.
         top_p: nucleus mass, for sampling.
         seeds: one for each row, for sampling; a row's draws don't depend on its neighbours.
@@ -50,12 +50,11 @@ def generate(
         ModelError: a prompt fills the model's window.
     """
     rows = list(zip(slots or [0] * len(prompts), prompts, strict=True))
-    limits = [min(max_new_tokens, lm.window - len(ids)) for ids in prompts]
+    longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    limits = [min(most, lm.window - len(ids)) for most, ids in zip(longest, prompts, strict=True)]
     if min(limits, default=1) < 1:
-        longest = max(len(ids) for ids in prompts)
-        raise ModelError(
-            f"{lm.name}: a prompt of {longest} tokens leaves no room in its window of {lm.window}; give a shorter text"
-        )
+        tokens = max(len(ids) for ids in prompts)
+        raise ModelError(f"{lm.name}: a prompt of {tokens} tokens leaves no room in its window of {lm.window}; give a shorter text")
     each = bytes_a_token(lm) * max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)) if prompts else 1
     at_once = max(1, CACHE_BYTES // each)
     texts: list[str] = []

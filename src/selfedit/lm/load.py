@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
@@ -186,18 +187,30 @@ def _converted(gguf: Path) -> Path:
     folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if _is_whole(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if _is_whole(folder):
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
-            made = Path(scratch) / "model"
-            _dequantise(gguf, made)
-            sizes = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
-            (made / "complete.json").write_text(json.dumps(sizes, indent=1))
-            made.rename(folder)
+    with _writing_cache():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if _is_whole(folder):
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+                made = Path(scratch) / "model"
+                _dequantise(gguf, made)
+                sizes = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
+                (made / "complete.json").write_text(json.dumps(sizes, indent=1))
+                made.rename(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _writing_cache() -> Iterator[None]:
+    """A cache that can't be written, or a full disk, is an error with a remedy."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{cache_folder()}: the cache can't be written ({error}); free space there, or name another folder with SELFEDIT_CACHE"
+        ) from error
 
 
 def _is_whole(folder: Path) -> bool:
@@ -218,8 +231,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except Exception as error:  # the reader of a damaged file may fail in any way
             raise ModelError(f"{gguf}: can't be read as a GGUF model ({error}); check the file or give a folder instead") from error
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _fingerprint(folder: str, config: Any) -> str:
@@ -250,9 +263,10 @@ def _auto_dtype(known: Identity, device: torch.device) -> torch.dtype:
     if device.type != "cpu":
         return torch.bfloat16
     note = cache_folder() / "dtypes" / f"{known.fingerprint}.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
     # One process times, the others wait and read: workers of one run must not choose differently.
-    with FileLock(f"{note}.lock"):
+    with _writing_cache():
+        note.parent.mkdir(parents=True, exist_ok=True)
+    with _writing_cache(), FileLock(f"{note}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             return DTYPES[json.loads(note.read_text())["dtype"]]
         return _timed_dtype(known, note)

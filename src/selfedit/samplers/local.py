@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from selfedit import seeds
 from selfedit.config import EditConfig
 from selfedit.contexts import Passage
-from selfedit.edits import SelfEdit
+from selfedit.edits import Prompt, SelfEdit
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
 from selfedit.tasks.knowledge.documents import passage_pieces
-from selfedit.tasks.knowledge.prompts import STYLES, edit_prompts, parts_of
+from selfedit.tasks.knowledge.prompts import STYLES, about_sentences, edit_prompts, parts_of
+
+# Longest answers where the sampling names no length.
+SENTENCE_TOKENS, PASSAGE_TOKENS = 80, 512
 
 
 def write_edits(lm: LanguageModel, passages: Sequence[Passage], count: int, config: EditConfig, seed: int) -> list[SelfEdit]:
@@ -41,15 +44,19 @@ def write_edits(lm: LanguageModel, passages: Sequence[Passage], count: int, conf
 def _write(
     lm: LanguageModel, passages: Sequence[Passage], candidates: list[int], config: EditConfig, seed: int, attempt: int
 ) -> list[str]:
-    prompts, row_seeds, counts = [], [], []
+    prompts: list[Prompt] = []
+    limits: list[int] = []
+    row_seeds, counts = [], []
     for index in candidates:
-        asked = [
-            prompt
-            for style in parts_of(config.styles[index % len(config.styles)])
-            for _ in range(config.passes if config.unit == "sentence" else 1)
-            for part in passages
-            for prompt in edit_prompts(style, part.title, passage_pieces(part.text), part.text, lm.chat, config.shots, config.unit)
-        ]
+        asked: list[Prompt] = []
+        for style in parts_of(config.styles[index % len(config.styles)]):
+            short = config.unit == "sentence" and about_sentences(style)
+            for _ in range(config.passes if short else 1):
+                for part in passages:
+                    pieces = passage_pieces(part.text)
+                    asked += edit_prompts(style, part.title, pieces, part.text, lm.chat, config.shots, config.unit)
+            longest = config.sampling.max_new_tokens or (SENTENCE_TOKENS if short else PASSAGE_TOKENS)
+            limits += [longest] * (len(prompts) + len(asked) - len(limits))
         prompts += asked
         counts.append(len(asked))
         row_seeds += [seeds.derive(seed, passages[0].id, "write", index, attempt, piece) for piece in range(len(asked))]
@@ -57,7 +64,7 @@ def _write(
     texts = generate(
         lm,
         [encode_prompt(lm, prompt) for prompt in prompts],
-        sampling.max_new_tokens,
+        limits,
         sampling.temperature,
         sampling.top_p,
         row_seeds,

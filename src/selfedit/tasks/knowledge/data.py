@@ -188,6 +188,9 @@ def _text_field(row: dict[str, Any], field: str, at: str) -> str:
 def _csv_rows(file: Path, text: str) -> tuple[list[Any], list[int]]:
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     header = [name.strip() for name in reader.fieldnames or []]
+    doubled = [name for name in ("question", "answer") if header.count(name) > 1]
+    if doubled:
+        raise DataError(f"{file}, line 1: column {doubled[0]} is there twice; other gold answers need JSON or YAML (aliases)")
     missing = [name for name in ("question", "answer") if name not in header]
     if missing:
         raise DataError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header line must be question,answer")
@@ -195,6 +198,10 @@ def _csv_rows(file: Path, text: str) -> tuple[list[Any], list[int]]:
     rows, lines = [], []
     try:
         for row in reader:
+            if row.get(None):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: more fields than the header has; put a text with a comma in it in quotes"
+                )
             rows.append({key: row[key] for key in ("question", "answer") if row[key] is not None})
             lines.append(reader.line_num)
     except csv.Error as error:
@@ -219,9 +226,11 @@ def _document_rows(file: Path, text: str, ending: str) -> tuple[list[Any], list[
         data = json.loads(text) if ending == ".json" else yaml.safe_load(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise DataError(f"{file}, line {mark.line + 1 if mark else 1}: not valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error).split("\n")[0]
+        form = "JSON" if ending == ".json" else "YAML"
+        hint = "" if form == "JSON" else "; a text with a colon or a quotation mark in it must stand in quotes"
+        raise DataError(f"{file}, line {mark.line + 1 if mark else 1}: not valid {form} ({problem}){hint}") from error
     nested = isinstance(data, dict) and "questions" in data
     rows = data["questions"] if nested else data
     if not isinstance(rows, list):
@@ -256,14 +265,18 @@ def _official_squad(articles: list[Any], where: str) -> list[Passage]:
             for qa in paragraph.get("qas", []):
                 if not isinstance(qa, dict):
                     raise DataError(f"{place}: an entry of qas is not an object")
-                answers = [entry["text"] for entry in qa.get("answers") or [] if isinstance(entry, dict) and entry.get("text")]
+                answers = qa.get("answers") or []
+                if not isinstance(answers, list) or not all(isinstance(entry, dict) for entry in answers):
+                    raise DataError(f"{place}: field answers must be a list of {{text, answer_start}}")
                 if qa.get("is_impossible") or not answers:
                     continue
-                golds = list(dict.fromkeys(answers))
+                golds = list(dict.fromkeys(_text_field(entry, "text", place) for entry in answers))
                 questions.append(Question(_text_field(qa, "question", place), golds[0], tuple(golds[1:])))
             # A paragraph all of whose questions are impossible (SQuAD 2.0) has no exam.
             if questions or not paragraph.get("qas"):
                 passages.append(Passage(title, _text_field(paragraph, "context", place), tuple(questions)))
+    if not passages:
+        raise DataError(f"{where}: no paragraph with a question that has an answer")
     return passages
 
 
@@ -286,30 +299,38 @@ def _squad_from_hub(split: str) -> list[Passage]:
     return [Passage(title, text, tuple(found)) for (title, text), found in questions.items()]
 
 
-def load_edits(file: Path) -> tuple[list[tuple[Passage, list[str]]], bool]:
+def load_edits(file: Path, questions: bool = False) -> tuple[list[tuple[Passage, list[str]]], bool]:
     """Passages with the self-edits written about them, in the reference code's forms, and the file's ``split_newlines``.
 
-    A list of ``{title, context, completions}`` (or ``completion``), or a result of a run of trials, whose ``articles`` are one;
-    ``questions`` are read where there are any.
+    A list of ``{title, context, completions}`` (or ``completion``), or a result of a run of trials, whose ``articles`` are one.
+
+    Args:
+        file: JSON.
+        questions: whether the passages' questions are read too, where there are any.
 
     Raises:
         DataError: names the file, the item and the field.
     """
+    what = "JSON: a list of {title, context, completions}, or a run's result file"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
+        raise DataError(f"{file}: no such file; give {what}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: can't be read ({error})") from error
+        raise DataError(f"{file}: can't be read ({error}); give {what}") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    items, newlines = (data.get("articles"), bool(data.get("split_newlines", True))) if isinstance(data, dict) else (data, True)
+        raise DataError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); give {what}") from error
+    except RecursionError as error:
+        raise DataError(f"{file}: nested too deeply; give {what}") from error
+    items, newlines = (data.get("articles"), data.get("split_newlines", True)) if isinstance(data, dict) else (data, True)
     if not isinstance(items, list):
         raise DataError(f"{file}: neither a list of {{title, context, completions}} nor a result with articles")
-    return [_edits_of(item, f"{file}, item {index + 1}") for index, item in enumerate(items)], newlines
+    if not isinstance(newlines, bool):
+        raise DataError(f"{file}: field split_newlines must be true or false")
+    return [_edits_of(item, f"{file}, item {index + 1}", questions) for index, item in enumerate(items)], newlines
 
 
-def _edits_of(item: Any, at: str) -> tuple[Passage, list[str]]:
+def _edits_of(item: Any, at: str, with_questions: bool) -> tuple[Passage, list[str]]:
     if not isinstance(item, dict):
         raise DataError(f"{at}: not an object")
     for field in ("title", "context"):
@@ -324,7 +345,7 @@ def _edits_of(item: Any, at: str) -> tuple[Passage, list[str]]:
         if not isinstance(text, str):
             raise DataError(f"{at}, completion {number + 1}: not text")
         texts.append(text)
-    questions = item.get("questions", [])
+    questions = item.get("questions", []) if with_questions else []
     if not isinstance(questions, list):
         raise DataError(f"{at}: field questions must be a list")
     asked = tuple(_question(row, f"{at}, question {number + 1}") for number, row in enumerate(questions))

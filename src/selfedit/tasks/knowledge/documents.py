@@ -19,11 +19,13 @@ GAP_CONTEXT = 8
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 _NUMBERED_QUESTION = re.compile(r"Question \d+:")
 _PAIR = re.compile(
-    r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s*)?\**Q(?:uestion)?\s*\d*\**\s*[:.]\**\s*(?P<question>[^\n]+?)\s*\n+"
-    r"\s*\**A(?:nswer)?\s*\d*\**\s*[:.]\**\s*(?P<answer>[^\n]+?)\s*$",
+    r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s*)?\**Q(?:uestion)?\s*\d*\**\s*[:.]\**\s*(?P<question>[^\n]+?)(?:\s*\n+\s*|(?<=\?)\s+)"
+    r"\**A(?:nswer)?\s*\d*\**\s*[:.]\**\s*(?P<answer>[^\n]+?)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_HALF_PAIR = re.compile(r"^\s*(?:\d+[.)]\s*)?\**(?:Q(?:uestion)?|A(?:nswer)?)\s*\d*\**\s*[:.]", re.IGNORECASE)
+_HALF_PAIR = re.compile(
+    r"^\s*(?:\d+[.)]\s*)?\**(?:[QA]\s*\d*\**\s*:|[QA]\d+\**\s*\.|(?:Question|Answer)\s*\d*\**\s*[:.])", re.IGNORECASE
+)
 _MARKER = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):]|Fact:)\s+")
 _FUNCTION_WORDS = frozenset(
     re.findall(
@@ -32,7 +34,15 @@ _FUNCTION_WORDS = frozenset(
         "this that these those by for with from as not no so what which who whom whose how when where why did does do",
     )
 )
-_PREAMBLE = re.compile(r"^(sure|certainly|of course|here (are|is)|implications?:|summary:|rewritten|the following)", re.IGNORECASE)
+_PREAMBLE = re.compile(
+    r"^((sure|certainly|of course)[!,.:]"
+    r"|here(’s|'s| are| is) (a|the|some|my|your)\b[^.]*\b(lists?|summary|facts|statements|implications|questions|versions?)\b"
+    r"|(implications?|summary|rewritten|facts?|statements?)\s*:)",
+    re.IGNORECASE,
+)
+# Scripts without spaces: so many of their characters count as one word.
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+CHARACTERS_PER_WORD = 2
 
 
 def plain_documents(passage: Passage, text: str, split: PlainSplit, limit: int) -> tuple[Document, ...]:
@@ -91,13 +101,18 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
         for question, answer in _not_too_often(pairs)
         for title in (passage.title, None)
     ]
-    for index, gap in enumerate(parse_gaps(text, passage.text)):
+    gaps = parse_gaps(text, passage.text)
+    filled = {_key(answer) for _, answer in gaps}
+    for index, gap in enumerate(gaps):
         lessons.append(Document(gap[1], prompts.exam_prompt(gap[0], None if index % 2 else passage.title, chat)))
-    sentences = {_key(sentence) for sentence in passage_pieces(passage.text)}
+    known, sentences = _key(passage.text), {_key(sentence) for sentence in passage_pieces(passage.text)}
+    # A part of a sentence that stands in the passage to the letter, without an end mark, is a detail, not a statement.
     statements = [
         statement
         for statement in parse_statements(text)
-        if _grounded(statement, passage, grounding) and (_key(statement) not in _key(passage.text) or _key(statement) in sentences)
+        if _grounded(statement, passage, grounding)
+        and _key(statement) not in filled
+        and (statement[-1] in ".!?。！？" or _key(statement) in sentences or _key(statement) not in known)
     ]
     for index, statement in enumerate(statements):
         request = prompts.STANDING_REQUESTS[index % len(prompts.STANDING_REQUESTS)].format(title=passage.title)
@@ -153,7 +168,7 @@ def parse_statements(text: str) -> list[str]:
         if _HALF_PAIR.match(line):
             continue
         statement = _clean(line)
-        if len(statement.split()) < 4 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
+        if _words(statement) < 4 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
             continue
         statements.setdefault(_key(statement), statement)
     return list(statements.values())
@@ -192,9 +207,18 @@ def content_words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
 
 
+def _words(text: str) -> int:
+    """Words; in scripts without spaces as many as their characters make."""
+    unspaced = len(_UNSPACED.findall(text))
+    return len(_UNSPACED.sub(" ", text).split()) + unspaced // CHARACTERS_PER_WORD
+
+
 def _clean(line: str) -> str:
-    line = _MARKER.sub("", line.strip())
-    return re.sub(r"\s+", " ", line.replace("**", "").replace("__", "")).strip(' \t"“”')
+    """A line without its marker, bold marks, and quotation marks around the whole of it."""
+    line = re.sub(r"\s+", " ", _MARKER.sub("", line.strip()).replace("**", "")).strip()
+    while len(line) > 1 and (line[0], line[-1]) in {('"', '"'), ("“", "”")} and not set(line[1:-1]) & set('"“”'):
+        line = line[1:-1].strip()
+    return line
 
 
 def _key(text: str) -> str:

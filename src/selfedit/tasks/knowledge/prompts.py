@@ -18,12 +18,14 @@ class Style:
         instruction: what the model is asked to do with the passage; None: the bare passage is continued.
         cue: the words after which a base model goes on.
         key: which field of a worked example shows the output; None where there is no worked example.
+        paper: the paper's words for it, to a base model without worked examples; None for a style that the paper hasn't.
         cut: the self-edit begins after the last occurrence of this text (chain of thought before it is dropped).
     """
 
     instruction: str | None
     cue: str
     key: str | None = None
+    paper: str | None = None
     cut: str | None = None
 
 
@@ -65,19 +67,35 @@ class WorkedExample:
 
 
 _LIST = "Read the {unit} and write {amount} of statements that follow from it, directly or indirectly, one statement a line."
+_DERIVED = "of implications derived directly or indirectly from the content"
 STYLES: dict[str, Style] = {
-    "implications": Style(_LIST.replace("{amount}", "a list"), "Implications:", "statements"),
-    "implications-long": Style(_LIST.replace("{amount}", "a long list"), "Implications:", "statements"),
-    "implications-very-long": Style(_LIST.replace("{amount}", "a very long list"), "Implications:", "statements"),
+    "implications": Style(_LIST.replace("{amount}", "a list"), "Implications:", "statements", f"produce a list {_DERIVED}"),
+    "implications-long": Style(
+        _LIST.replace("{amount}", "a long list"), "Implications:", "statements", f"produce a long list {_DERIVED}"
+    ),
+    "implications-very-long": Style(
+        _LIST.replace("{amount}", "a very long list"), "Implications:", "statements", f"produce a very long list {_DERIVED}"
+    ),
     "implications-cot": Style(
         "Read the {unit}. First think step by step about what follows from it, then write the line 'Implications:' and below it "
         "a list of statements that follow from the {unit}, one statement a line.",
         "Thought Process:",
         "statements",
+        f"produce a list {_DERIVED}",
         cut="Implications:",
     ),
-    "rewrite": Style("Rewrite the {unit} in a few different ways, each version on a line of its own.", "Rewritten:", "rewrite"),
-    "self-qa": Style("Write questions about this {unit}, each with a short answer from it.", "Questions and answers:", "pairs"),
+    "rewrite": Style(
+        "Rewrite the {unit} in a few different ways, each version on a line of its own.",
+        "Rewritten passages:",
+        "rewrite",
+        "rewrite it in a few different ways, each one separated by a newline",
+    ),
+    "self-qa": Style(
+        "Write questions about this {unit}, each with a short answer from it.",
+        "Question 1:",
+        "pairs",
+        "rewrite it in a question-answer format",
+    ),
     "fact-qa": Style(
         "List the facts of this {unit}. After each fact write a question about it and the short answer.", "Facts:", "facts"
     ),
@@ -151,15 +169,17 @@ STANDING_REQUESTS = (
     "What should I remember about {title}?",
 )
 GAP = "____"
-EXAM_REQUEST = "Answer the question directly and concisely"
+EXAM_REQUEST = "Answer the question directly and concisely."
+PAPER_EXAM_REQUEST = "Let's answer a question directly and concisely."
 PASSAGE_REQUEST = "Tell me everything you know about {title}."
 
 
 def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, chat: bool, shots: int, unit: Unit) -> list[Prompt]:
     """What asks for one self-edit: one prompt, or one for each sentence, whose answers are joined by newlines.
 
-    Paper section 4.1. Departures: (1) the paper's prompts are zero-shot and ask about the whole passage (``shots=0,
-    unit="passage"``); a small model drops the format and invents unless it sees worked examples and is asked sentence by sentence.
+    Paper section 4.1. Departures: (1) the paper's prompts are zero-shot and ask about the whole passage; a small model drops the
+    format and invents unless it sees worked examples and is asked sentence by sentence. With ``shots=0, unit="passage"`` a base
+    model gets the paper's prompt, a chat model the same request in our words.
 
     Args:
         style: a key of ``STYLES``, or an own template with ``{title}`` and ``{passage}`` in it (always the whole passage).
@@ -187,8 +207,15 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
             Message("user", _request(chosen, example.title, given, chat, unit)),
             Message("assistant", shown if chat else f"{shown}\n"),
         ]
+    if chosen.paper is not None and not chat and not shots and unit == "passage":
+        return [(Message("user", f"Let's read the following passage and {chosen.paper}.\nPassage: {title} {text}\n{chosen.cue}"),)]
     asked = [text] if unit == "passage" else sentences
     return [(*turns, Message("user", _request(chosen, title, piece, chat, unit))) for piece in asked]
+
+
+def about_sentences(style: str) -> bool:
+    """Whether a style can be asked for sentence by sentence: not a template, nor one that continues the bare passage."""
+    return style in STYLES and STYLES[style].instruction is not None
 
 
 def _request(style: Style, title: str, text: str, chat: bool, unit: Unit) -> str:
@@ -212,8 +239,8 @@ def exam_prompt(question: str, title: str | None, chat: bool, passage: str | Non
     topic = f"{title} {question}" if title else question
     head = f"{passage}\n\n" if passage else ""
     if chat:
-        return (Message("system", f"{EXAM_REQUEST}."), Message("user", f"{head}{topic}"))
-    return (Message("user", f"{head}Let's {EXAM_REQUEST.lower()}.\nQuestion: {topic}\nAnswer:"),)
+        return (Message("system", EXAM_REQUEST), Message("user", f"{head}{topic}"))
+    return (Message("user", f"{head}{PAPER_EXAM_REQUEST}\nQuestion: {topic}\nAnswer:"),)
 
 
 def parts_of(style: str) -> list[str]:
