@@ -51,6 +51,8 @@ def test_learn_leaves_a_result_with_all_keys_and_repeats_itself(
     for row in result["candidates"]:
         assert {"edit", "documents", "reward", "accuracy", "logprob", "tokens", "seconds", "status", "reason"} <= set(row)
         assert row["status"] == "ok" and row["tokens"] > 0
+        assert len(row["questions"]) == len(result["baseline"]["questions"]) == len(result["quiz"]["choosing"])
+        assert row["accuracy"] == sum(one["correct"] for one in row["questions"]) / len(row["questions"])
     assert result["decision"] in ("accepted", "rejected")
     report = result["report"]
     assert report["n"] == len(report["questions"]) == 2
@@ -325,6 +327,9 @@ def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_
     assert {"mean", "low", "high", "se", "n"} <= set(table["differences"][0])
     rows = (tmp_path / "run" / "trials.jsonl").read_text()
     assert "run is there already" in command(*flags, "--run", tmp_path / "run").stderr
+    other = command(*flags, "--run", tmp_path / "run", "--resume", "--set", "settings.epochs=2").stderr
+    assert "settings.epochs=1, now 2" in other
+    assert "--run FOLDER" in command(*flags, "--resume").stderr
     (tmp_path / "run" / "trials.jsonl").write_text(rows.split("\n")[0] + "\n" + rows.split("\n")[1][:40])
     again = command(*flags, "--run", tmp_path / "run", "--resume", "--json", tmp_path / "t2.json")
     assert again.returncode == 0, again.stderr

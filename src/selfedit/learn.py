@@ -129,6 +129,10 @@ def learn(
             "f1": baseline.f1,
             "logprob": baseline.log_probability,
             "margin": baseline.margin,
+            "questions": [
+                {"question": one.question.question, "gold": one.question.answer, "paraphrase": one.paraphrase} | answer
+                for one, answer in zip(to_choose, _answers(chosen_before, baseline), strict=True)
+            ],
         },
         "candidates": [_candidate_row(candidate, baseline) for candidate in candidates],
         "best": best,
@@ -258,7 +262,16 @@ def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
         "seconds": round(sum(outcome.seconds for outcome in candidate.outcomes), 2),
         "status": candidate.status,
         "reason": candidate.reason,
+        "questions": _answers(candidate.outcomes[0].sittings[0], marks) if marks else [],
     }
+
+
+def _answers(sitting: Sitting, marks: Marks) -> list[dict[str, Any]]:
+    """Question by question, in the order of the baseline's questions; of several repeats the first."""
+    return [
+        {"answer": answer, "correct": verdict.correct, "logprob": value}
+        for answer, verdict, value in zip(sitting.answers, marks.verdicts, sitting.log_probabilities, strict=True)
+    ]
 
 
 def _report(grader: Grader, asked: tuple[Asked, ...], before: Sequence[Sitting], after: Sequence[Sitting]) -> dict[str, Any]:

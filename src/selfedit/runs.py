@@ -34,11 +34,14 @@ class Run:
         if file.exists():
             if not resume:
                 raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
-            before = type(config).model_validate(json.loads(file.read_text())["config"]).model_dump(mode="json")
-            for key, value in config.model_dump(mode="json").items():
-                if before[key] != value:
+            try:
+                before = _flat(type(config).model_validate(json.loads(file.read_text())["config"]).model_dump(mode="json"))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{file}: can't be read as a run of this version ({error}); give another --run folder") from error
+            for key, value in _flat(config.model_dump(mode="json")).items():
+                if before.get(key) != value:
                     raise DataError(
-                        f"{folder}: made with {key}={before[key]!r}, now {value!r}; give the same settings or another --run"
+                        f"{folder}: made with {key}={before.get(key)!r}, now {value!r}; give the same settings or another --run"
                     )
             self.rows = _whole_rows(folder / ROWS)
         else:
@@ -54,6 +57,14 @@ class Run:
             stream.flush()
             os.fsync(stream.fileno())
         self.rows.append(row)
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, as --set takes them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
 
 
 def _whole_rows(file: Path) -> list[dict[str, Any]]:
