@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -107,51 +109,51 @@ def _interval(row: dict[str, Any]) -> tuple[str, str]:
     """A paired difference with its interval, and its p; of one passage there is neither."""
     if row["n"] < 2:
         return f"{100 * row['mean']:+.1f}", "-"
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", f"{row['p']:.3f}"
+    p = "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}".lstrip("0")
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", p
+
+
+def _value(value: dict[str, float] | None, scale: int, digits: int) -> str:
+    """A mean with its standard error, where there is one."""
+    if value is None:
+        return "-"
+    error = "" if value["se"] is None or math.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
+    return f"{scale * value['mean']:.{digits}f}{error}"
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the means and the paired differences."""
+    """Prints the means, what they cost, and the paired differences; 80 columns are enough."""
     config = result["config"]
-    table = Table(
-        title=f"{config['data']} {config['split']}: {result['n']} passages, {result['questions']} questions, "
-        f"seed {config['seed']}, mean and standard error over passages"
+    out.print(
+        f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} passages, {result['questions']} questions, seed "
+        f"{config['seed']}; mean ± standard error over passages. paraphrased: the questions in other words; no title: the question "
+        "alone; log-prob: of the gold answer's tokens.",
+        highlight=False,
     )
-    names = {
-        "accuracy": "correct %",
-        "paraphrased": "paraphrased %",
-        "question_alone": "question alone %",
-        "f1": "F1 %",
-        "logprob": "log-prob",
-        "failed": "failed %",
-        "tokens": "tokens",
-        "steps": "steps",
-        "seconds": "seconds",
-    }
-    table.add_column("method")
-    for name in names.values():
-        table.add_column(name, justify="right")
-    for method, measures in result["methods"].items():
-        cells = []
-        for name in names:
-            value = measures.get(name)
-            if value is None:
-                cells.append("-")
-            elif name in ("tokens", "steps", "seconds"):
-                cells.append(f"{value['mean']:.0f}")
-            else:
-                scale = 1 if name == "logprob" else 100
-                digits = 2 if name == "logprob" else 1
-                error = "" if value["se"] is None or math.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
-                cells.append(f"{scale * value['mean']:.{digits}f}{error}")
-        table.add_row(method, *cells)
-    out.print(table)
-    differences = Table(title="Paired differences in points, 95 % interval, two-sided sign-flip p")
-    for name in ("", "correct", "p", "F1", "p"):
-        differences.add_column(name, justify="left" if not name else "right")
+    means = _table("", "correct %", "paraphrased %", "no title %", "F1 %", "log-prob")
+    costs = _table("", "failed %", "labelled tokens", "steps", "seconds")
+    for method, of in result["methods"].items():
+        shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1")]
+        means.add_row(method, *shares, _value(of.get("logprob"), 1, 2))
+        costs.add_row(
+            method, f"{100 * of['failed']['mean']:.0f}", *(f"{of[n]['mean']:.0f}" for n in ("tokens", "steps", "seconds"))
+        )
+    out.print(means)
+    out.print("A trial's training and exam:")
+    out.print(costs)
+    out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
+    differences = _table("", "correct", "p", "F1", "p")
     rows = result["differences"]
     for accuracy in (row for row in rows if row["measure"] == "accuracy"):
         f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
         cells = [text for row in (accuracy, f1) for text in _interval(row)]
         differences.add_row(f"{accuracy['method']} - {accuracy['control']}", *cells)
     out.print(differences)
+
+
+def _table(first: str, *names: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table.add_column(first, max_width=25)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
