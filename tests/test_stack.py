@@ -28,7 +28,7 @@ from selfedit.lm.train import Trained, train
 from selfedit.lm.train_many import Job, train_many
 from test_train import rows_of
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "smollm3")
 
 
 def mixed_jobs(lm: LanguageModel, layers: str = "all", **more: Any) -> list[Job]:

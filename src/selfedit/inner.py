@@ -80,9 +80,9 @@ def run_trials(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[O
 
 def _run_alike(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[Outcome]:
     start = time.perf_counter()
-    jobs = [
-        Job(tuple(encode_document(lm, document) for document in t.plan.documents), t.plan.settings, t.plan.seed) for t in trials
-    ]
+    documents = dict.fromkeys(document for trial in trials for document in trial.plan.documents)
+    rows = {document: encode_document(lm, document) for document in documents}
+    jobs = [Job(tuple(rows[document] for document in t.plan.documents), t.plan.settings, t.plan.seed) for t in trials]
     trained = train_many(lm, jobs, slots, progress.report)
     sittings = _examine(lm, trials, trained, slots)
     spent = time.perf_counter() - start

@@ -91,6 +91,8 @@ def show(result: dict[str, Any], quick: bool) -> None:
             "-" if row["exam_share"] is None else f"{row['exam_share']:.0%}",
         )
     out.print(table)
+    stacked = next(row for row in result["rows"] if row["name"] == "stacked")
+    out.print(f"{result['slots']} slots of stacked add {stacked['slots_add_mb']:.0f} MiB to one slot's peak.", highlight=False)
     out.print(
         "s/edit: seconds to train one self-edit; x ref, x PEFT: times as fast as reference-qv, as peft(-qv); MiB: peak memory; "
         f"weights: largest difference to peft(-qv); exam: {EXAM_QUESTIONS} questions, as a share of the training time; "
