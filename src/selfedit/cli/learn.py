@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -120,9 +121,10 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     """The candidates, then the exam before and after side by side."""
     base = result["baseline"]["accuracy"]
     title = escape(result["passage"]["title"])
-    table = Table(title=f"Self-edits about {title} (choosing questions; before: {base:.0%})")
+    out.print(f"[bold]Self-edits about {title}[/] (on the choosing questions; before: {base:.0%})", highlight=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     for name in ("", "style", "lessons", "correct", "gain", "F1", "log-prob", "tokens", "seconds", "status"):
-        table.add_column(name, justify="left" if name in ("style", "status") else "right")
+        table.add_column(name, justify="left" if name in ("style", "status") else "right", no_wrap=name not in ("style", "status"))
     for index, row in enumerate(result["candidates"]):
         kept = index == result["best"] and result["decision"] == "accepted"
         ok = row["status"] == "ok"
@@ -142,10 +144,12 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     out.print(table)
     report = result["report"]
     best = result["best"]
-    exam = Table(
-        title=f"The exam without the passage, on questions that chose nothing (n={report['n']}, "
-        f"self-edit {best + 1 if best is not None else '-'})"
+    chosen = best + 1 if best is not None else "-"
+    out.print(
+        f"[bold]The exam without the passage[/], on questions that chose nothing (n={report['n']}, self-edit {chosen})",
+        highlight=False,
     )
+    exam = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_lines=False)
     for name in ("question", "gold", "before", "after"):
         exam.add_column(name)
     for row in report["questions"]:
