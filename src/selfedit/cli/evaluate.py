@@ -127,19 +127,18 @@ def show(result: dict[str, Any]) -> None:
     out.print(
         f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} passages, {result['questions']} questions, seed "
         f"{config['seed']}; mean ± standard error over passages. paraphrased: the questions in other words; no title: the question "
-        "alone; log-prob: of the gold answer's tokens.",
+        "alone; exact: word for word; log-prob: of the gold answer's tokens.",
         highlight=False,
     )
-    means = _table("", "correct %", "paraphrased %", "no title %", "F1 %", "log-prob")
-    costs = _table("", "failed %", "labelled tokens", "steps", "seconds")
+    means = _table("", "correct %", "paraphrased %", "no title %", "F1 %", "exact %")
+    costs = _table("", "log-prob", "failed %", "labelled tokens", "steps", "seconds")
     for method, of in result["methods"].items():
-        shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1")]
-        means.add_row(method, *shares, _value(of.get("logprob"), 1, 2))
-        costs.add_row(
-            method, f"{100 * of['failed']['mean']:.0f}", *(f"{of[n]['mean']:.0f}" for n in ("tokens", "steps", "seconds"))
-        )
+        shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
+        means.add_row(method, *shares)
+        spent = (f"{of[name]['mean']:.0f}" for name in ("tokens", "steps", "seconds"))
+        costs.add_row(method, _value(of.get("logprob"), 1, 2), f"{100 * of['failed']['mean']:.0f}", *spent)
     out.print(means)
-    out.print("A trial's training and exam:")
+    out.print("The gold answers, and a trial's training and exam:")
     out.print(costs)
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("", "correct", "p", "F1", "p")
