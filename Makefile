@@ -18,7 +18,7 @@ setup: .venv/ready
 
 demo: setup
 	rm -rf demo-memory
-	$(BIN)/selfedit learn almanac:dev:1 --memory demo-memory
+	$(BIN)/selfedit learn almanac:dev:6 --memory demo-memory
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"

@@ -48,7 +48,7 @@ def learn_command(
 
         selfedit learn notes.md --quiz quiz.json --memory my-memory
 
-        selfedit learn almanac:dev:1 --memory demo-memory
+        selfedit learn almanac:dev:6 --memory demo-memory
     """
     from selfedit.tasks.knowledge.prompts import check_styles
 
