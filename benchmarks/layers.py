@@ -24,7 +24,7 @@ from selfedit.cli.common import write_json
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
-from selfedit.errors import InvalidEditError
+from selfedit.errors import DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import RecallGrader
 from selfedit.inner import Trial, run_trials
@@ -69,17 +69,18 @@ def try_passage(lm: LanguageModel, passage: Passage, source: str, config: Layers
         for name, seed in names
     ]
     for (name, seed), outcome in zip(names, run_trials(lm, trials, config.seeds), strict=True):
-        sitting = outcome.sittings[0] if outcome.sittings else None
-        marks = mark_sitting(RecallGrader(), asked, sitting) if sitting else None
+        if outcome.status != "ok":
+            raise DivergedError(outcome.reason)
+        sitting = outcome.sittings[0]
+        marks = mark_sitting(RecallGrader(), asked, sitting)
         row["trials"].append(
             {
                 "setting": name,
                 "seed": seed,
-                "status": outcome.status,
-                "accuracy": marks.accuracy if marks else 0.0,
-                "f1": marks.f1 if marks else 0.0,
-                "logprob": marks.log_probability if marks else None,
-                "answers": sitting.answers if sitting else (),
+                "accuracy": marks.accuracy,
+                "f1": marks.f1,
+                "logprob": marks.log_probability,
+                "answers": sitting.answers,
                 "steps": len(outcome.losses),
                 "seconds": round(outcome.seconds, 2),
             }

@@ -419,7 +419,7 @@ def useful_flops(lm: Any, edits: Sequence[Sequence[Any]], settings: Settings) ->
             above += (2 if layer_index(name) == first and name.endswith(("q_proj", "k_proj", "v_proj")) else 4) * weights
     lora = sum(settings.rank * (layer.base.in_features + layer.base.out_features) for layer in adapted.values())
     depth = config.num_hidden_layers - first
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads * lm.head_size
     head = config.hidden_size * config.vocab_size
     total = 0.0
     for rows in edits:

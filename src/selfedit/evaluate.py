@@ -15,7 +15,7 @@ from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError, ModelError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
-from selfedit.graders.text import exact_match
+from selfedit.graders.text import ExactMatchGrader
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
@@ -176,7 +176,7 @@ def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, 
                 "paraphrased": _share(asked, titled, paraphrase=True),
                 "question_alone": bare.accuracy if bare else math.nan,
                 "f1": fmean(titled.f1s[i] for i in first),
-                "exact": fmean(_exact(asked[i], sittings[0].answers[i]) for i in first),
+                "exact": _share(asked, mark_sitting(ExactMatchGrader(), asked, sittings[0]), paraphrase=False),
                 "logprob": fmean(sittings[0].log_probabilities[i] for i in first),
             }
         measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
@@ -193,10 +193,6 @@ def _mean(values: Iterable[float]) -> float:
 def _share(asked: Sequence[Asked], marks: Marks, paraphrase: bool) -> float:
     hits = [float(v.correct) for one, v in zip(asked, marks.verdicts, strict=True) if one.paraphrase == paraphrase]
     return fmean(hits) if hits else math.nan
-
-
-def _exact(one: Asked, answer: str) -> float:
-    return float(any(exact_match(answer, gold) for gold in one.question.golds))
 
 
 def _plain(measures: dict[str, float]) -> dict[str, float | None]:

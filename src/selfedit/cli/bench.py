@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from selfedit.bench import EXAM_QUESTIONS
-from selfedit.cli.common import check_writable, err, out, write_json
+from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
 from selfedit.config import DEFAULT_MODEL
 from selfedit.errors import DataError
 
@@ -73,7 +71,7 @@ def show(result: dict[str, Any], quick: bool) -> None:
         f"{result['epochs']} epochs, {result['tokens_per_edit']:.0f} tokens a self-edit{'; quick' if quick else ''}",
         highlight=False,
     )
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table = narrow_table()
     table.add_column("", no_wrap=True)
     for name in ("s/edit", "tok/s", "x ref", "x PEFT", "of peak", "MiB", "weights", "exam"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from selfedit.errors import DataError
 
@@ -101,6 +103,11 @@ def styles_from(text: str | None) -> tuple[str, ...] | None:
             raise DataError(f"{part}: can't be read as a template ({error}); give UTF-8 text with {{passage}} in it") from error
     check_styles(styles)
     return tuple(styles)
+
+
+def narrow_table() -> Table:
+    """A table without a frame, for terminals of 80 columns."""
+    return Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
 
 
 def check_writable(file: Path | None) -> None:

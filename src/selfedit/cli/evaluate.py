@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.cli.common import (
+    build_config,
+    check_writable,
+    err,
+    make_grader,
+    narrow_table,
+    out,
+    print_config,
+    styles_from,
+    write_json,
+)
 from selfedit.config import EvalConfig
 from selfedit.errors import DataError
 
@@ -130,8 +139,8 @@ def show(result: dict[str, Any]) -> None:
         "alone; exact: word for word; log-prob: of the gold answer's tokens.",
         highlight=False,
     )
-    means = _table("", "correct %", "paraphrased %", "no title %", "F1 %", "exact %")
-    costs = _table("", "log-prob", "failed %", "labelled tokens", "steps", "seconds")
+    means = _table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
+    costs = _table("log-prob", "failed %", "labelled tokens", "steps", "seconds")
     for method, of in result["methods"].items():
         shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
         means.add_row(method, *shares)
@@ -141,7 +150,7 @@ def show(result: dict[str, Any]) -> None:
     out.print("The gold answers, and a trial's training and exam:")
     out.print(costs)
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
-    differences = _table("", "correct", "p", "F1", "p")
+    differences = _table("correct", "p", "F1", "p")
     rows = result["differences"]
     for accuracy in (row for row in rows if row["measure"] == "accuracy"):
         f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
@@ -150,9 +159,9 @@ def show(result: dict[str, Any]) -> None:
     out.print(differences)
 
 
-def _table(first: str, *names: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    table.add_column(first, max_width=25)
+def _table(*names: str) -> Table:
+    table = narrow_table()
+    table.add_column(max_width=25)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.cli.common import (
+    build_config,
+    check_writable,
+    err,
+    make_grader,
+    narrow_table,
+    out,
+    print_config,
+    styles_from,
+    write_json,
+)
 from selfedit.config import LearnConfig
 from selfedit.errors import DataError
 
@@ -122,7 +132,7 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     base = result["baseline"]["accuracy"]
     title = escape(result["passage"]["title"])
     out.print(f"[bold]Self-edits about {title}[/] (on the choosing questions; before: {base:.0%})", highlight=False)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    table = narrow_table()
     for name in ("", "style", "lessons", "correct", "gain", "F1", "log-prob", "tokens", "seconds", "status"):
         table.add_column(name, justify="left" if name in ("style", "status") else "right", no_wrap=name not in ("style", "status"))
     for index, row in enumerate(result["candidates"]):
@@ -149,7 +159,7 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         f"[bold]The exam without the passage[/], on questions that chose nothing (n={report['n']}, self-edit {chosen})",
         highlight=False,
     )
-    exam = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_lines=False)
+    exam = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in ("question", "gold", "before", "after"):
         exam.add_column(name)
     for row in report["questions"]:

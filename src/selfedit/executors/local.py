@@ -96,8 +96,7 @@ def result(future: Future[Any]) -> Any:
 
 def default_workers(device: str) -> int:
     """One process in all on a GPU; on a CPU as many as bring more, by a short timing, at most one a core."""
-    most = most_workers(device)
-    return workers_that_pay(_products_a_second, most) if most > 1 else 1
+    return workers_that_pay(_products_a_second, most_workers(device))
 
 
 def most_workers(device: str) -> int:

@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Makes this process keep the memory that it frees; True if the C library took it (glibc does, others have no such knob).
 
     By default glibc asks the system for each large block and gives it back when it is freed; the pages are then faulted in anew at
-    every step. Kept, training was 4 to 12 % faster (docs/lab-book.md). For workers, which do nothing else.
+    every step. Kept, training was about a tenth faster (docs/lab-book.md). For workers, which do nothing else.
     """
     if not sys.platform.startswith("linux"):
         return False

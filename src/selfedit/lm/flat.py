@@ -39,6 +39,11 @@ class Packed:
     paths: list[list[int]]
 
     @property
+    def positions(self) -> list[int]:
+        """Each laid out token's place in its own row."""
+        return [at for span, skip in zip(self.spans, self.skips, strict=True) for at in range(skip, skip + span.length)]
+
+    @property
     def index(self) -> tuple[list[int], list[int], list[int]]:
         """``Stream``'s bounds, whole bounds and paths."""
         own = list(itertools.accumulate((span.length for span in self.spans), initial=0))
@@ -97,7 +102,7 @@ def reading(
     kept_segments = segments_of([owner[at] for at in unique], [1] * len(unique))
     # One transfer for all indices of the pass.
     parts = (
-        [at for (_, row), skip in zip(rows, packed.skips, strict=True) for at in range(skip, len(row.ids))],
+        packed.positions,
         unique,
         [place[at] for at in keep],
         [token for (_, row), u in zip(rows, unlabelled, strict=True) for token in row.ids[u:]],
@@ -185,8 +190,7 @@ class Prefixes:
     def _compute(self, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
         packed = pack(rows)
         ids = [token for (_, row), skip in zip(rows, packed.skips, strict=True) for token in row.ids[skip:]]
-        positions = [at for (_, row), skip in zip(rows, packed.skips, strict=True) for at in range(skip, len(row.ids))]
-        ids_1T, positions_1T = torch.tensor([[ids], [positions]], device=self.lm.device)
+        ids_1T, positions_1T = torch.tensor([[ids], [packed.positions]], device=self.lm.device)
         bounds, whole_bounds, paths = (torch.tensor(numbers, device=self.lm.device) for numbers in packed.index)
         shared = paths if any(packed.skips) else None
         stream = Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=shared)

@@ -69,8 +69,7 @@ def bytes_a_token(lm: LanguageModel) -> int:
     """Bytes of keys and values that one token takes in the cache."""
     config = lm.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * head * lm.dtype.itemsize)
+    return int(2 * config.num_hidden_layers * heads * lm.head_size * lm.dtype.itemsize)
 
 
 def _continue(

@@ -55,6 +55,12 @@ class Identity:
     tokenizer: Any
 
     @property
+    def head_size(self) -> int:
+        """Dimensions of one attention head."""
+        config = self.config.get_text_config()
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
     def chat(self) -> bool:
         """Whether the tokenizer has a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))

@@ -206,8 +206,7 @@ def slots_that_fit(known: Identity, settings: Settings, device: str, workers: in
     """
     config = known.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or hidden // heads
-    inner, keys = heads * head, getattr(config, "num_key_value_heads", heads) * head
+    inner, keys = heads * known.head_size, getattr(config, "num_key_value_heads", heads) * known.head_size
     sides = {
         "q_proj": hidden + inner,
         "k_proj": hidden + keys,

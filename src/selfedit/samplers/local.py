@@ -54,9 +54,9 @@ def _write(
             for _ in range(config.passes if short else 1):
                 for part in passages:
                     pieces = passage_pieces(part.text)
-                    asked += edit_prompts(style, part.title, pieces, part.text, lm.chat, config.shots, config.unit)
-            longest = config.sampling.max_new_tokens or (SENTENCE_TOKENS if short else PASSAGE_TOKENS)
-            limits += [longest] * (len(prompts) + len(asked) - len(limits))
+                    own = edit_prompts(style, part.title, pieces, part.text, lm.chat, config.shots, config.unit)
+                    asked += own
+                    limits += [config.sampling.max_new_tokens or (SENTENCE_TOKENS if short else PASSAGE_TOKENS)] * len(own)
         prompts += asked
         counts.append(len(asked))
         row_seeds += [seeds.derive(seed, passages[0].id, "write", index, attempt, piece) for piece in range(len(asked))]

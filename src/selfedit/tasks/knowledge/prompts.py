@@ -18,14 +18,14 @@ class Style:
         instruction: what the model is asked to do with the passage; None: the bare passage is continued.
         cue: the words after which a base model goes on.
         key: which field of a worked example shows the output; None where there is no worked example.
-        paper: the paper's words for it, to a base model without worked examples; None for a style that the paper hasn't.
+        paper: the paper's words for it to a base model without worked examples, and its cue; None where it has no such style.
         cut: the self-edit begins after the last occurrence of this text (chain of thought before it is dropped).
     """
 
     instruction: str | None
     cue: str
     key: str | None = None
-    paper: str | None = None
+    paper: tuple[str, str] | None = None
     cut: str | None = None
 
 
@@ -69,32 +69,40 @@ class WorkedExample:
 _LIST = "Read the {unit} and write {amount} of statements that follow from it, directly or indirectly, one statement a line."
 _DERIVED = "of implications derived directly or indirectly from the content"
 STYLES: dict[str, Style] = {
-    "implications": Style(_LIST.replace("{amount}", "a list"), "Implications:", "statements", f"produce a list {_DERIVED}"),
+    "implications": Style(
+        _LIST.replace("{amount}", "a list"), "Implications:", "statements", (f"produce a list {_DERIVED}", "Implications:")
+    ),
     "implications-long": Style(
-        _LIST.replace("{amount}", "a long list"), "Implications:", "statements", f"produce a long list {_DERIVED}"
+        _LIST.replace("{amount}", "a long list"),
+        "Implications:",
+        "statements",
+        (f"produce a long list {_DERIVED}", "Implications:"),
     ),
     "implications-very-long": Style(
-        _LIST.replace("{amount}", "a very long list"), "Implications:", "statements", f"produce a very long list {_DERIVED}"
+        _LIST.replace("{amount}", "a very long list"),
+        "Implications:",
+        "statements",
+        (f"produce a very long list {_DERIVED}", "Implications:"),
     ),
     "implications-cot": Style(
         "Read the {unit}. First think step by step about what follows from it, then write the line 'Implications:' and below it "
         "a list of statements that follow from the {unit}, one statement a line.",
         "Thought Process:",
         "statements",
-        f"produce a list {_DERIVED}",
+        (f"produce a list {_DERIVED}", "Thought Process:"),
         cut="Implications:",
     ),
     "rewrite": Style(
         "Rewrite the {unit} in a few different ways, each version on a line of its own.",
-        "Rewritten passages:",
+        "Rewritten:",
         "rewrite",
-        "rewrite it in a few different ways, each one separated by a newline",
+        ("rewrite it in a few different ways, each one separated by a newline", "Rewritten passages:"),
     ),
     "self-qa": Style(
         "Write questions about this {unit}, each with a short answer from it.",
-        "Question 1:",
+        "Questions and answers:",
         "pairs",
-        "rewrite it in a question-answer format",
+        ("rewrite it in a question-answer format", "Question 1:"),
     ),
     "fact-qa": Style(
         "List the facts of this {unit}. After each fact write a question about it and the short answer.", "Facts:", "facts"
@@ -208,7 +216,8 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
             Message("assistant", shown if chat else f"{shown}\n"),
         ]
     if chosen.paper is not None and not chat and not shots and unit == "passage":
-        return [(Message("user", f"Let's read the following passage and {chosen.paper}.\nPassage: {title} {text}\n{chosen.cue}"),)]
+        request, cue = chosen.paper
+        return [(Message("user", f"Let's read the following passage and {request}.\nPassage: {title} {text}\n{cue}"),)]
     asked = [text] if unit == "passage" else sentences
     return [(*turns, Message("user", _request(chosen, title, piece, chat, unit))) for piece in asked]
 
