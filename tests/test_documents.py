@@ -158,6 +158,7 @@ def test_nothing_usable_is_an_invalid_edit(text: str) -> None:
 
 def test_sentences() -> None:
     assert passage_pieces("He left at 4.2 metres! Why? Because.") == ["He left at 4.2 metres!", "Why?", "Because."]
+    assert passage_pieces("A. Fitch met Dr. Smith. They left.\n\nRain.") == ["A. Fitch met Dr. Smith.", "They left.", "Rain."]
 
 
 def test_sentences_of_other_scripts() -> None:

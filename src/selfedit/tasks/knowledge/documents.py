@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import sentencex
+
 from selfedit.config import PlainSplit
 from selfedit.contexts import Passage
 from selfedit.edits import Document
@@ -16,7 +18,6 @@ MOST_QUESTIONS_PER_ANSWER = 2
 LONGEST_DETAIL = 8
 # Words kept on each side of a gap.
 GAP_CONTEXT = 8
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*")
 _NUMBERED_QUESTION = re.compile(r"Question \d+:")
 _PAIR = re.compile(
     r"^\s*(?:[-*•]\s*)?(?:\d+[.)]\s*)?\**Q(?:uestion)?\s*\d*\**\s*[:.]\**\s*(?P<question>[^\n]+?)(?:\s*\n+\s*|(?<=\?)\s+)"
@@ -175,14 +176,8 @@ def parse_statements(text: str) -> list[str]:
 
 
 def passage_pieces(text: str) -> Sequence[str]:
-    """The passage's sentences: an end mark, then white space, then no lower-case letter; or an end mark of Chinese or Japanese."""
-    pieces = []
-    begin = 0
-    for match in _SENTENCE_END.finditer(text):
-        if not text[match.end() : match.end() + 1].islower():
-            pieces.append(text[begin : match.end()].strip())
-            begin = match.end()
-    return [piece for piece in (*pieces, text[begin:].strip()) if piece]
+    """The passage's sentences, by sentencex's rules (initials and abbreviations end none); they hold for other scripts too."""
+    return [piece.strip() for piece in sentencex.segment("en", text) if piece.strip()]
 
 
 def _not_too_often(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
