@@ -76,12 +76,11 @@ BATCH: dict[str, dict[str, Any]] = {
     "base": {},
     "batch 4": {"batch_size": 4},
     "batch 4, lr 4e-3": {"batch_size": 4, "learning_rate": 4e-3},
-    "batch 4, lr 4e-3, epochs 12": {"batch_size": 4, "learning_rate": 4e-3, "epochs": 12},
+    "batch 4, lr 4e-3, epochs 4": {"batch_size": 4, "learning_rate": 4e-3, "epochs": 4},
     "batch 8, lr 4e-3": {"batch_size": 8, "learning_rate": 4e-3},
-    "batch 8, lr 4e-3, epochs 12": {"batch_size": 8, "learning_rate": 4e-3, "epochs": 12},
 }
 SWEEPS = {"depth": DEPTH, "batch": BATCH}
-PASSAGES = 4
+PASSAGES = {"depth": 4, "batch": 8}
 MEASURES = ("accuracy", "f1", "logprob", "seconds")
 
 
@@ -91,7 +90,7 @@ class SweepConfig(BaseModel):
     edits: str
     base: dict[str, Any]
     settings: dict[str, dict[str, Any]]
-    passages: int = PASSAGES
+    passages: int
     seed: int = 0
 
 
@@ -256,10 +255,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    config = SweepConfig(edits=arguments.edits, base=BASES[arguments.sweep], settings=SWEEPS[arguments.sweep])
+    config = SweepConfig(
+        edits=arguments.edits, base=BASES[arguments.sweep], settings=SWEEPS[arguments.sweep], passages=PASSAGES[arguments.sweep]
+    )
     run = Run(arguments.run, config, arguments.resume)
     passages = {passage.id: passage for passage in load_dataset("almanac", "dev")}
-    written = [json.loads(line) for line in (Path(arguments.edits) / "trials.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (Path(arguments.edits) / "trials.jsonl").read_text().split("\n") if line]
     done = {row["lease"] for row in run.rows}
     leases = []
     for entry in written[: config.passages]:
