@@ -88,6 +88,7 @@ class Turn:
         exam_seconds: for one adapter's exam of ``EXAM_QUESTIONS`` questions, all adapters in one batch; stacked rows only, and only
             where every passage has questions.
         peak_memory_mb: of the process so far.
+        product_gflops: of a 2048-cubed product before and after the turn: shared machines change their speed from minute to minute.
         one_slot_mb: of the process when it had trained one self-edit alone; stacked rows only.
     """
 
@@ -95,6 +96,7 @@ class Turn:
     weights: list[str]
     exam_seconds: float | None = None
     peak_memory_mb: float = 0.0
+    product_gflops: float = 0.0
     one_slot_mb: float | None = None
 
 
@@ -116,20 +118,21 @@ def _bench(work: Workload, repeats: int, told: Callable[[str], None]) -> dict[st
         for name in ROWS:
             told(f"loading {name}")
             _receive(name, crews[name][1])
-        peak = matmul_peak()
+        peaks = [matmul_peak()]
         turns: dict[str, list[Turn]] = {name: [] for name in ROWS}
         for turn in range(repeats):
             for name in ROWS:
                 told(f"{name}, turn {turn + 1} of {repeats}")
                 crews[name][1].send(turn)
-                turns[name].append(_receive(name, crews[name][1]))
-            peak = max(peak, matmul_peak())
+                own = _receive(name, crews[name][1])
+                peaks.append(matmul_peak())
+                turns[name].append(replace(own, product_gflops=(peaks[-2] + peaks[-1]) / 2))
     finally:
         for process, connection in crews.values():
             connection.close()
             process.join(5)
             process.terminate()
-    return _table(work, turns, peak, repeats)
+    return _table(work, turns, max(peaks), repeats)
 
 
 def _receive(name: str, connection: Connection) -> Any:
@@ -455,7 +458,7 @@ def _table(work: Workload, turns: dict[str, list[Turn]], peak: float, repeats: i
                 "tokens_per_second": tokens / median[name],
                 "ratio_reference": median["reference-qv"] / median[name],
                 "ratio_peft": median["peft-qv" if name.endswith("-qv") else "peft"] / median[name],
-                "peak_share": flops / median[name] / 1e9 / peak,
+                "peak_share": statistics.median(flops / turn.seconds / 1e9 / turn.product_gflops for turn in turns[name]),
                 "peak_memory_mb": max(turn.peak_memory_mb for turn in turns[name]),
                 "max_weight_diff": difference,
                 **_beside(turns[name]),

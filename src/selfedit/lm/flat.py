@@ -122,8 +122,8 @@ def reading(
         yield out.last_hidden_state[0, unique_U][keep_N], targets_N
 
 
-def parts_of(rows: Sequence[tuple[int, Row]], laid_out: bool = False) -> Iterator[list[tuple[int, Row]]]:
-    """Cuts (slot, row) pairs into passes of at most ``MOST_TOKENS`` tokens, in order.
+def parts_of(rows: Sequence[tuple[int, Row]], laid_out: bool = False, most: int | None = None) -> Iterator[list[tuple[int, Row]]]:
+    """Cuts (slot, row) pairs into passes of at most ``most`` tokens (``MOST_TOKENS``), in order.
 
     A slot's rows share a pass if they fit into one at all, so that where they are cut doesn't depend on other slots.
 
@@ -131,17 +131,18 @@ def parts_of(rows: Sequence[tuple[int, Row]], laid_out: bool = False) -> Iterato
         rows: what is to be read.
         laid_out: counts only what ``pack`` lays out; else every token, whether it is shared or not.
     """
+    most = MOST_TOKENS if most is None else most
     part: list[tuple[int, Row]] = []
     used = 0
     for slot, owned in itertools.groupby(rows, key=lambda pair: pair[0]):
         own = [row for _, row in owned]
         skips = [_common(a.ids, b.ids) if laid_out else 0 for a, b in itertools.pairwise(own)]
         sizes = [len(own[0].ids), *(len(row.ids) - skip for row, skip in zip(own[1:], skips, strict=True))]
-        if part and used + sum(sizes) > MOST_TOKENS:
+        if part and used + sum(sizes) > most:
             yield part
             part, used = [], 0
         for row, size in zip(own, sizes, strict=True):
-            if used + size > MOST_TOKENS and part:
+            if used + size > most and part:
                 yield part
                 part, used = [], 0
             used += size if part and part[-1][0] == slot else len(row.ids)

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -161,13 +161,13 @@ class Slots:
             down_Kri[slot, : adapter.rank] = down
             up_Kor[slot, :, : adapter.rank] = up
 
-    def take(self, slot: int, like: Adapter) -> Adapter:
-        """A copy of what a slot holds, of the rank, alpha and dropout of ``like``."""
+    def take(self, slot: int, settings: Settings) -> Adapter:
+        """A copy of what a slot holds, of the rank, alpha and dropout of the settings that it was trained by."""
         weights = {
-            name: (down_Kri[slot, : like.rank].clone(), up_Kor[slot, :, : like.rank].clone())
+            name: (down_Kri[slot, : settings.rank].clone(), up_Kor[slot, :, : settings.rank].clone())
             for name, (down_Kri, up_Kor) in self._views(self.values_KP).items()
         }
-        return replace(like, weights=weights)
+        return Adapter(weights, settings.alpha, settings.dropout)
 
     @contextmanager
     def installed(self) -> Iterator[None]:

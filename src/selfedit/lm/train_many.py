@@ -20,7 +20,8 @@ from torch import nn
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.lm.adapter import Adapter, new_adapter
+from selfedit.lm import flat
+from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import Row
 from selfedit.lm.flat import Prefixes, parts_of, reading
 from selfedit.lm.load import LanguageModel
@@ -29,6 +30,9 @@ from selfedit.lm.train import Trained, learning_rate_factor, schedule_steps
 
 # Logits are made for so many positions at a time: with a vocabulary of 50,000, 50 MB.
 HEAD_CHUNK = 256
+# Tokens of one pass on a CPU: products of so many rows are as fast as of more, and the activations kept for the backward pass take
+# 1.4 MB a token in the embedded model.
+CPU_TOKENS = 384
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class _Working:
 
     index: int
     job: Job
-    adapter: Adapter
     steps: list[list[list[Row]]]
     optimiser: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
@@ -105,13 +108,12 @@ def train_many(
 
 def _seat(lm: LanguageModel, slots: Slots, slot: int, index: int, job: Job) -> _Working:
     settings = job.settings
-    adapter = new_adapter(lm, settings, seeds.derive(job.seed, "init"))
-    slots.put(slot, adapter)
+    slots.put(slot, new_adapter(lm, settings, seeds.derive(job.seed, "init")))
     slots.generators[slot] = torch.Generator().manual_seed(seeds.derive(job.seed, "dropout"))
     weights = nn.Parameter(slots.values_KP[slot])
     weights.grad = slots.grads_KP[slot] if slots.grads_KP is not None else None
     optimiser = torch.optim.AdamW([weights], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    return _Working(index, job, adapter, schedule_steps(job.rows, settings, seeds.derive(job.seed, "order")), optimiser)
+    return _Working(index, job, schedule_steps(job.rows, settings, seeds.derive(job.seed, "order")), optimiser)
 
 
 def _step(
@@ -121,7 +123,7 @@ def _step(
     rows = [(slot, row) for slot, one in at_work for row in one.rows]
     labelled = {slot: sum(row.labelled for row in one.rows) for slot, one in at_work}
     losses = dict.fromkeys(labelled, 0.0)
-    parts = list(parts_of(rows))
+    parts = list(parts_of(rows, most=min(flat.MOST_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else None))
     assert slots.grads_KP is not None
     if len(parts) > 1:
         for slot in labelled:
@@ -149,7 +151,7 @@ def _step(
         one.losses.append(losses[slot])
         one.tokens += labelled[slot]
         finished = len(one.losses) == len(one.steps)
-        results.append(Trained(slots.take(slot, one.adapter), one.losses, one.tokens) if finished else None)
+        results.append(Trained(slots.take(slot, one.job.settings), one.losses, one.tokens) if finished else None)
     return results
 
 
