@@ -30,8 +30,8 @@ from selfedit.lm.train import Trained, learning_rate_factor, schedule_steps
 
 # Logits are made for so many positions at a time: with a vocabulary of 50,000, 50 MB.
 HEAD_CHUNK = 256
-# Tokens of one pass on a CPU: products of so many rows are as fast as of more, and the activations kept for the backward pass take
-# 1.4 MB a token in the embedded model.
+# Tokens of one pass of several slots on a CPU: products of so many rows are as fast as of more, and the activations kept for the
+# backward pass take 1.4 MB a token in the embedded model. One slot alone keeps a step whole: long common beginnings are read once.
 CPU_TOKENS = 384
 
 
@@ -123,7 +123,8 @@ def _step(
     rows = [(slot, row) for slot, one in at_work for row in one.rows]
     labelled = {slot: sum(row.labelled for row in one.rows) for slot, one in at_work}
     losses = dict.fromkeys(labelled, 0.0)
-    parts = list(parts_of(rows, most=min(flat.MOST_TOKENS, CPU_TOKENS) if lm.device.type == "cpu" else None))
+    small = lm.device.type == "cpu" and slots.count > 1
+    parts = list(parts_of(rows, most=min(flat.MOST_TOKENS, CPU_TOKENS) if small else None))
     assert slots.grads_KP is not None
     if len(parts) > 1:
         for slot in labelled:
