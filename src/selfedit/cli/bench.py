@@ -32,7 +32,7 @@ def inner_command(
     last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 10,
     slots: Annotated[int, typer.Option(min=1, help="Adapters side by side in the stacked rows.")] = 8,
     quick: Annotated[
-        bool, typer.Option("--quick", help="At most 4 self-edits of 7 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
+        bool, typer.Option("--quick", help="At most 4 self-edits of 6 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="The stacked rows' layers through torch.compile.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
@@ -53,7 +53,7 @@ def inner_command(
     from selfedit.bench import bench_inner, workload
 
     if quick:
-        edits, documents, epochs, repeats = min(edits, 4), min(documents, 7), min(epochs, 3), 1
+        edits, documents, epochs, repeats = min(edits, 4), min(documents, 6), min(epochs, 3), 1
     work = workload(model, str(notes) if notes else None, edits, documents, epochs, 1 if quick else 2, last, slots, compiled)
     with err.status("starting") as status:
         result = bench_inner(work, repeats, status.update)
