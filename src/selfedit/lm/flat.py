@@ -131,7 +131,7 @@ def parts_of(rows: Sequence[tuple[int, Row]], laid_out: bool = False, most: int 
         rows: what is to be read.
         laid_out: counts only what ``pack`` lays out; else every token, whether it is shared or not.
     """
-    most = MOST_TOKENS if most is None else most
+    most = MOST_TOKENS if most is None else min(most, MOST_TOKENS)
     part: list[tuple[int, Row]] = []
     used = 0
     for slot, owned in itertools.groupby(rows, key=lambda pair: pair[0]):

@@ -20,7 +20,6 @@ from torch import nn
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.lm import flat
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import Row
 from selfedit.lm.flat import Prefixes, parts_of, reading
@@ -30,8 +29,8 @@ from selfedit.lm.train import Trained, learning_rate_factor, schedule_steps
 
 # Logits are made for so many positions at a time: with a vocabulary of 50,000, 50 MB.
 HEAD_CHUNK = 256
-# Tokens of one pass of several slots on a CPU: products of so many rows are as fast as of more, and the activations kept for the
-# backward pass take 1.4 MB a token in the embedded model. One slot alone keeps a step whole: long common beginnings are read once.
+# Tokens of one pass of several slots on a CPU: bounds the activations that the backward pass keeps (docs/lab-book.md). One slot
+# alone keeps a step whole, so that long common beginnings are read once.
 CPU_TOKENS = 384
 
 
@@ -124,7 +123,7 @@ def _step(
     labelled = {slot: sum(row.labelled for row in one.rows) for slot, one in at_work}
     losses = dict.fromkeys(labelled, 0.0)
     small = lm.device.type == "cpu" and slots.count > 1
-    parts = list(parts_of(rows, most=min(flat.MOST_TOKENS, CPU_TOKENS) if small else None))
+    parts = list(parts_of(rows, most=CPU_TOKENS if small else None))
     assert slots.grads_KP is not None
     if len(parts) > 1:
         for slot in labelled:
