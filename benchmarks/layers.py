@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--squad", required=True, help="flat data set of dev passages")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--workers", type=int, help="processes, one core each; default: as many as a short timing says")
     arguments = parser.parse_args()
     config = LayersConfig(squad=arguments.squad)
     run = Run(arguments.run, config, arguments.resume)
@@ -121,7 +122,7 @@ def main() -> None:
     passages += [(passage, "squad") for passage in load_dataset(arguments.squad)[: config.squad_passages]]
     waiting = [(passage, source, config) for passage, source in passages if passage.id not in done]
     console = Console()
-    with LocalExecutor(ModelChoice("builtin:smollm2-135m", dtype="float32")) as executor:
+    with LocalExecutor(ModelChoice("builtin:smollm2-135m", dtype="float32"), arguments.workers) as executor:
         for row in executor.map(try_passage, waiting):
             run.append(row)
             console.print(f"{len(run.rows)} of {len(passages)}", highlight=False)
