@@ -41,6 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "last 10": {"layers": "last:10", "epochs": 8, "learning_rate": 2e-3},
     "all": {"layers": "all", "epochs": 8, "learning_rate": 1e-3},
 }
+# Passages whose adapters are trained side by side.
+TOGETHER = 4
 MEASURES = ("accuracy", "f1", "logprob")
 
 
@@ -53,26 +55,30 @@ class LayersConfig(BaseModel):
     settings: dict[str, dict[str, Any]] = SETTINGS
 
 
-def try_passage(lm: LanguageModel, passage: Passage, source: str, config: LayersConfig) -> dict[str, Any]:
-    """A lease: one self-edit of a passage under every setting and seed."""
-    asked = tuple(exam_questions(passage.questions))
-    parts, how = split_passage(lm, passage), EditConfig()
-    (edit,) = write_edits(lm, parts, 1, how, 0)
-    row: dict[str, Any] = {"passage": passage.id, "source": source, "edit": edit.text, "trials": []}
-    try:
-        documents = compile_edit(parts, edit.text, how, lm.chat)
-    except InvalidEditError as error:
-        return row | {"invalid": str(error)}
-    names = [(name, seed) for name in config.settings for seed in range(config.seeds)]
-    trials = [
-        Trial(passage, TrainingPlan(documents, Settings(**config.settings[name]), seeds.derive(seed, passage.id)), asked)
-        for name, seed in names
-    ]
-    for (name, seed), outcome in zip(names, run_trials(lm, trials, config.seeds), strict=True):
+def try_passages(lm: LanguageModel, passages: Sequence[tuple[Passage, str]], config: LayersConfig) -> list[dict[str, Any]]:
+    """A lease: one self-edit of each passage under every setting and seed, side by side."""
+    rows: list[dict[str, Any]] = []
+    planned: list[tuple[dict[str, Any], str, int, Trial]] = []
+    how = EditConfig()
+    for passage, source in passages:
+        asked, parts = tuple(exam_questions(passage.questions)), split_passage(lm, passage)
+        (edit,) = write_edits(lm, parts, 1, how, 0)
+        rows.append({"passage": passage.id, "source": source, "edit": edit.text, "trials": []})
+        try:
+            documents = compile_edit(parts, edit.text, how, lm.chat)
+        except InvalidEditError as error:
+            rows[-1]["invalid"] = str(error)
+            continue
+        for name in config.settings:
+            for seed in range(config.seeds):
+                plan = TrainingPlan(documents, Settings(**config.settings[name]), seeds.derive(seed, passage.id))
+                planned.append((rows[-1], name, seed, Trial(passage, plan, asked)))
+    outcomes = run_trials(lm, [trial for *_, trial in planned], config.seeds * len(passages))
+    for (row, name, seed, trial), outcome in zip(planned, outcomes, strict=True):
         if outcome.status != "ok":
             raise DivergedError(outcome.reason)
         sitting = outcome.sittings[0]
-        marks = mark_sitting(RecallGrader(), asked, sitting)
+        marks = mark_sitting(RecallGrader(), trial.asked, sitting)
         row["trials"].append(
             {
                 "setting": name,
@@ -85,7 +91,7 @@ def try_passage(lm: LanguageModel, passage: Passage, source: str, config: Layers
                 "seconds": round(outcome.seconds, 2),
             }
         )
-    return row
+    return rows
 
 
 def summary(rows: Sequence[dict[str, Any]], config: LayersConfig) -> dict[str, Any]:
@@ -120,11 +126,13 @@ def main() -> None:
     done = {row["passage"] for row in run.rows}
     passages = [(passage, "almanac") for passage in load_dataset("almanac", "dev")]
     passages += [(passage, "squad") for passage in load_dataset(arguments.squad)[: config.squad_passages]]
-    waiting = [(passage, source, config) for passage, source in passages if passage.id not in done]
+    waiting = [one for one in passages if one[0].id not in done]
+    leases = [(waiting[at : at + TOGETHER], config) for at in range(0, len(waiting), TOGETHER)]
     console = Console()
     with LocalExecutor(ModelChoice("builtin:smollm2-135m", dtype="float32"), arguments.workers) as executor:
-        for row in executor.map(try_passage, waiting):
-            run.append(row)
+        for rows in executor.map(try_passages, leases):
+            for row in rows:
+                run.append(row)
             console.print(f"{len(run.rows)} of {len(passages)}", highlight=False)
     result = summary(run.rows, config)
     write_json(run.folder / "table.json", result)
