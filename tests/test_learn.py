@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -131,3 +133,12 @@ def test_the_timing_of_workers_leaves_torch_as_it_was() -> None:
     assert 1 <= default_workers("cpu") <= cores()
     assert torch.get_num_threads() == before
     assert default_workers("cuda") == 1
+
+
+def test_a_worker_whose_parent_is_gone_already_ends() -> None:
+    code = (
+        "import multiprocessing, types; multiprocessing.parent_process = lambda: types.SimpleNamespace(pid=-1)\n"
+        "from selfedit.executors.local import _die_with_parent; _die_with_parent(); print('still here')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr

@@ -172,10 +172,15 @@ def _start_worker(model: ModelChoice, steps: Any) -> None:
 def _die_with_parent() -> None:
     """Ends this worker when its parent is killed (Linux), so that nothing goes on training in the background."""
     import ctypes
+    import multiprocessing
     import sys
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        # The parent may have been killed before this worker could ask to be told.
+        if parent is not None and os.getppid() != parent.pid:
+            os._exit(1)
 
 
 def _run(job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
