@@ -33,6 +33,7 @@ from selfedit.tasks.knowledge.compile import compile_edit
 from selfedit.tasks.knowledge.data import load_dataset
 from selfedit.tasks.knowledge.documents import content_words
 from selfedit.tasks.knowledge.prompts import STYLES
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 MEASURES = ("coverage", "coverage_in_lessons", "unfaithful", "words", "lessons")
 
@@ -50,7 +51,8 @@ def write_and_measure(lm: LanguageModel, passage: Passage, style: str, count: in
     """A lease: a passage's self-edits in one style, as texts with their measures."""
     config = EditConfig(styles=(style,))
     rows = []
-    for index, edit in enumerate(write_edits(lm, [passage], count, config, seed)):
+    for index, written in enumerate(write_edits(lm, KnowledgeTask(config), passage, count, config.sampling, seed)):
+        edit = written.edit
         try:
             lessons = compile_edit([passage], edit.text, config, lm.chat)[:-1]
         except InvalidEditError:

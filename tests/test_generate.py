@@ -9,15 +9,16 @@ import pytest
 from conftest import CHAT_TEMPLATE, make_tiny_model
 from selfedit.config import EditConfig, Sampling
 from selfedit.contexts import Passage
-from selfedit.edits import Message
+from selfedit.edits import Message, SelfEdit
 from selfedit.errors import ModelError
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import load_model
 from selfedit.samplers import local
-from selfedit.samplers.local import write_edits
+from selfedit.samplers.local import Written, write_edits
 from selfedit.tasks.knowledge.data import almanac
 from selfedit.tasks.knowledge.prompts import edit_prompts, exam_prompt
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 QUESTIONS = ["Who?", "When was the long bridge over the river built, and by whom?", "Why is that so?", "Who?"]
 
@@ -65,31 +66,33 @@ def test_nucleus_keeps_the_likeliest(lm: Any) -> None:
 def test_candidates_differ_and_are_reproducible(lm: Any) -> None:
     passage = almanac("dev")[0]
     config = EditConfig(styles=("self-qa", "rewrite"), sampling=Sampling(max_new_tokens=12, temperature=1.0))
-    first = write_edits(lm, [passage], 4, config, 7)
-    assert first == write_edits(lm, [passage], 4, config, 7) != write_edits(lm, [passage], 4, config, 8)
-    assert [edit.style for edit in first] == ["self-qa", "rewrite", "self-qa", "rewrite"]
-    assert len({edit.text for edit in first}) == 4
-    assert write_edits(lm, [passage], 2, config, 7) == first[:2], "more candidates don't change the first ones"
+    task = KnowledgeTask(config)
+    first = write_edits(lm, task, passage, 4, config.sampling, 7)
+    assert first == write_edits(lm, task, passage, 4, config.sampling, 7) != write_edits(lm, task, passage, 4, config.sampling, 8)
+    assert [one.edit.style for one in first] == ["self-qa", "rewrite", "self-qa", "rewrite"]
+    assert len({one.edit.text for one in first}) == 4
+    assert all(one.edit.text == "\n".join(one.texts) and one.texts for one in first)
+    assert write_edits(lm, task, passage, 2, config.sampling, 7) == first[:2], "more candidates don't change the first ones"
 
 
 def test_duplicates_are_resampled_a_bounded_number_of_times(lm: Any, monkeypatch: Any) -> None:
     calls: list[list[int]] = []
 
-    def fake(_lm: Any, _parts: Any, candidates: list[int], _config: Any, _seed: int, attempt: int) -> list[str]:
+    def fake(_lm: Any, _task: Any, _context: Any, candidates: list[int], _sampling: Any, _seed: int, attempt: int) -> list[Written]:
         calls.append(candidates)
-        return ["same" if index < 2 or attempt == 0 else f"new {index}" for index in candidates]
+        texts = ["same" if index < 2 or attempt == 0 else f"new {index}" for index in candidates]
+        return [Written(SelfEdit("x", "s", text), ()) for text in texts]
 
     monkeypatch.setattr(local, "_write", fake)
-    edits = write_edits(lm, [Passage("T", "x")], 3, EditConfig(), 0)
+    edits = write_edits(lm, KnowledgeTask(EditConfig()), Passage("T", "x"), 3, Sampling(), 0)
     assert calls == [[0, 1, 2], [1, 2], [1]]
-    assert [edit.text for edit in edits] == ["same", "same", "new 2"]
+    assert [one.edit.text for one in edits] == ["same", "same", "new 2"]
 
 
 def test_base_models_too(base_lm: Any, tiny_base_model: Path) -> None:
     passage = Passage("Topic", "One sentence. Another.")
-    edits = write_edits(
-        base_lm, [passage], 2, EditConfig(styles=("implications-cot", "no-prompt"), sampling=Sampling(max_new_tokens=8)), 0
-    )
+    task = KnowledgeTask(EditConfig(styles=("implications-cot", "no-prompt")))
+    edits = write_edits(base_lm, task, passage, 2, Sampling(max_new_tokens=8), 0)
     assert len(edits) == 2 and not base_lm.chat
 
 
@@ -98,8 +101,8 @@ def test_what_asks_about_a_whole_passage_gets_more_room_and_is_asked_once(lm: An
     monkeypatch.setattr(local, "generate", lambda _lm, prompts, limits, *more, **named: seen.append(limits) or [""] * len(prompts))
     passage = Passage("T", "One sentence. Another.")
     for style in ("self-qa", "no-prompt", "Read {passage}"):
-        write_edits(lm, [passage], 1, EditConfig(styles=(style,), sampling=Sampling(temperature=0)), 0)
-    write_edits(lm, [passage], 1, EditConfig(styles=("self-qa",), unit="passage", sampling=Sampling(max_new_tokens=9)), 0)
+        write_edits(lm, KnowledgeTask(EditConfig(styles=(style,))), passage, 1, Sampling(temperature=0), 0)
+    write_edits(lm, KnowledgeTask(EditConfig(styles=("self-qa",), unit="passage")), passage, 1, Sampling(max_new_tokens=9), 0)
     assert seen == [[80] * 4, [512], [512], [9]]
 
 

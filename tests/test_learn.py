@@ -17,7 +17,8 @@ from selfedit.learn import Candidate, choose, enough, guess_rate, noise_chance
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.score import log_probabilities
 from selfedit.marks import Marks, split_quiz
-from selfedit.tasks.knowledge.exam import Asked, Paper, Sitting, exam_questions, sit_exams
+from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 

@@ -12,7 +12,7 @@ import torch
 
 from conftest import make_tiny_model
 from selfedit import seeds
-from selfedit.config import Settings
+from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage, Question
 from selfedit.errors import DivergedError
 from selfedit.inner import Trial, run_trials
@@ -26,6 +26,7 @@ from selfedit.lm.score import log_probabilities
 from selfedit.lm.stack import Slots, slots_that_fit
 from selfedit.lm.train import Trained, train
 from selfedit.lm.train_many import Job, train_many
+from selfedit.tasks.knowledge.task import KnowledgeTask
 from test_train import rows_of
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "smollm3")
@@ -311,9 +312,9 @@ def test_jobs_of_other_shapes_are_refused_together_and_run_apart(lm: LanguageMod
     with pytest.raises(ValueError, match="adapt the same layers"):
         train_many(lm, jobs, 2)
     trials = [make_trial(layers="all", seed=1), make_trial(layers="last:2", seed=2), make_trial(layers="all", seed=3)]
-    mixed = run_trials(lm, trials, 4)
+    mixed = run_trials(lm, [KnowledgeTask(EditConfig())], trials, 4)
     for trial, outcome in zip(trials, mixed, strict=True):
-        (alone,) = run_trials(lm, [trial], 1)
+        (alone,) = run_trials(lm, [KnowledgeTask(EditConfig())], [trial], 1)
         assert outcome.losses == pytest.approx(alone.losses, abs=1e-5)
         assert outcome.sittings[0].answers == alone.sittings[0].answers
 
@@ -321,14 +322,13 @@ def test_jobs_of_other_shapes_are_refused_together_and_run_apart(lm: LanguageMod
 @pytest.fixture
 def make_trial() -> Callable[..., Trial]:
     from selfedit.edits import Document, TrainingPlan
-    from selfedit.tasks.knowledge.exam import exam_questions
 
     passage = Passage("Bridge", "It was built in 1732.", (Question("When was it built?", "1732"),))
 
     def make(layers: str, seed: int) -> Trial:
         settings = Settings(rank=4, alpha=8, epochs=3, layers=layers)
         documents = (Document("It was built in 1732."), Document("It is long."))
-        return Trial(passage, TrainingPlan(documents, settings, seed), tuple(exam_questions(passage.questions)))
+        return Trial(passage, TrainingPlan(documents, settings, seed))
 
     return make
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
-    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks",
-    "runs", "inner", "executors", "memory", "learn", "evaluate", "bench", "cli", "__main__",
+    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks", "rewards",
+    "runs", "inner", "executors", "memory", "learn", "outer", "evaluate", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

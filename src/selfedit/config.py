@@ -16,6 +16,8 @@ DocumentForm = Literal["plain", "chat"]
 GraderName = Literal["recall", "em", "f1", "judge"]
 Unit = Literal["passage", "sentence"]
 PlainSplit = Literal["lines", "whole"]
+RewardName = Literal["accuracy", "likelihood", "mixed"]
+SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
 Method = Literal["none", "passage", "passage-matched", "self", "context"]
 
 
@@ -121,6 +123,41 @@ class LearnConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()
     settings: Settings = Settings()
+
+
+class TrainConfig(Frozen):
+    """Everything that decides what ``selfedit train`` does (paper algorithm 1 and section 4.1).
+
+    The paper: 2 rounds, 50 passages, 5 edits, 3 repeats, rule ``best``, reward ``accuracy``, student ``policy``; outer LoRA of
+    rank 64, alpha 128, 2 epochs, 3e-4, batch 10 (``recipes/paper``).
+    """
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets, put together")] = ("almanac",)
+    split: str = "train"
+    rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new passages")] = 2
+    passages: Annotated[int, Field(ge=1, description="passages a round")] = 12
+    edits: Annotated[int, Field(ge=1, le=64, description="self-edits a passage")] = 5
+    repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each self-edit, each with its own seed")] = 1
+    noise_passages: Annotated[
+        int, Field(ge=0, description="passages a round whose edits are tried at least twice, to estimate the reward's noise")
+    ] = 4
+    rule: Annotated[SelectionRule, Field(description="which self-edits the policy is trained on")] = "best-positive"
+    fraction: Annotated[float, Field(gt=0, le=1, description="share of all edits that top-fraction takes")] = 0.2
+    reward: RewardName = "accuracy"
+    reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
+    student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"
+    control_of: Annotated[str, Field(description="a run whose passages and numbers of rows the rule random takes")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
+    slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
+    compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
+    grader: GraderName = "recall"
+    judge: JudgeConfig = JudgeConfig()
+    edit: EditConfig = EditConfig()
+    settings: Settings = Settings()
+    outer: Settings = Settings(layers="all", epochs=2, learning_rate=3e-4, batch_size=8)
 
 
 class EvalConfig(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any
 
@@ -23,8 +23,10 @@ from selfedit.marks import Marks, mark_sitting
 from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
-from selfedit.tasks.knowledge.compile import compile_edit, passage_matched, passage_only, split_passage
-from selfedit.tasks.knowledge.exam import Asked, ExamForm, Paper, Sitting, asked_in, exam_questions
+from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.knowledge.compile import passage_matched, passage_only, split_passage
+from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
@@ -69,41 +71,47 @@ def evaluate(
 
 def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig, slots: int) -> dict[str, Any]:
     """A lease: every method on one passage, its trials side by side; answers only, grading comes later."""
-    asked = tuple(exam_questions(passage.questions))
-    parts = split_passage(lm, passage)
+    task = KnowledgeTask(config.edit)
+    exams = [replace(task, form=form) for form in FORMS]
     trials: list[dict[str, Any]] = []
     if "none" in config.methods:
-        trials.append(_row("none", sit(lm, [Paper(passage, asked, form) for form in FORMS])))
+        trials.append(_row("none", sit(lm, [(exam, passage) for exam in exams])))
     if "context" in config.methods:
         try:
-            trials.append(_row("context", sit(lm, [Paper(passage, asked, "context")])))
+            trials.append(_row("context", sit(lm, [(replace(task, form="context"), passage)])))
         except ModelError as error:
             trials.append(_row("context", (), status="too long", reason=str(error)))
 
     waiting: list[tuple[str, dict[str, Any]]] = []
     plans: list[TrainingPlan] = []
 
-    def plan(method: str, index: int, documents: tuple[Document, ...], **more: Any) -> None:
-        waiting.append((method, more | {"documents": len(documents)}))
-        plans.append(TrainingPlan(documents, config.settings, seeds.derive(config.seed, passage.id, "train", method, index)))
+    def seed(method: str, index: int) -> int:
+        return seeds.derive(config.seed, passage.id, "train", method, index)
+
+    def add(method: str, plan: TrainingPlan, **more: Any) -> None:
+        waiting.append((method, more | {"documents": len(plan.documents)}))
+        plans.append(plan)
 
     if "passage" in config.methods:
-        plan("passage", 0, tuple(d for part in parts for d in passage_only(part, config.edit, lm.chat)))
+        documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
+        add("passage", TrainingPlan(documents, config.settings, seed("passage", 0)))
     if {"self", "passage-matched"} & set(config.methods):
         compiled: list[tuple[Document, ...]] = []
-        for index, edit in enumerate(write_edits(lm, parts, config.edits, config.edit, config.seed)):
+        for index, written in enumerate(write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed)):
+            text = written.edit.text
             try:
-                documents = compile_edit(parts, edit.text, config.edit, lm.chat)
+                compiled_plan = task.compile(lm, passage, text, config.settings, seed("self", index))
             except InvalidEditError as error:
                 if "self" in config.methods:
-                    trials.append(_row("self", (), status="invalid", reason=str(error), edit=edit.text))
+                    trials.append(_row("self", (), status="invalid", reason=str(error), edit=text))
                 continue
-            compiled.append(documents)
+            compiled.append(compiled_plan.documents)
             if "self" in config.methods:
-                plan("self", index, documents, edit=edit.text, style=edit.style)
+                add("self", compiled_plan, edit=text, style=written.edit.style)
         if "passage-matched" in config.methods:
-            plan("passage-matched", 0, passage_matched(lm, passage, config.edit, compiled))
-    outcomes = run_trials(lm, [Trial(passage, one, asked, FORMS) for one in plans], slots)
+            matched = passage_matched(lm, passage, config.edit, compiled)
+            add("passage-matched", TrainingPlan(matched, config.settings, seed("passage-matched", 0)))
+    outcomes = run_trials(lm, exams, [Trial(passage, one) for one in plans], slots)
     for (method, more), outcome in zip(waiting, outcomes, strict=True):
         trials.append(
             _row(

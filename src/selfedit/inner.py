@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfedit import progress
-from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import install, load_adapter, save_adapter
@@ -20,7 +20,7 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots
 from selfedit.lm.train import Trained
 from selfedit.lm.train_many import Job, train_many
-from selfedit.tasks.knowledge.exam import Asked, ExamForm, Paper, Sitting, sit_exams
+from selfedit.tasks.base import Sitting, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +28,14 @@ class Trial:
     """One plan to be trained and examined.
 
     Attributes:
-        passage: whose exam it is.
+        context: whose exam it is.
         plan: what is trained.
-        asked: the questions.
-        forms: in which forms they are asked.
         adapter_folder: where the adapter is written, None to drop it.
-        margins: whether gold answers are weighed against each other.
     """
 
-    passage: Passage
+    context: Any
     plan: TrainingPlan
-    asked: tuple[Asked, ...]
-    forms: tuple[ExamForm, ...] = ("titled",)
     adapter_folder: str | None = None
-    margins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Outcome:
 
     Attributes:
         status: ``ok``, or ``diverged`` with its reason.
-        sittings: one for each form, empty unless ok.
+        sittings: one for each task that examined, empty unless ok.
         losses: one for each optimiser step.
         tokens: labelled tokens trained on, all epochs together.
         seconds: training and exam.
@@ -64,8 +58,8 @@ class Outcome:
     seconds: float
 
 
-def run_trials(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[Outcome]:
-    """Trains a fresh adapter for each trial, ``slots`` side by side, and sits the exams without the passage.
+def run_trials(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], slots: int) -> list[Outcome]:
+    """Trains a fresh adapter for each trial, ``slots`` side by side, and sits each task's exam of its context.
 
     Trials whose settings adapt other layers are trained apart. The seconds of trials that share a pass are shared out by tokens.
     """
@@ -73,18 +67,18 @@ def run_trials(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[O
     shapes = dict.fromkeys((trial.plan.settings.targets, trial.plan.settings.layers) for trial in trials)
     for shape in shapes:
         chosen = [i for i, t in enumerate(trials) if (t.plan.settings.targets, t.plan.settings.layers) == shape]
-        for index, outcome in zip(chosen, _run_alike(lm, [trials[i] for i in chosen], slots), strict=True):
+        for index, outcome in zip(chosen, _run_alike(lm, tasks, [trials[i] for i in chosen], slots), strict=True):
             outcomes[index] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _run_alike(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[Outcome]:
+def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], slots: int) -> list[Outcome]:
     start = time.perf_counter()
     documents = dict.fromkeys(document for trial in trials for document in trial.plan.documents)
     rows = {document: encode_document(lm, document) for document in documents}
     jobs = [Job(tuple(rows[document] for document in t.plan.documents), t.plan.settings, t.plan.seed) for t in trials]
     trained = train_many(lm, jobs, slots, progress.report)
-    sittings = _examine(lm, trials, trained, slots)
+    sittings = _examine(lm, tasks, trials, trained, slots)
     spent = time.perf_counter() - start
     weights = [job.settings.epochs * sum(len(row.ids) for row in job.rows) for job in jobs]
     outcomes = []
@@ -100,7 +94,7 @@ def _run_alike(lm: LanguageModel, trials: Sequence[Trial], slots: int) -> list[O
 
 
 def _examine(
-    lm: LanguageModel, trials: Sequence[Trial], trained: Sequence[Trained | DivergedError], count: int
+    lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], trained: Sequence[Trained | DivergedError], count: int
 ) -> list[tuple[Sitting, ...]]:
     """Every exam of every adapter that was trained, ``count`` adapters in a batch."""
     sittings: list[tuple[Sitting, ...]] = [()] * len(trials)
@@ -110,23 +104,21 @@ def _examine(
         settings = trials[part[0][0]].plan.settings
         rank = max(adapter.rank for _, adapter in part)
         seats = Slots(lm, settings.targets, settings.layers, rank, len(part), training=False)
-        papers = []
-        for slot, (index, adapter) in enumerate(part):
+        for slot, (_, adapter) in enumerate(part):
             seats.put(slot, adapter)
-            one = trials[index]
-            papers += [Paper(one.passage, one.asked, form, slot, one.margins) for form in one.forms]
+        contexts = [(slot, trials[index].context) for slot, (index, _) in enumerate(part)]
         with seats.installed():
-            sat = iter(sit_exams(lm, papers, seats.first))
-        for index, _ in part:
-            sittings[index] = tuple(next(sat) for _ in trials[index].forms)
+            by_task = [task.examine(lm, contexts, seats.first) for task in tasks]
+        for at_part, (index, _) in enumerate(part):
+            sittings[index] = tuple(sat[at_part] for sat in by_task)
     return sittings
 
 
-def sit(lm: LanguageModel, papers: Sequence[Paper], adapter_folder: str | None = None) -> list[Sitting]:
-    """Exams under a saved adapter, or (None) under what the model already knows: the baseline."""
+def sit(lm: LanguageModel, exams: Sequence[tuple[Task, Any]], adapter_folder: str | None = None) -> list[Sitting]:
+    """The exam of each (task, context) under a saved adapter, or (None) under what the model already knows: the baseline."""
     try:
         if adapter_folder is not None:
             install(lm, load_adapter(Path(adapter_folder)))
-        return sit_exams(lm, papers)
+        return [task.examine(lm, [(0, context)], 0)[0] for task, context in exams]
     finally:
         install(lm, None)

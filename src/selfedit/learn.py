@@ -6,7 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, r
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
-from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
-from selfedit.samplers.local import write_edits
+from selfedit.samplers.local import Written, write_edits
 from selfedit.stats import best_of, tail_chance
-from selfedit.tasks.knowledge.compile import compile_edit, split_passage
-from selfedit.tasks.knowledge.exam import Asked, Paper, Sitting, asked_in, exam_questions
+from selfedit.tasks.base import Asked, Sitting, Task
+from selfedit.tasks.knowledge.compile import split_passage
+from selfedit.tasks.knowledge.exam import ExamForm, asked_in
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 # With fewer choosing questions than this a small gain is too likely to be noise.
 FEW_QUESTIONS = 6
+# In which forms the reporting half is asked.
+REPORTED: tuple[ExamForm, ...] = ("titled", "bare")
 
 
 @dataclass
@@ -73,8 +77,11 @@ def learn(
         DataError, ModelError, MemoryStoreError, GraderError.
     """
     choosing, reporting = split_quiz(questions, config.quiz_split, config.seed)
-    to_choose = tuple(exam_questions(questions, choosing))
-    to_report = tuple(exam_questions(questions, reporting))
+    chooser = replace(passage, questions=tuple(questions[index] for index in choosing))
+    reporter = replace(passage, questions=tuple(questions[index] for index in reporting))
+    task = KnowledgeTask(config.edit, margins=True)
+    to_choose, to_report = task.asked(chooser), task.asked(reporter)
+    reports: list[tuple[Task, Passage]] = [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
     known = identify(config.model)
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint))
@@ -85,12 +92,11 @@ def learn(
         progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
-                written = executor.submit(write_edits, parts, config.edits, config.edit, config.seed)
-                reported = [Paper(passage, to_report, "titled"), Paper(passage, to_report, "bare")]
-                sittings = executor.submit(sit, [Paper(passage, to_choose, "titled", margins=True), *reported])
+                written = executor.submit(write_edits, task, passage, config.edits, config.edit.sampling, config.seed)
+                sittings = executor.submit(sit, [(task, chooser), *reports])
                 dtype: str = result(executor.submit(dtype_of))
-                edits: list[SelfEdit] = result(written)
-                candidates = [_candidate(edit, index, parts, known.chat, config) for index, edit in enumerate(edits)]
+                edits: list[Written] = result(written)
+                candidates = [_candidate(one.edit, index, task, known, chooser, config) for index, one in enumerate(edits)]
                 plans = [plan for candidate in candidates for plan in candidate.plans]
                 # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
                 processes = most_workers(config.device)
@@ -100,13 +106,13 @@ def learn(
                 chosen_before, *before = result(sittings)
                 baseline = mark_sitting(grader, to_choose, chosen_before)
                 progress("baseline", {"marks": baseline})
-                _try_all(executor, candidates, passage, to_choose, scratch, grader, slots)
+                _try_all(executor, candidates, task, chooser, scratch, grader, slots)
                 best = choose(candidates, baseline)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
                 after = before
                 if best is not None:
                     trained = str(scratch / f"{best}-0")
-                    after = result(executor.submit(sit, reported, trained))
+                    after = result(executor.submit(sit, reports, trained))
             chance = noise_chance(candidates, best, baseline, to_choose)
             report = _report(grader, to_report, before, after)
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
@@ -203,23 +209,22 @@ def guess_rate(asked: Sequence[Asked], sittings: Sequence[Sitting]) -> float:
     return hits / pairs
 
 
-def _candidate(edit: SelfEdit, index: int, parts: Sequence[Passage], chat: bool, config: LearnConfig) -> Candidate:
-    try:
-        documents = compile_edit(parts, edit.text, config.edit, chat)
-    except InvalidEditError as error:
-        return Candidate(edit, [], "invalid", str(error))
-    plans = [
-        TrainingPlan(documents, config.settings, seeds.derive(config.seed, edit.context_id, "train", index, repeat))
-        for repeat in range(config.repeats)
-    ]
+def _candidate(edit: SelfEdit, index: int, task: Task, known: Identity, passage: Passage, config: LearnConfig) -> Candidate:
+    plans = []
+    for repeat in range(config.repeats):
+        seed = seeds.derive(config.seed, edit.context_id, "train", index, repeat)
+        try:
+            plans.append(task.compile(known, passage, edit.text, config.settings, seed))
+        except InvalidEditError as error:
+            return Candidate(edit, [], "invalid", str(error))
     return Candidate(edit, plans)
 
 
 def _try_all(
     executor: LocalExecutor,
     candidates: list[Candidate],
+    task: Task,
     passage: Passage,
-    asked: tuple[Asked, ...],
     scratch: Path,
     grader: Grader,
     slots: int,
@@ -229,12 +234,12 @@ def _try_all(
     Repeats after the first keep no adapter.
     """
     trials = [
-        (index, Trial(passage, plan, asked, ("titled",), str(scratch / f"{index}-0") if repeat == 0 else None, margins=True))
+        (index, Trial(passage, plan, str(scratch / f"{index}-0") if repeat == 0 else None))
         for index, candidate in enumerate(candidates)
         for repeat, plan in enumerate(candidate.plans)
     ]
     groups = [trials[at : at + slots] for at in range(0, len(trials), slots)]
-    jobs = [executor.submit(run_trials, [trial for _, trial in group], slots) for group in groups]
+    jobs = [executor.submit(run_trials, [task], [trial for _, trial in group], slots) for group in groups]
     for group, job in zip(groups, jobs, strict=True):
         for (index, _), outcome in zip(group, result(job), strict=True):
             candidates[index].outcomes += (outcome,)
@@ -243,6 +248,7 @@ def _try_all(
         if failed is not None:
             candidate.status, candidate.reason = failed.status, failed.reason
         elif candidate.outcomes:
+            asked = task.asked(passage)
             candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
 
 

@@ -14,7 +14,7 @@ from selfedit.contexts import Question
 from selfedit.errors import DataError
 from selfedit.graders import ExamItem, Grader, Verdict
 from selfedit.graders.text import f1_score
-from selfedit.tasks.knowledge.exam import Asked, Sitting
+from selfedit.tasks.base import Asked, Sitting
 
 
 @dataclass(frozen=True, slots=True)

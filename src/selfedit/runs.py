@@ -15,11 +15,24 @@ from selfedit.errors import DataError
 ROWS = "trials.jsonl"
 
 
-class Run:
-    """An open run folder.
+class Log:
+    """A file of JSON rows, each durable once appended; a half-written last row, left by a kill, is dropped on opening."""
 
-    A row is appended and flushed when its lease is done; a half-written last row, left by a kill, is dropped on reopening.
-    """
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows = _whole_rows(file)
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Adds rows, durable on return."""
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.rows += rows
+
+
+class Run:
+    """An open run folder; its rows are its trials, or whatever else a lease brings."""
 
     def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
         """Makes a new folder, or reopens one made with the same config.
@@ -28,7 +41,6 @@ class Run:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
         """
         self.folder = folder
-        self.rows: list[dict[str, Any]] = []
         resolved = {"version": __version__, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
@@ -43,20 +55,21 @@ class Run:
                     raise DataError(
                         f"{folder}: made with {key}={before.get(key)!r}, now {value!r}; give the same settings or another --run"
                     )
-            self.rows = _whole_rows(folder / ROWS)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             scratch = folder / ".run.json.new"
             scratch.write_text(json.dumps(resolved, indent=1) + "\n")
             scratch.replace(file)
+        self.log = Log(folder / ROWS)
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a row, durable on return."""
-        with (self.folder / ROWS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.rows.append(row)
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What is done."""
+        return self.log.rows
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Adds rows, durable on return."""
+        self.log.append(*rows)
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -82,3 +82,78 @@ def tail_chance(gain: float, trials: int, rate: float) -> float:
 def best_of(chance: float, tries: int) -> float:
     """The chance that the best of independent tries looks as good as one try does with ``chance``."""
     return 1.0 - (1.0 - chance) ** max(1, tries)
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How much of a reward's spread within a context is the edits' and how much the seeds' (one-way random effects).
+
+    Attributes:
+        contexts, trials: what it rests on; contexts with two edits or more that were each tried twice or more.
+        seed_variance: mean variance between seeds of one edit.
+        edit_variance: variance between edits of one context, the seeds' share taken off; at least 0.
+        single: reliability of one run, edit_variance / (edit_variance + seed_variance).
+        mean: reliability of the mean over ``repeats`` runs.
+        repeats: mean number of runs of an edit.
+    """
+
+    contexts: int
+    trials: int
+    seed_variance: float
+    edit_variance: float
+    single: float
+    mean: float
+    repeats: float
+
+
+def reliability(rewards: Sequence[Sequence[Sequence[float]]]) -> Reliability | None:
+    """Variance components of rewards[context][edit][run]; None without a context of two edits with two runs each.
+
+    Balanced estimator within a context: the variance of the edits' means less the seeds' share of it. Contexts count by their
+    degrees of freedom.
+    """
+    within, within_freedom, between, between_freedom, runs, edits = 0.0, 0, 0.0, 0, 0, 0
+    contexts = 0
+    for context in rewards:
+        repeated = [list(edit) for edit in context if len(edit) >= 2]
+        if len(repeated) < 2:
+            continue
+        contexts += 1
+        edits += len(repeated)
+        runs += sum(len(edit) for edit in repeated)
+        means = [float(np.mean(edit)) for edit in repeated]
+        within += sum(float(np.sum((np.array(edit) - mean) ** 2)) for edit, mean in zip(repeated, means, strict=True))
+        within_freedom += sum(len(edit) - 1 for edit in repeated)
+        between += float(np.sum((np.array(means) - np.mean(means)) ** 2))
+        between_freedom += len(means) - 1
+    if not contexts:
+        return None
+    repeats = runs / edits
+    seed = within / within_freedom
+    edit = max(0.0, between / between_freedom - seed / repeats)
+
+    def share(count: float) -> float:
+        return edit / (edit + seed / count) if edit + seed > 0 else math.nan
+
+    return Reliability(contexts, runs, seed, edit, share(1.0), share(repeats), repeats)
+
+
+def best_of_retested(rewards: Sequence[Sequence[Sequence[float]]]) -> dict[str, Mean]:
+    """What the best edit of a context is worth on a run that did not choose it.
+
+    For each context of rewards[context][edit][run] and each of its runs: ``seen`` is the reward of the best edit by that run
+    (ties: the first), ``retested`` that edit's mean reward over its other runs, ``average`` the mean over all edits; units are
+    contexts.
+    """
+    seen, retested, average = [], [], []
+    for context in rewards:
+        repeated = [edit for edit in context if len(edit) >= 2]
+        if len(repeated) < 2:
+            continue
+        count = min(len(edit) for edit in repeated)
+        picks = [max(range(len(repeated)), key=lambda e, r=run: (repeated[e][r], -e)) for run in range(count)]  # type: ignore[misc]
+        seen.append(float(np.mean([repeated[pick][run] for run, pick in enumerate(picks)])))
+        others = [np.mean([value for at, value in enumerate(repeated[pick]) if at != run]) for run, pick in enumerate(picks)]
+        retested.append(float(np.mean(others)))
+        average.append(float(np.mean([np.mean(edit) for edit in repeated])))
+    return {"seen": mean_and_error(seen), "retested": mean_and_error(retested), "average": mean_and_error(average)}

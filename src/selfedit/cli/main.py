@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from selfedit import __version__
-from selfedit.cli import ask, bench, chat, compile, evaluate, learn, memory
+from selfedit.cli import ask, bench, chat, compile, evaluate, learn, memory, train
 from selfedit.cli.common import err
 from selfedit.errors import SelfeditError
 
@@ -25,6 +25,7 @@ app.command("learn")(learn.learn_command)
 app.command("ask")(ask.ask_command)
 app.command("chat")(chat.chat_command)
 app.add_typer(memory.app, name="memory")
+app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.command("compile")(compile.compile_command)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,43 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
             layer.base.weight = nn.Parameter(dense, requires_grad=False)
         else:
             layer.frozen = (down.to(lm.device, lm.dtype), up.to(lm.device, lm.dtype))
+
+
+@contextmanager
+def standing(lm: LanguageModel, adapters: Sequence[Adapter]) -> Iterator[None]:
+    """Adds adapters to the frozen sum for a while: a policy on its base."""
+    layers = _wrapped(lm)
+    before = {name: layer.frozen for name, layer in layers.items()}
+    try:
+        for name in {name: None for adapter in adapters for name in adapter.weights}:
+            present = [adapter for adapter in adapters if name in adapter.weights]
+            downs = [adapter.weights[name][0].to(lm.device, lm.dtype) for adapter in present]
+            ups = [(adapter.weights[name][1] * adapter.scale).to(lm.device, lm.dtype) for adapter in present]
+            frozen = before[name]
+            if frozen is not None:
+                downs.insert(0, frozen[0])
+                ups.insert(0, frozen[1])
+            layers[name].frozen = (torch.cat(downs), torch.cat(ups, dim=1))
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.frozen = before[name]
+
+
+def summed(adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter that adds what all of them add; its rank is the sum of theirs."""
+    weights = {}
+    rank = sum(adapter.rank for adapter in adapters)
+    for name in {name: None for adapter in adapters for name in adapter.weights}:
+        present = [adapter for adapter in adapters if name in adapter.weights]
+        down = torch.cat([adapter.weights[name][0] for adapter in present])
+        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
+        missing = rank - down.shape[0]
+        weights[name] = (
+            torch.nn.functional.pad(down, (0, 0, 0, missing)),
+            torch.nn.functional.pad(up, (0, missing)),
+        )
+    return Adapter(weights, float(rank))
 
 
 def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:

@@ -10,12 +10,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from selfedit.errors import MemoryStoreError
-from selfedit.lm.adapter import Adapter, install_stack, load_adapter, merged_state, save_adapter
+from selfedit.lm.adapter import Adapter, install_stack, load_adapter, merged_state, save_adapter, summed
 from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory
 
@@ -66,22 +65,6 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
             shutil.move(made, folder)
     except (OSError, SafetensorError) as error:
         raise MemoryStoreError(f"{folder}: could not be written ({error}); free space and try again") from error
-
-
-def summed(adapters: list[Adapter]) -> Adapter:
-    """One adapter that adds what all of them add; its rank is the sum of theirs."""
-    weights = {}
-    rank = sum(adapter.rank for adapter in adapters)
-    for name in {name: None for adapter in adapters for name in adapter.weights}:
-        present = [adapter for adapter in adapters if name in adapter.weights]
-        down = torch.cat([adapter.weights[name][0] for adapter in present])
-        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
-        missing = rank - down.shape[0]
-        weights[name] = (
-            torch.nn.functional.pad(down, (0, 0, 0, missing)),
-            torch.nn.functional.pad(up, (0, missing)),
-        )
-    return Adapter(weights, float(rank))
 
 
 def _write_merged(lm: LanguageModel, adapters: list[Adapter], folder: Path) -> None:

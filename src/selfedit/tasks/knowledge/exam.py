@@ -4,47 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Literal
 
 from selfedit import seeds
 from selfedit.contexts import Passage, Question
-from selfedit.lm.batch import encode_answer, encode_prompt
-from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.score import log_probabilities
+from selfedit.tasks.base import Asked, Item, Sitting, sit_items
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 ExamForm = Literal["titled", "bare", "context"]
 LONGEST_ANSWER = 32
 # A margin holds a gold against so many others at most, drawn by a hash: else a long quiz would cost its square.
 MOST_OTHER_GOLDS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One wording of a question; ``group`` is shared by a question and its paraphrases, ``paraphrase`` marks the latter."""
-
-    question: Question
-    group: int
-    paraphrase: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sitting:
-    """What an exam brought, one entry for each wording asked.
-
-    Attributes:
-        answers: what the model said.
-        log_probabilities: the mean natural log-probability of the gold answer's tokens and the end of the turn.
-        margins: the same minus its mean over the other questions' gold answers in the gold's place; empty if not asked for. A
-            model that learnt to answer at all makes every gold likelier; the margin says whether it tells them apart. Of the
-            forms tried on dev it ranks self-edits most as the exam does (docs/lab-book.md).
-    """
-
-    answers: tuple[str, ...]
-    log_probabilities: tuple[float, ...]
-    margins: tuple[float, ...] = ()
 
 
 def exam_questions(questions: Sequence[Question], groups: Sequence[int] | None = None) -> list[Asked]:
@@ -92,7 +63,6 @@ def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> lis
         first: the lowest layer at which slots differ.
     """
     questions = [(paper, one) for paper in papers for one in asked_in(paper.form, paper.asked)]
-    slots = [paper.slot for paper, _ in questions]
     prompts = [
         exam_prompt(
             one.question.question,
@@ -102,27 +72,24 @@ def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> lis
         )
         for paper, one in questions
     ]
+    items = [
+        Item(prompt, one.question.answer, _other_golds(paper, one), paper.slot)
+        for prompt, (paper, one) in zip(prompts, questions, strict=True)
+    ]
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop, slots=slots, first=first)
-    answers = [text if lm.chat else text.split("\n")[0].strip() for text in texts]
-    golds = [_golds(paper, one) for paper, one in questions]
-    rows = [encode_answer(lm, prompt, gold) for prompt, texts in zip(prompts, golds, strict=True) for gold in texts]
-    owners = [slot for slot, texts in zip(slots, golds, strict=True) for _ in texts]
-    likelihoods = iter(log_probabilities(lm, rows, owners, first))
-    weighed = iter([[next(likelihoods) for _ in texts] for texts in golds])
-    said = iter(answers)
+    found = iter(sit_items(lm, items, first, LONGEST_ANSWER, stop))
     sittings = []
     for paper in papers:
-        asked = asked_in(paper.form, paper.asked)
-        values = [next(weighed) for _ in asked]
-        margins = tuple(own - fmean(others) if others else own for own, *others in values) if paper.margins else ()
-        sittings.append(Sitting(tuple(next(said) for _ in asked), tuple(own for own, *_ in values), margins))
+        own = [next(found) for _ in asked_in(paper.form, paper.asked)]
+        answers = tuple(answer if lm.chat else answer.split("\n")[0].strip() for answer, _, _ in own)
+        margins = tuple(margin for _, _, margin in own) if paper.margins else ()
+        sittings.append(Sitting(answers, tuple(likelihood for _, likelihood, _ in own), margins))
     return sittings
 
 
-def _golds(paper: Paper, one: Asked) -> list[str]:
-    """The gold answer, then (for margins) the other questions' different golds."""
-    own = one.question.answer
-    others = dict.fromkeys(other.question.answer for other in paper.asked if other.group != one.group) if paper.margins else {}
-    drawn = sorted((gold for gold in others if gold != own), key=lambda gold: seeds.derive(one.question.question, gold))
-    return [own, *drawn[:MOST_OTHER_GOLDS]]
+def _other_golds(paper: Paper, one: Asked) -> tuple[str, ...]:
+    """For margins: the other questions' different golds."""
+    if not paper.margins:
+        return ()
+    others = {other.question.answer for other in paper.asked if other.group != one.group} - {one.question.answer}
+    return tuple(sorted(others, key=lambda gold: seeds.derive(one.question.question, gold))[:MOST_OTHER_GOLDS])

@@ -1,0 +1,186 @@
+"""``selfedit train``: the outer loop, in which the model learns to write better self-edits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.config import TrainConfig
+from selfedit.errors import DataError
+
+app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
+
+
+@app.callback()
+def _train() -> None:
+    """Train the model to write better self-edits."""
+
+
+@app.command("knowledge")
+def knowledge_command(
+    data: Annotated[str | None, typer.Option(help="Data sets by commas: almanac, squad, JSON files.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds, each with new passages.")] = None,
+    passages: Annotated[int | None, typer.Option(help="Passages a round.")] = None,
+    edits: Annotated[int | None, typer.Option(help="Self-edits a passage.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
+    rule: Annotated[str | None, typer.Option(help="best-positive, best, positive, top-fraction, or random.")] = None,
+    reward: Annotated[str | None, typer.Option(help="accuracy, likelihood, or mixed.")] = None,
+    student: Annotated[str | None, typer.Option(help="Whose weights are trained on a self-edit: policy or base.")] = None,
+    control_of: Annotated[
+        str | None, typer.Option(help="A finished run: its passages and number of rows, drawn at random.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
+    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: by a timing, up to one a core.")] = None,
+    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/train-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: outer.epochs=3, settings.rank=8.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics of all rounds there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Rounds of ReST-EM: write self-edits with the current policy, train on each, sit the exam, keep what helped, train the policy.
+
+    The policy of each round is a PEFT adapter on the base, RUN/round-NN/policy. A stopped run goes on with --run RUN --resume.
+
+    Example:
+        selfedit train knowledge --data almanac --rounds 2 --passages 12 --run runs/first
+
+        selfedit train knowledge --rule random --control-of runs/first --run runs/control
+    """
+    from selfedit.tasks.knowledge.prompts import check_styles
+
+    flags: dict[str, Any] = {
+        "data": tuple(part.strip() for part in data.split(",")) if data else None,
+        "split": split,
+        "rounds": rounds,
+        "passages": passages,
+        "edits": edits,
+        "repeats": repeats,
+        "rule": rule,
+        "reward": reward,
+        "student": student,
+        "control_of": control_of,
+        "model": model,
+        "grader": grader,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "slots": slots,
+        "edit.styles": styles_from(style),
+    }
+    if resume and run is None:
+        raise DataError("--resume: say which run with --run FOLDER")
+    if resume and config is None and run is not None and (run / "run.json").is_file():
+        config = run / "run.json"
+    resolved = build_config(TrainConfig, config, flags, sets or [])
+    check_styles(list(resolved.edit.styles))
+    if resolved.control_of and resolved.rule != "random":
+        raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
+    if dry_run:
+        print_config(resolved)
+        return
+    from selfedit.lm.load import identify
+    from selfedit.outer import train
+    from selfedit.runs import Run
+    from selfedit.tasks.knowledge.data import load_dataset
+    from selfedit.tasks.knowledge.task import KnowledgeTask
+
+    contexts = {
+        passage.id: passage for name in resolved.data for passage in load_dataset(name, resolved.split) if passage.questions
+    }
+    folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
+    check_writable(json_file)
+    identify(resolved.model)
+    opened = Run(folder, resolved, resume)
+    err.print(f"run folder: {folder}", highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("loading the model", total=None)
+        head = ""
+
+        def told(event: str, details: dict[str, Any]) -> None:
+            nonlocal head
+            if event == "round":
+                head = f"round {details['number']} of {resolved.rounds}"
+                bar.reset(task, description=f"{head}: writing", total=details["contexts"])
+            elif event == "wrote":
+                bar.update(task, description=f"{head}: writing", completed=details["done"], total=details["of"])
+            elif event == "tried":
+                bar.update(task, description=f"{head}: trying", completed=details["done"], total=details["of"])
+            elif event == "reinforcing":
+                bar.reset(task, description=f"{head}: training the policy on {details['rows']} rows", total=None)
+            elif event == "reinforced":
+                err.print(f"{head}: {_line(details)}", highlight=False)
+
+        grading = make_grader(resolved.grader, resolved.judge)
+        result = train(
+            resolved, KnowledgeTask(resolved.edit, margins=True), list(contexts.values()), grading, opened, workers, told
+        )
+    if json_file is not None:
+        write_json(json_file, result)
+    _show(result, folder)
+
+
+def _line(row: dict[str, Any]) -> str:
+    reward = row["reward"]
+    return f"mean reward {reward['mean']:+.3f} ± {reward['se'] or 0:.3f}, {row['selected']} of {row['edits']} self-edits selected"
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    """One row a round, and how far the reward can be trusted."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
+    for name in (
+        "round",
+        "passages",
+        "usable",
+        "reward",
+        "selected",
+        "their reward",
+        "reliability",
+        "best: seen",
+        "retested",
+        "seconds",
+    ):
+        table.add_column(name, justify="right")
+    for row in result["rounds"]:
+        noise, best = row["reliability"], row["best_retested"]
+        table.add_row(
+            str(row["round"]),
+            str(row["contexts"]),
+            f"{row['usable']}/{row['edits']}",
+            _mean(row["reward"]),
+            str(row["selected"]),
+            _mean(row["reward_selected"]),
+            f"{noise['single']:.2f}" if noise else "-",
+            _mean(best["seen"]),
+            _mean(best["retested"]),
+            f"{row['seconds']:.0f}",
+        )
+    out.print(table)
+    out.print(
+        "reward: gain over the baseline, mean over passages; reliability: the self-edits' share (not the seeds') of the reward's "
+        "spread within a passage; best: a passage's best by one run, as it looked then and on a run that didn't choose it",
+        highlight=False,
+    )
+    if result["policy"]:
+        out.print(f"policy: {result['policy']}", highlight=False, soft_wrap=True)
+    else:
+        out.print(f"{folder}: no round yet", highlight=False)
+
+
+def _mean(value: dict[str, Any]) -> str:
+    return f"{value['mean']:+.3f}" if value["n"] else "-"

@@ -1,0 +1,69 @@
+"""The knowledge domain as a ``Task``: passages in, notes and question-answer pairs out, a closed-book exam (paper section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfedit.config import EditConfig, Settings
+from selfedit.contexts import Passage
+from selfedit.edits import TrainingPlan
+from selfedit.lm.load import Identity, LanguageModel
+from selfedit.tasks.base import Asked, Request, Sitting
+from selfedit.tasks.knowledge.compile import compile_edit, split_passage
+from selfedit.tasks.knowledge.documents import passage_pieces
+from selfedit.tasks.knowledge.exam import ExamForm, Paper, exam_questions, sit_exams
+from selfedit.tasks.knowledge.prompts import STYLES, about_sentences, edit_prompts, parts_of
+
+# Longest answers where the sampling names no length.
+SENTENCE_TOKENS, PASSAGE_TOKENS = 80, 512
+
+
+@dataclass(frozen=True)
+class KnowledgeTask:
+    """Passages with questions.
+
+    Attributes:
+        edit: styles and form of the self-edits; candidate i takes style i modulo the number of styles.
+        form: how the exam's questions are put.
+        margins: whether gold answers are weighed against each other.
+    """
+
+    edit: EditConfig
+    form: ExamForm = "titled"
+    margins: bool = False
+
+    def style(self, candidate: int) -> str:
+        """The style that a candidate is written in."""
+        return self.edit.styles[candidate % len(self.edit.styles)]
+
+    def requests(self, lm: Identity, context: Passage, candidate: int) -> list[Request]:
+        """Each style of a combination in turn, about the whole passage or sentence by sentence, as often as ``passes`` says."""
+        edit, found = self.edit, []
+        for style in parts_of(self.style(candidate)):
+            short = edit.unit == "sentence" and about_sentences(style)
+            for _ in range(edit.passes if short else 1):
+                for part in split_passage(lm, context):
+                    pieces = passage_pieces(part.text)
+                    prompts = edit_prompts(style, part.title, pieces, part.text, lm.chat, edit.shots, edit.unit)
+                    found += [Request(prompt, SENTENCE_TOKENS if short else PASSAGE_TOKENS) for prompt in prompts]
+        return found
+
+    def joined(self, candidate: int, texts: Sequence[str]) -> str:
+        """The answers one below the other, without the thoughts that a style asks for first."""
+        cuts = {STYLES[style].cut for style in parts_of(self.style(candidate)) if style in STYLES} - {None}
+        for cut in cuts:
+            texts = [text.rsplit(str(cut), 1)[-1].strip() for text in texts]
+        return "\n".join(texts)
+
+    def compile(self, lm: Identity, context: Passage, text: str, settings: Settings, seed: int) -> TrainingPlan:
+        """Documents by ``edit.form``, then the passage; the settings as given."""
+        return TrainingPlan(compile_edit(split_passage(lm, context), text, self.edit, lm.chat), settings, seed)
+
+    def asked(self, context: Passage) -> tuple[Asked, ...]:
+        """Every wording of the passage's questions."""
+        return tuple(exam_questions(context.questions))
+
+    def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
+        """The exam of each (slot, passage)."""
+        return sit_exams(lm, [Paper(passage, self.asked(passage), self.form, slot, self.margins) for slot, passage in seats], first)

@@ -1,0 +1,168 @@
+"""The outer loop: selection, statistics, and a toy world in which the policy learns which self-edit teaches the fact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import make_tiny_model
+from selfedit.config import Settings, TrainConfig
+from selfedit.contexts import Question
+from selfedit.edits import Document, Message, Prompt, TrainingPlan
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.graders.text import ExactMatchGrader
+from selfedit.lm.batch import encode_answer
+from selfedit.lm.load import Identity, LanguageModel, load_model
+from selfedit.outer import Scored, select, train
+from selfedit.runs import Run
+from selfedit.stats import best_of_retested, mean_and_error, paired_difference, reliability
+from selfedit.tasks.base import Asked, Item, Request, Sitting, sit_items
+
+EDITS = "abcdefgh"
+FACT = "c"
+WRITE: Prompt = (Message("text", "Edit:"),)
+ASK: Prompt = (Message("text", "Fact:"),)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A context of the toy world; all teach the same fact."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class OneLetter:
+    """A user's own task: a self-edit is one letter, and teaches the model to answer the question with it."""
+
+    def style(self, candidate: int) -> str:
+        return "letter"
+
+    def requests(self, lm: Identity, context: Place, candidate: int) -> list[Request]:
+        return [Request(WRITE, 3)]
+
+    def joined(self, candidate: int, texts: Sequence[str]) -> str:
+        return texts[0]
+
+    def compile(self, lm: Identity, context: Place, text: str, settings: Settings, seed: int) -> TrainingPlan:
+        if text not in tuple(EDITS):
+            raise InvalidEditError(f"{text!r} is none of {EDITS}")
+        return TrainingPlan((Document(text, ASK),), settings, seed)
+
+    def asked(self, context: Place) -> tuple[Asked, ...]:
+        return (Asked(Question("Fact?", FACT), 0, paraphrase=False),)
+
+    def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Place]], first: int) -> list[Sitting]:
+        found = sit_items(lm, [Item(ASK, FACT, (), slot) for slot, _ in seats], first, longest=3)
+        return [Sitting((answer,), (likelihood,), (margin,)) for answer, likelihood, margin in found]
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers, 32 wide, that writes each of the 8 letters about equally often, and no fact."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("toy") / "model", chat=False, layers=2)
+    lm = load_model(str(folder), dtype="float32")
+    torch.manual_seed(0)
+    lm.model.requires_grad_(True)
+    optimiser = torch.optim.AdamW(lm.model.parameters(), lr=1e-2)
+    rows = [encode_answer(lm, WRITE, letter) for letter in EDITS] + [encode_answer(lm, ASK, "?")] * 8
+    ids = torch.tensor([row.ids for row in rows])
+    for _ in range(150):
+        lm.model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    lm.model.save_pretrained(folder)
+    return folder
+
+
+def toy_config(model: Path, seed: int, **more: Any) -> TrainConfig:
+    inner = Settings(rank=4, alpha=8, layers="all", epochs=30, learning_rate=5e-2, clip=1e6)
+    outer = Settings(rank=4, alpha=8, layers="all", epochs=4, learning_rate=1e-2, batch_size=4)
+    sampling = {"sampling": {"temperature": 1.0, "top_p": 1.0, "resamples": 0}}
+    chosen = {"rounds": 3, "passages": 6, "edits": 8, "noise_passages": 1} | more
+    return TrainConfig(model=str(model), dtype="float32", seed=seed, settings=inner, outer=outer, edit=sampling, **chosen)
+
+
+def play(folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
+    contexts = [Place(f"place {n}") for n in range(config.rounds * config.passages)]
+    run = Run(folder, config, resume=folder.exists())
+    return list(train(config, OneLetter(), contexts, ExactMatchGrader(), run, 1, lambda event, details: None)["rounds"])
+
+
+def test_in_a_toy_world_the_policy_learns_what_teaches(toy_model: Path, tmp_path: Path) -> None:
+    rises = []
+    for seed in range(5):
+        rounds = play(tmp_path / f"best-{seed}", toy_config(toy_model, seed, rule="best"))
+        rewards = [row["reward"]["mean"] for row in rounds]
+        print(rewards)
+        rises.append(rewards[-1] - rewards[0])
+    assert min(rises) > 0.1, rises
+
+
+def test_in_a_toy_world_random_edits_teach_nothing(toy_model: Path, tmp_path: Path) -> None:
+    changes = []
+    for seed in range(5):
+        run = play(tmp_path / f"random-{seed}", toy_config(toy_model, seed, rule="random"))
+        assert all(row["selected"] == 6 for row in run)
+        letters = [letters_of(tmp_path / f"random-{seed}", number) for number in (1, 3)]
+        changes.append(share(letters[1]) - share(letters[0]))
+    change = paired_difference(changes, [0.0] * 5)
+    print(changes)
+    assert change.low <= 0 <= change.high, changes
+
+
+def letters_of(run: Path, number: int) -> list[str]:
+    rows = [json.loads(line) for line in (run / f"round-{number:02d}" / "edits.jsonl").read_text().splitlines()]
+    return [edit["text"] for row in rows for edit in row["edits"]]
+
+
+def share(letters: list[str]) -> float:
+    return fmean(letter == FACT for letter in letters)
+
+
+def scored(*rewards: float, context: str = "x", usable: bool = True) -> list[Scored]:
+    return [Scored(context, index, reward, 0.0, usable) for index, reward in enumerate(rewards)]
+
+
+def test_selection_rules() -> None:
+    rows = [*scored(0.0, 0.4, 0.4), *scored(-0.2, 0.0, context="y"), *scored(0.0, context="z", usable=False)]
+    assert select("best", rows, 0.2, 0) == [("x", 1), ("y", 1)]
+    assert select("positive", rows, 0.2, 0) == [("x", 1), ("x", 2)]
+    assert select("best-positive", rows, 0.2, 0) == [("x", 1)]
+    assert select("top-fraction", rows, 0.5, 0) == [("x", 0), ("x", 1), ("x", 2)]
+    tied = [Scored("x", 0, 0.4, 0.1, True), Scored("x", 1, 0.4, 0.3, True)]
+    assert select("best", tied, 0.2, 0) == [("x", 1)], "ties go by the margin"
+    drawn = [select("random", rows, 0.2, seed) for seed in range(40)]
+    assert {pick for picks in drawn for pick in picks} == {("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1)}
+    assert all(len(picks) == 2 for picks in drawn)
+
+
+def test_reliability_on_made_up_variances() -> None:
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    rewards = []
+    for _ in range(400):
+        edits = generator.normal(0, 2.0, 5)
+        rewards.append([[float(edit + generator.normal(0, 1.0)) for _ in range(3)] for edit in edits])
+    found = reliability(rewards)
+    assert found is not None
+    assert found.edit_variance == pytest.approx(4.0, rel=0.1) and found.seed_variance == pytest.approx(1.0, rel=0.1)
+    assert found.single == pytest.approx(0.8, abs=0.03) and found.mean == pytest.approx(12 / 13, abs=0.02)
+    picked = best_of_retested(rewards)
+    assert picked["average"].mean < picked["retested"].mean < picked["seen"].mean
+    assert reliability([[[1.0], [2.0]]]) is None
+    assert mean_and_error([]).n == 0
+
+
+def test_a_run_without_enough_contexts_says_so(toy_model: Path, tmp_path: Path) -> None:
+    config = toy_config(toy_model, 0)
+    with pytest.raises(DataError, match=r"3 rounds of 6 need 18"):
+        train(config, OneLetter(), [Place("a")], ExactMatchGrader(), Run(tmp_path / "run", config, False), 1, lambda *_: None)
