@@ -14,8 +14,9 @@ from selfedit.errors import ModelError
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import load_model
-from selfedit.samplers import local
-from selfedit.samplers.local import Written, write_edits
+from selfedit.samplers import base, local
+from selfedit.samplers.base import Written
+from selfedit.samplers.local import write_edits
 from selfedit.tasks.knowledge.data import almanac
 from selfedit.tasks.knowledge.prompts import edit_prompts, exam_prompt
 from selfedit.tasks.knowledge.task import KnowledgeTask
@@ -78,12 +79,14 @@ def test_candidates_differ_and_are_reproducible(lm: Any) -> None:
 def test_duplicates_are_resampled_a_bounded_number_of_times(lm: Any, monkeypatch: Any) -> None:
     calls: list[list[int]] = []
 
-    def fake(_lm: Any, _task: Any, _context: Any, candidates: list[int], _sampling: Any, _seed: int, attempt: int) -> list[Written]:
+    def fake(
+        _sampler: Any, _task: Any, _context: Any, candidates: list[int], _sampling: Any, _seed: int, attempt: int
+    ) -> list[Written]:
         calls.append(candidates)
         texts = ["same" if index < 2 or attempt == 0 else f"new {index}" for index in candidates]
         return [Written(SelfEdit("x", "s", text), ()) for text in texts]
 
-    monkeypatch.setattr(local, "_write", fake)
+    monkeypatch.setattr(base, "_batch", fake)
     edits = write_edits(lm, KnowledgeTask(EditConfig()), Passage("T", "x"), 3, Sampling(), 0)
     assert calls == [[0, 1, 2], [1, 2], [1]]
     assert [one.edit.text for one in edits] == ["same", "same", "new 2"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,7 @@ from selfedit.config import Settings, TrainConfig
 from selfedit.contexts import Question
 from selfedit.edits import Document, Message, Prompt, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
+from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, load_model
@@ -90,26 +91,32 @@ def toy_config(model: Path, seed: int, **more: Any) -> TrainConfig:
     return TrainConfig(model=str(model), dtype="float32", seed=seed, settings=inner, outer=outer, edit=sampling, **chosen)
 
 
-def play(folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def executor(toy_model: Path) -> Iterator[LocalExecutor]:
+    with LocalExecutor(ModelChoice(str(toy_model), dtype="float32"), 1) as running:
+        yield running
+
+
+def play(folder: Path, config: TrainConfig, executor: LocalExecutor) -> list[dict[str, Any]]:
     contexts = [Place(f"place {n}") for n in range(config.rounds * config.passages)]
     run = Run(folder, config, resume=folder.exists())
-    return list(train(config, OneLetter(), contexts, ExactMatchGrader(), run, 1, lambda event, details: None)["rounds"])
+    return list(train(config, OneLetter(), contexts, ExactMatchGrader(), run, executor, lambda event, details: None)["rounds"])
 
 
-def test_in_a_toy_world_the_policy_learns_what_teaches(toy_model: Path, tmp_path: Path) -> None:
+def test_in_a_toy_world_the_policy_learns_what_teaches(toy_model: Path, executor: LocalExecutor, tmp_path: Path) -> None:
     rises = []
     for seed in range(5):
-        rounds = play(tmp_path / f"best-{seed}", toy_config(toy_model, seed, rule="best"))
+        rounds = play(tmp_path / f"best-{seed}", toy_config(toy_model, seed, rule="best"), executor)
         rewards = [row["reward"]["mean"] for row in rounds]
         print(rewards)
         rises.append(rewards[-1] - rewards[0])
     assert min(rises) > 0.1, rises
 
 
-def test_in_a_toy_world_random_edits_teach_nothing(toy_model: Path, tmp_path: Path) -> None:
+def test_in_a_toy_world_random_edits_teach_nothing(toy_model: Path, executor: LocalExecutor, tmp_path: Path) -> None:
     changes = []
     for seed in range(5):
-        run = play(tmp_path / f"random-{seed}", toy_config(toy_model, seed, rule="random"))
+        run = play(tmp_path / f"random-{seed}", toy_config(toy_model, seed, rule="random"), executor)
         assert all(row["selected"] == 6 for row in run)
         letters = [letters_of(tmp_path / f"random-{seed}", number) for number in (1, 3)]
         changes.append(share(letters[1]) - share(letters[0]))
@@ -162,7 +169,8 @@ def test_reliability_on_made_up_variances() -> None:
     assert mean_and_error([]).n == 0
 
 
-def test_a_run_without_enough_contexts_says_so(toy_model: Path, tmp_path: Path) -> None:
+def test_a_run_without_enough_contexts_says_so(toy_model: Path, executor: LocalExecutor, tmp_path: Path) -> None:
     config = toy_config(toy_model, 0)
+    run = Run(tmp_path / "run", config, False)
     with pytest.raises(DataError, match=r"3 rounds of 6 need 18"):
-        train(config, OneLetter(), [Place("a")], ExactMatchGrader(), Run(tmp_path / "run", config, False), 1, lambda *_: None)
+        train(config, OneLetter(), [Place("a")], ExactMatchGrader(), run, executor, lambda *_: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_MODEL = "builtin:smollm2-135m"
 
@@ -18,7 +18,20 @@ Unit = Literal["passage", "sentence"]
 PlainSplit = Literal["lines", "whole"]
 RewardName = Literal["accuracy", "likelihood", "mixed"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
-Method = Literal["none", "passage", "passage-matched", "self", "context"]
+METHODS = (
+    "none",
+    "passage",
+    "passage-matched",
+    "self",
+    "external",
+    "seal-writer",
+    "policy-none",
+    "policy-passage",
+    "seal",
+    "context",
+)
+# Methods in which something is written; each may name its style: self:rewrite.
+WRITTEN_METHODS = ("self", "external", "seal-writer", "seal")
 
 
 class Frozen(BaseModel):
@@ -144,11 +157,19 @@ class TrainConfig(Frozen):
     noise_passages: Annotated[
         int, Field(ge=0, description="passages a round whose edits are tried at least twice, to estimate the reward's noise")
     ] = 4
+    halving: Annotated[
+        bool, Field(description="successive halving: of each passage's self-edits only the better half gets the next repeat")
+    ] = False
+    algorithm: Annotated[
+        Literal["rest-em", "dpo"], Field(description="SFT on the selected, or preference for a passage's best over its worst")
+    ] = "rest-em"
+    dpo_beta: Annotated[float, Field(gt=0, le=10, description="weight of DPO's implicit KL penalty")] = 0.1
     rule: Annotated[SelectionRule, Field(description="which self-edits the policy is trained on")] = "best-positive"
     fraction: Annotated[float, Field(gt=0, le=1, description="share of all edits that top-fraction takes")] = 0.2
     reward: RewardName = "accuracy"
     reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
     student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"
+    merge: Annotated[bool, Field(description="write the last policy as a merged model too")] = False
     control_of: Annotated[str, Field(description="a run whose passages and numbers of rows the rule random takes")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
@@ -160,6 +181,23 @@ class TrainConfig(Frozen):
     outer: Settings = Settings(layers="all", epochs=2, learning_rate=3e-4, batch_size=8)
 
 
+class CorpusConfig(Frozen):
+    """Many passages at once (paper section 4.1, continued pre-training): one adapter, or all weights, on everything together."""
+
+    full: Annotated[bool, Field(description="all weights are trained, no adapter (the paper's version 2)")] = False
+    variants: Annotated[
+        tuple[dict[str, float | int | str], ...],
+        Field(description="settings that differ, each a row of its own, none selected: [{learning_rate: 0.001, epochs: 3}]"),
+    ] = ()
+
+    @field_validator("variants")
+    @classmethod
+    def _known_variants(cls, value: tuple[dict[str, float | int | str], ...]) -> tuple[dict[str, float | int | str], ...]:
+        for variant in value:
+            Settings.model_validate(variant)
+        return value
+
+
 class EvalConfig(Frozen):
     """Everything that decides the table of ``selfedit eval knowledge``."""
 
@@ -168,9 +206,14 @@ class EvalConfig(Frozen):
     dtype: Dtype = "auto"
     data: str = "almanac"
     split: str = "test"
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("none", "passage", "passage-matched", "self", "context")
+    setting: Annotated[Literal["single", "corpus"], Field(description="an adapter for each passage, or one for all")] = "single"
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("none", "passage", "passage-matched", "self", "context")
     limit: Annotated[int, Field(ge=0, description="first passages only; 0: all")] = 0
-    edits: Annotated[int, Field(ge=1, le=16, description="own edits a passage, averaged, never selected")] = 2
+    edits: Annotated[int, Field(ge=1, le=16, description="self-edits a passage; averaged, not selected; in a corpus all used")] = 2
+    writer: Annotated[str, Field(description="run of selfedit train, or a policy's folder: for seal* and policy-*")] = ""
+    external: Annotated[str, Field(description="file with self-edits, or URL of an OpenAI-compatible server: for external")] = ""
+    external_model: Annotated[str, Field(description="the model's name at that server")] = "gpt-4.1-2025-04-14"
+    locality: Annotated[int, Field(ge=0, le=100, description="questions about other passages asked of each trial; 0: none")] = 5
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
@@ -178,3 +221,26 @@ class EvalConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()
     settings: Settings = Settings()
+    corpus: CorpusConfig = CorpusConfig()
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in value:
+            name, colon, style = method.partition(":")
+            if name not in METHODS or (colon and (name not in WRITTEN_METHODS or not style)):
+                raise ValueError(
+                    f"method {method!r}: give {', '.join(METHODS)}; {', '.join(WRITTEN_METHODS)} take a style, self:rewrite"
+                )
+        if len(set(value)) < len(value):
+            raise ValueError("a method stands twice")
+        return value
+
+    @model_validator(mode="after")
+    def _all_there(self) -> EvalConfig:
+        names = {method.partition(":")[0] for method in self.methods}
+        if {"seal", "seal-writer", "policy-none", "policy-passage"} & names and not self.writer:
+            raise ValueError("seal, seal-writer, policy-none and policy-passage need a trained policy: give --writer RUN")
+        if "external" in names and not self.external:
+            raise ValueError("the method external needs --external FILE, or the URL of a server")
+        return self

@@ -32,3 +32,7 @@ class MemoryStoreError(SelfeditError, RuntimeError):
 
 class GraderError(SelfeditError, RuntimeError):
     """A grader failed; a failed grader is never a "wrong"."""
+
+
+class SamplerError(SelfeditError, RuntimeError):
+    """A remote writer failed; a failed writer is never an empty self-edit."""

@@ -1,43 +1,111 @@
-"""``selfedit eval knowledge``: methods side by side on the same passages, with standard errors and paired differences."""
+"""``selfedit eval knowledge``: methods side by side on the same passages, with standard errors and paired differences.
+
+What each method trains, and who writes it (paper table 2): ``self`` the base writes and learns; ``seal`` the policy does both;
+``seal-writer`` the policy writes and the base learns; ``external`` another model wrote; ``policy-none`` and ``policy-passage`` show
+what the outer loop's training alone did to the policy. Nothing is selected anywhere: a method is the mean of its self-edits.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
 from selfedit.config import EvalConfig
 from selfedit.contexts import Passage
-from selfedit.edits import Document, TrainingPlan
+from selfedit.edits import SelfEdit, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError, ModelError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
-from selfedit.runs import Run
+from selfedit.runs import BASE, Log, Policy, Run, policy_of
+from selfedit.samplers.base import write_with
 from selfedit.samplers.local import write_edits
+from selfedit.samplers.remote import RemoteSampler
 from selfedit.stats import mean_and_error, paired_difference
-from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.base import Asked, Sitting, Task
 from selfedit.tasks.knowledge.compile import passage_matched, passage_only, split_passage
-from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
-from selfedit.tasks.knowledge.task import KnowledgeTask
+from selfedit.tasks.knowledge.data import load_edits
+from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions
+from selfedit.tasks.knowledge.task import Elsewhere, KnowledgeTask
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
-MEASURES = ("accuracy", "paraphrased", "question_alone", "f1", "exact", "logprob", "failed", "tokens", "steps", "seconds")
-CONTROLS = ("none", "passage", "passage-matched")
+MEASURES = (
+    "accuracy",
+    "paraphrased",
+    "question_alone",
+    "f1",
+    "exact",
+    "logprob",
+    "locality",
+    "locality_logprob",
+    "failed",
+    "tokens",
+    "steps",
+    "seconds",
+)
+TESTED = ("accuracy", "f1")
+# What each method is held against, where both are there; a method's style is looked for in the control first.
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "passage": ("none",),
+    "passage-matched": ("none", "passage"),
+    "self": ("none", "passage", "passage-matched"),
+    "external": ("none", "passage", "self"),
+    "seal-writer": ("none", "passage", "self", "external"),
+    "policy-none": ("none",),
+    "policy-passage": ("policy-none", "passage"),
+    "seal": ("self", "external", "seal-writer", "policy-none", "policy-passage"),
+    "context": ("none", "self"),
+}
+ON_POLICY = ("policy-none", "policy-passage", "seal")
+WRITERS = {"self": "base", "external": "external", "seal-writer": "policy", "seal": "policy"}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One passage and what a worker needs for it.
+
+    Attributes:
+        slots: adapters trained side by side.
+        policy: folder of the policy's adapter; None where no method needs one.
+        external: self-edits by style that another model wrote; "" for the style that a file has.
+        elsewhere: exams about other passages, for locality.
+    """
+
+    config: EvalConfig
+    passage: Passage
+    slots: int
+    policy: str | None
+    external: dict[str, tuple[str, ...]]
+    elsewhere: tuple[Paper, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A method's self-edit, or what stands for one, compiled."""
+
+    method: str
+    plan: TrainingPlan
+    edit: str | None = None
 
 
 def evaluate(
     config: EvalConfig, passages: Sequence[Passage], grader: Grader, run: Run, workers: int | None, told: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Runs what is missing of a run and returns its table. Nothing is selected anywhere: ``self`` is the mean of its edits.
+    """Runs what is missing of a run and returns its table; each passage has an adapter of its own (the single-passage setting).
 
     Args:
         config: methods and settings.
@@ -48,95 +116,212 @@ def evaluate(
         told: called with the number of passages done.
 
     Raises:
-        DataError: a passage without questions.
+        DataError: a passage without questions; no policy; no external self-edits for a passage; rows of another policy.
+        SamplerError: an external writer failed.
     """
-    for passage in passages:
-        if not passage.questions:
-            raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
+    policy = policy_of(config.writer)
+    check_rows(run, policy)
     done = {row["passage"] for row in run.rows}
     waiting = [passage for passage in passages if passage.id not in done]
     told(len(passages) - len(waiting))
     if waiting:
         choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
         with LocalExecutor(choice, workers) as executor:
-            slots = config.slots or slots_that_fit(
-                identify(config.model), config.settings, config.device, most_workers(config.device)
-            )
-            for row in executor.map(evaluate_passage, [(passage, config, slots) for passage in waiting]):
-                run.append(row)
+            for row in executor.map(evaluate_passage, [(lease,) for lease in leases(config, passages, waiting, run, policy)]):
+                run.append(row | {"policy": policy.digest})
                 told(len(run.rows))
     rows = {row["passage"]: row for row in run.rows}
-    return table(config, passages, [rows[passage.id] for passage in passages], grader)
+    return table(config, passages, [rows[passage.id] for passage in passages], config.methods, grader)
 
 
-def evaluate_passage(lm: LanguageModel, passage: Passage, config: EvalConfig, slots: int) -> dict[str, Any]:
+def check_rows(run: Run, policy: Policy) -> None:
+    """Raises DataError for rows that another policy made."""
+    for row in run.rows:
+        if row.get("policy", BASE.digest) != policy.digest:
+            raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
+
+
+def leases(config: EvalConfig, passages: Sequence[Passage], waiting: Sequence[Passage], run: Run, policy: Policy) -> list[Lease]:
+    """A lease for each waiting passage; what an external model has yet to write is written here."""
+    for passage in passages:
+        if not passage.questions:
+            raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
+    known = identify(config.model)
+    slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
+    external = external_edits(config, waiting, known, run)
+    return [
+        Lease(config, passage, slots, policy.folder, external.get(passage.id, {}), elsewhere(config, passage, passages))
+        for passage in waiting
+    ]
+
+
+def elsewhere(config: EvalConfig, passage: Passage, passages: Sequence[Passage]) -> tuple[Paper, ...]:
+    """Exams of one question each about other passages of the data set, the same for all methods of a passage."""
+    others = [(other, question) for other in passages if other.id != passage.id for question in other.questions]
+    others.sort(key=lambda pair: seeds.derive(config.seed, passage.id, "elsewhere", pair[0].id, pair[1].question))
+    return tuple(Paper(other, (Asked(question, 0, paraphrase=False),), "titled") for other, question in others[: config.locality])
+
+
+def external_edits(
+    config: EvalConfig, passages: Sequence[Passage], known: Identity, run: Run
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Passage id -> style -> self-edits that another model wrote: from a file, or by a server, kept in ``external.jsonl``."""
+    styles = [method.partition(":")[2] for method in config.methods if method.partition(":")[0] == "external"]
+    if not styles:
+        return {}
+    if not config.external.startswith(("http://", "https://")):
+        if styles != [""]:
+            raise DataError(f"{config.external}: a file's self-edits have no style; give the method external without one")
+        listed = {passage.id: tuple(texts) for passage, texts in load_edits(Path(config.external))[0]}
+        for passage in passages:
+            if not listed.get(passage.id):
+                raise DataError(f"{config.external}: has no self-edit for {passage.title!r}; its title and context must be equal")
+        return {passage.id: {"": listed[passage.id][: config.edits]} for passage in passages}
+    log = Log(run.folder / "external.jsonl")
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for row in log.rows:
+        found.setdefault(row["passage"], {})[row["style"]] = tuple(row["edits"])
+    sampler = RemoteSampler(config.external, config.external_model, known)
+    for passage in passages:
+        for style in styles:
+            if style not in found.setdefault(passage.id, {}):
+                task = KnowledgeTask(_in_style(config, style).edit)
+                written = write_with(sampler, task, passage, config.edits, config.edit.sampling, config.seed)
+                found[passage.id][style] = tuple(one.edit.text for one in written)
+                log.append({"passage": passage.id, "style": style, "edits": list(found[passage.id][style])})
+    return found
+
+
+def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     """A lease: every method on one passage, its trials side by side; answers only, grading comes later."""
-    task = KnowledgeTask(config.edit)
-    exams = [replace(task, form=form) for form in FORMS]
-    trials: list[dict[str, Any]] = []
-    if "none" in config.methods:
-        trials.append(_row("none", sit(lm, [(exam, passage) for exam in exams])))
-    if "context" in config.methods:
-        try:
-            trials.append(_row("context", sit(lm, [(replace(task, form="context"), passage)])))
-        except ModelError as error:
-            trials.append(_row("context", (), status="too long", reason=str(error)))
-
-    waiting: list[tuple[str, dict[str, Any]]] = []
-    plans: list[TrainingPlan] = []
-
-    def seed(method: str, index: int) -> int:
-        return seeds.derive(config.seed, passage.id, "train", method, index)
-
-    def add(method: str, plan: TrainingPlan, **more: Any) -> None:
-        waiting.append((method, more | {"documents": len(plan.documents)}))
-        plans.append(plan)
-
-    if "passage" in config.methods:
-        documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
-        add("passage", TrainingPlan(documents, config.settings, seed("passage", 0)))
-    if {"self", "passage-matched"} & set(config.methods):
-        compiled: list[tuple[Document, ...]] = []
-        for index, written in enumerate(write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed)):
-            text = written.edit.text
-            try:
-                compiled_plan = task.compile(lm, passage, text, config.settings, seed("self", index))
-            except InvalidEditError as error:
-                if "self" in config.methods:
-                    trials.append(_row("self", (), status="invalid", reason=str(error), edit=text))
-                continue
-            compiled.append(compiled_plan.documents)
-            if "self" in config.methods:
-                add("self", compiled_plan, edit=text, style=written.edit.style)
-        if "passage-matched" in config.methods:
-            matched = passage_matched(lm, passage, config.edit, compiled)
-            add("passage-matched", TrainingPlan(matched, config.settings, seed("passage-matched", 0)))
-    outcomes = run_trials(lm, exams, [Trial(passage, one) for one in plans], slots)
-    for (method, more), outcome in zip(waiting, outcomes, strict=True):
-        trials.append(
-            _row(
-                method,
-                outcome.sittings,
-                status=outcome.status,
-                reason=outcome.reason,
-                tokens=outcome.tokens,
-                steps=len(outcome.losses),
-                last_loss=outcome.losses[-1] if outcome.losses else None,
-                seconds=outcome.seconds,
-                **more,
+    trials = untrained(lm, lease)
+    plans, failed = plans_of(lm, lease)
+    trials += failed
+    for on_policy in (False, True):
+        chosen = [one for one in plans if (method_name(one.method) in ON_POLICY) == on_policy]
+        if not chosen:
+            continue
+        with student(lm, lease.policy if on_policy else None):
+            outcomes = run_trials(lm, exams_of(lease), [Trial(lease.passage, one.plan) for one in chosen], lease.slots)
+        for one, outcome in zip(chosen, outcomes, strict=True):
+            trials.append(
+                row_of(
+                    one.method,
+                    outcome.sittings,
+                    status=outcome.status,
+                    reason=outcome.reason,
+                    tokens=outcome.tokens,
+                    steps=len(outcome.losses),
+                    last_loss=outcome.losses[-1] if outcome.losses else None,
+                    seconds=outcome.seconds,
+                    documents=len(one.plan.documents),
+                    edit=one.edit,
+                )
             )
-        )
-    return {"passage": passage.id, "title": passage.title, "trials": trials}
+    return {"passage": lease.passage.id, "title": lease.passage.title, "trials": trials}
 
 
-def table(config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[str, Any]], grader: Grader) -> dict[str, Any]:
-    """Means over passages with standard errors, and each method's paired differences to the controls."""
-    graded = [_graded(passage, row, grader) for passage, row in zip(passages, rows, strict=True)]
-    methods = {}
+@contextmanager
+def student(lm: LanguageModel, policy: str | None) -> Iterator[None]:
+    """The policy's weights, or (None) the base's, for a while."""
+    with standing(lm, [load_adapter(Path(policy))] if policy else []):
+        yield
+
+
+def exams_of(lease: Lease) -> list[Task]:
+    """The exams of every trial: with title, the question alone, and about other passages."""
+    task = KnowledgeTask(lease.config.edit)
+    exams: list[Task] = [replace(task, form=form) for form in FORMS]
+    return [*exams, Elsewhere(papers=lease.elsewhere)] if lease.elsewhere else exams
+
+
+def untrained(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
+    """Rows of the methods that train nothing."""
+    methods, passage = lease.config.methods, lease.passage
+    exams = [(exam, passage) for exam in exams_of(lease)]
+    rows = []
+    if "none" in methods:
+        rows.append(row_of("none", sit(lm, exams)))
+    if "policy-none" in methods:
+        with student(lm, lease.policy):
+            rows.append(row_of("policy-none", sit(lm, exams)))
+    if "context" in methods:
+        try:
+            rows.append(row_of("context", sit(lm, [(KnowledgeTask(lease.config.edit, form="context"), passage)])))
+        except ModelError as error:
+            rows.append(row_of("context", (), status="too long", reason=str(error)))
+    return rows
+
+
+def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[str, Any]]]:
+    """What every method trains on, and rows of the self-edits that can't be compiled."""
+    config, passage = lease.config, lease.passage
+    written: dict[tuple[str, str], list[SelfEdit]] = {}
+
+    def edits_by(writer: str, style: str) -> list[SelfEdit]:
+        if (writer, style) not in written:
+            if writer == "external":
+                written[writer, style] = [SelfEdit(passage.id, style or "external", text) for text in lease.external[style]]
+            else:
+                task = KnowledgeTask(_in_style(config, style).edit)
+                with student(lm, lease.policy if writer == "policy" else None):
+                    found = write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed)
+                written[writer, style] = [one.edit for one in found]
+        return written[writer, style]
+
+    plans: list[Planned] = []
+    failed: list[dict[str, Any]] = []
     for method in config.methods:
+        name, _, style = method.partition(":")
+        own = _in_style(config, style)
+        if name in ("passage", "policy-passage"):
+            documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
+            plans.append(Planned(method, TrainingPlan(documents, config.settings, _seed(lease, method, 0))))
+        elif name == "passage-matched":
+            compiled = []
+            for index, edit in enumerate(edits_by("base", "")):
+                try:
+                    compiled.append(KnowledgeTask(config.edit).compile(lm, passage, edit.text, config.settings, index).documents)
+                except InvalidEditError:
+                    continue
+            matched = passage_matched(lm, passage, config.edit, compiled)
+            plans.append(Planned(method, TrainingPlan(matched, config.settings, _seed(lease, method, 0))))
+        elif name in WRITERS:
+            how = own.edit if name != "external" else own.edit.model_copy(update={"grounding": 0.0})
+            for index, edit in enumerate(edits_by(WRITERS[name], style)):
+                try:
+                    plan = KnowledgeTask(how).compile(lm, passage, edit.text, config.settings, _seed(lease, method, index))
+                    plans.append(Planned(method, plan, edit.text))
+                except InvalidEditError as error:
+                    failed.append(row_of(method, (), status="invalid", reason=str(error), edit=edit.text))
+    return plans, failed
+
+
+def _seed(lease: Lease, method: str, index: int) -> int:
+    return seeds.derive(lease.config.seed, lease.passage.id, "train", method, index)
+
+
+def _in_style(config: EvalConfig, style: str) -> EvalConfig:
+    """The config with one style instead of its own; no style: as it is."""
+    return config.model_copy(update={"edit": config.edit.model_copy(update={"styles": (style,)})}) if style else config
+
+
+def method_name(method: str) -> str:
+    """A method without its style and its settings: self of self:rewrite and of self learning_rate=0.001."""
+    return re.split("[: ]", method)[0]
+
+
+def table(
+    config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[str, Any]], methods: Sequence[str], grader: Grader
+) -> dict[str, Any]:
+    """Means over passages with standard errors, and each method's paired differences to its controls."""
+    papers = [elsewhere(config, passage, passages) if config.setting == "single" else () for passage in passages]
+    graded = [_graded(passage, row, paper, grader) for passage, row, paper in zip(passages, rows, papers, strict=True)]
+    means = {}
+    for method in methods:
         values = {m: [row[method][m] for row in graded] for m in MEASURES}
         kept = {m: [x for x in v if not math.isnan(x)] for m, v in values.items()}
-        methods[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items() if v}
+        means[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items() if v}
     differences = [
         {
             "method": method,
@@ -144,41 +329,53 @@ def table(config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[s
             "measure": measure,
             **asdict(paired_difference([row[method][measure] for row in graded], [row[control][measure] for row in graded])),
         }
-        for control in CONTROLS
-        if control in config.methods
-        for method in config.methods
-        if method != control and (method not in CONTROLS or CONTROLS.index(method) > CONTROLS.index(control))
-        for measure in ("accuracy", "f1")
+        for method in methods
+        for control in _controls(method, methods)
+        for measure in TESTED
     ]
     return {
         "config": config.model_dump(mode="json"),
         "n": len(passages),
         "questions": sum(len(passage.questions) for passage in passages),
-        "methods": methods,
+        "methods": means,
         "differences": differences,
         "passages": [
-            {"id": passage.id, "title": passage.title, "methods": {m: _plain(row[m]) for m in config.methods}}
+            {"id": passage.id, "title": passage.title, "methods": {m: _plain(row[m]) for m in methods}}
             for passage, row in zip(passages, graded, strict=True)
         ],
     }
 
 
-def _row(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any]:
+def _controls(method: str, methods: Sequence[str]) -> list[str]:
+    """What a method is held against: of each control the one of its own style and settings, else the plain one."""
+    label = method[len(method_name(method)) :]
+    found = []
+    for control in CONTROLS[method_name(method)]:
+        own = next((name for name in (f"{control}{label}", control) if name in methods and name != method), None)
+        found += [own] if own else []
+    return found
+
+
+def row_of(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any]:
+    """A trial as the run keeps it."""
     return {"method": method, "status": "ok", "sittings": [asdict(sitting) for sitting in sittings], **more}
 
 
-def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, dict[str, float]]:
+def _graded(passage: Passage, row: dict[str, Any], elsewhere: Sequence[Paper], grader: Grader) -> dict[str, dict[str, float]]:
     """Method -> measure -> mean over the method's trials; one that failed counts 0 right and has no log-probability."""
     asked = exam_questions(passage.questions)
     alone = asked_in("bare", asked)
+    others = Elsewhere(papers=tuple(elsewhere)).asked(passage)
     first = [index for index, one in enumerate(asked) if not one.paraphrase]
     found: dict[str, list[dict[str, float]]] = {}
     for trial in row["trials"]:
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
-        measures = dict.fromkeys(MEASURES, 0.0) | {"logprob": math.nan, "failed": float(trial["status"] != "ok")}
+        nowhere = dict.fromkeys(("logprob", "locality", "locality_logprob"), math.nan)
+        measures = dict.fromkeys(MEASURES, 0.0) | nowhere | {"failed": float(trial["status"] != "ok")}
         if sittings:
             titled = mark_sitting(grader, asked, sittings[0])
             bare = mark_sitting(grader, alone, sittings[1]) if len(sittings) > 1 else None
+            far = mark_sitting(grader, others, sittings[2]) if len(sittings) > 2 else None
             measures |= {
                 "accuracy": _share(asked, titled, paraphrase=False),
                 "paraphrased": _share(asked, titled, paraphrase=True),
@@ -186,6 +383,8 @@ def _graded(passage: Passage, row: dict[str, Any], grader: Grader) -> dict[str, 
                 "f1": fmean(titled.f1s[i] for i in first),
                 "exact": _share(asked, mark_sitting(ExactMatchGrader(), asked, sittings[0]), paraphrase=False),
                 "logprob": fmean(sittings[0].log_probabilities[i] for i in first),
+                "locality": far.accuracy if far else math.nan,
+                "locality_logprob": far.log_probability if far else math.nan,
             }
         measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
         found.setdefault(trial["method"], []).append(measures)

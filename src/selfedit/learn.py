@@ -23,7 +23,8 @@ from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
-from selfedit.samplers.local import Written, write_edits
+from selfedit.samplers.base import Written
+from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, tail_chance
 from selfedit.tasks.base import Asked, Sitting, Task
 from selfedit.tasks.knowledge.compile import split_passage

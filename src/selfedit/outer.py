@@ -11,8 +11,8 @@ paper's takes it in any case; (2) ties go by the golds' margin, then by lower in
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import random
 import shutil
 import time
@@ -25,36 +25,29 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import Sampling, SelectionRule, Settings, TrainConfig
+from selfedit.config import RewardName, Sampling, SelectionRule, Settings, TrainConfig
 from selfedit.edits import Prompt
 from selfedit.errors import DataError, DivergedError, InvalidEditError
-from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, result
+from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, new_adapter, save_adapter, standing, summed
+from selfedit.lm.adapter import load_adapter, new_adapter, save_adapter, save_merged, standing, summed
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, identify
+from selfedit.lm.preferences import train_preferences
 from selfedit.lm.stack import slots_that_fit
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import Marks, mark_sitting
-from selfedit.rewards import make_reward
-from selfedit.runs import Log, Run
+from selfedit.rewards import Reward, make_reward
+from selfedit.runs import BASE, Log, Policy, Run, policy_at
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of_retested, mean_and_error, reliability
 from selfedit.tasks.base import Sitting, Task
 
 Told = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The weights that write: a PEFT adapter on the base, or (None) the base itself."""
-
-    folder: str | None
-    digest: str
-
-
-BASE = Policy(None, "base")
+# A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
+Lessons = dict[str, dict[str, Any]]
+Trials = dict[tuple[str, int, int], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ class Scored:
 
 
 def train(
-    config: TrainConfig, task: Task, contexts: Sequence[Any], grader: Grader, run: Run, workers: int | None, told: Told
+    config: TrainConfig, task: Task, contexts: Sequence[Any], grader: Grader, run: Run, executor: LocalExecutor, told: Told
 ) -> dict[str, Any]:
     """All rounds; what is there already is not done again.
 
@@ -79,8 +72,8 @@ def train(
         contexts: what may be drawn; each has an ``id``.
         grader: marks in this process.
         run: the run's folder.
-        workers: processes; default by a short timing.
-        told: called with (event, details): ``round, wrote, tried, reinforcing, steps, reinforced``.
+        executor: where the jobs run; its model is the base.
+        told: called with (event, details): ``round, wrote, tried, reinforcing, reinforced``.
 
     Returns:
         ``{rounds: [metrics of each], policy: folder of the last policy}``.
@@ -93,19 +86,23 @@ def train(
     drawn = draw(config, contexts)
     metrics = Log(run.folder / "metrics.jsonl")
     policy = BASE
-    choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
-    with LocalExecutor(choice, workers, lambda steps: told("steps", {"done": steps})) as executor:
-        for number, chosen in enumerate(drawn, start=1):
-            folder = run.folder / f"round-{number:02d}"
-            after = folder / "policy"
-            if after.is_dir():
-                policy = Policy(str(after), digest_of(after))
-                continue
-            folder.mkdir(exist_ok=True)
-            told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
-            one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told)
-            policy, row = one.play(chosen)
-            metrics.append(row)
+    for number, chosen in enumerate(drawn, start=1):
+        folder = run.folder / f"round-{number:02d}"
+        after = folder / "policy"
+        if after.is_dir() and len(metrics.rows) >= number:
+            policy = policy_at(after)
+            continue
+        folder.mkdir(exist_ok=True)
+        told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
+        one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told)
+        policy, row = one.play(chosen)
+        metrics.append(row)
+    merged = run.folder / "merged"
+    if config.merge and policy.folder and not merged.is_dir():
+        scratch = run.folder / ".merged.new"
+        shutil.rmtree(scratch, ignore_errors=True)
+        save_merged(known, [load_adapter(Path(policy.folder))], scratch)
+        scratch.rename(merged)
     return {"rounds": metrics.rows, "policy": policy.folder}
 
 
@@ -158,9 +155,14 @@ class Round:
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
         scored, by_run = self.weigh(contexts, written, tried)
         chosen = select(self.config.rule, scored, self.config.fraction, seeds.derive(self.config.seed, "select", self.number))
-        pairs = self.pairs(contexts, written, chosen)
-        after, losses = self.reinforce(pairs)
-        noise = reliability(by_run)
+        if self.config.algorithm == "dpo":
+            preferred = preferences(scored)
+            chosen = [(context, best) for context, best, _ in preferred]
+            pairs = self.pairs(contexts, written, chosen)
+            after, losses = self.prefer(contexts, written, preferred)
+        else:
+            pairs = self.pairs(contexts, written, chosen)
+            after, losses = self.reinforce(pairs)
         of_selected = [one.reward for one in scored if (one.context, one.candidate) in set(chosen)]
         row = {
             "round": self.number,
@@ -173,8 +175,8 @@ class Round:
             "rows": len(pairs),
             "reward": asdict(mean_and_error(means_by_context(scored))),
             "reward_selected": asdict(mean_and_error(of_selected)),
-            "reliability": asdict(noise) if noise else None,
-            "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run).items()},
+            "reliability": {name: asdict(found) if (found := reliability(of)) else None for name, of in by_run.items()},
+            "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run[self.config.reward]).items()},
             "outer_losses": losses,
             "tokens": sum(row["tokens"] for row in tried.values()),
             "seconds": round(time.perf_counter() - start, 1),
@@ -182,7 +184,7 @@ class Round:
         self.told("reinforced", row)
         return after, row
 
-    def write(self, contexts: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    def write(self, contexts: Sequence[Any]) -> Lessons:
         """Each context's self-edits and baseline exam; what is there already is not written again."""
         log = Log(self.folder / "edits.jsonl")
         self.check_policy(log)
@@ -207,19 +209,55 @@ class Round:
             self.told("wrote", {"done": len(log.rows), "of": len(contexts)})
         return {row["context"]: row for row in log.rows}
 
-    def try_all(self, contexts: Sequence[Any], written: dict[str, dict[str, Any]]) -> dict[tuple[str, int, int], dict[str, Any]]:
+    def try_all(self, contexts: Sequence[Any], written: Lessons) -> Trials:
         """Every trial of the round, by (context, candidate, repeat).
 
         The unit of work is a group of ``slots`` trials of one context; of a group that was cut off rows that are there stay.
         """
         rows = {(row["context"], row["candidate"], row["repeat"]): row for row in self.run.rows if row["round"] == self.number}
         self.check_policy(self.run.log, [row for row in self.run.rows if row["round"] == self.number])
+        for stage in [[repeat] for repeat in range(self.repeats(0))] if self.config.halving else [list(range(self.repeats(0)))]:
+            self.try_stage(contexts, written, rows, stage)
+        return rows
+
+    def repeats(self, at: int) -> int:
+        """Runs of each self-edit of the context at that place of the round: the first few have two at least, to show the noise."""
+        return max(self.config.repeats, 2) if at < self.config.noise_passages else self.config.repeats
+
+    def survivors(
+        self,
+        at: int,
+        context: Any,
+        written: Lessons,
+        rows: Trials,
+        repeat: int,
+    ) -> list[int]:
+        """The candidates that get a further run: all, or by successive halving the better half of those of the run before."""
+        everyone = list(range(len(written[context.id]["edits"])))
+        if repeat >= self.repeats(at):
+            return []
+        if not repeat or not self.config.halving or at < self.config.noise_passages:
+            return everyone
+        before = {key: row for key, row in rows.items() if key[0] == context.id and key[2] < repeat}
+        scored, _ = self.weigh([context], written, before)
+        ranked = [one for one in scored if one.usable and (context.id, one.candidate, repeat - 1) in before]
+        ranked.sort(key=_rank, reverse=True)
+        return sorted(one.candidate for one in ranked[: math.ceil(len(everyone) / 2**repeat)])
+
+    def try_stage(
+        self,
+        contexts: Sequence[Any],
+        written: Lessons,
+        rows: Trials,
+        stage: Sequence[int],
+    ) -> None:
+        """The trials of some repeats; fills ``rows``."""
         groups: list[list[tuple[tuple[str, int, int], Trial]]] = []
         for at, context in enumerate(contexts):
-            repeats = max(self.config.repeats, 2) if at < self.config.noise_passages else self.config.repeats
             trials = []
+            chosen = {repeat: self.survivors(at, context, written, rows, repeat) for repeat in stage}
             for candidate, edit in enumerate(written[context.id]["edits"]):
-                for repeat in range(repeats):
+                for repeat in (repeat for repeat in stage if candidate in chosen[repeat]):
                     key = (context.id, candidate, repeat)
                     seed = self.seed("train", context.id, candidate, repeat)
                     try:
@@ -250,33 +288,41 @@ class Round:
                     fresh.append(rows[key])
             self.run.append(*fresh)
             self.told("tried", {"done": len(rows), "of": total + sum(row["status"] == "invalid" for row in rows.values())})
-        return rows
 
     def weigh(
-        self, contexts: Sequence[Any], written: dict[str, dict[str, Any]], tried: dict[tuple[str, int, int], dict[str, Any]]
-    ) -> tuple[list[Scored], list[list[list[float]]]]:
-        """Each self-edit's reward, and the rewards by context, edit and run."""
-        reward = make_reward(self.config.reward, self.config.reward_weight)
-        scored, by_run = [], []
-        for context in contexts:
+        self, contexts: Sequence[Any], written: Lessons, tried: Trials
+    ) -> tuple[list[Scored], dict[str, list[list[list[float]]]]]:
+        """Each self-edit's reward; and by each kind of reward, on the same trials, those of every context, edit and run.
+
+        The latter of the contexts whose edits have equally many runs each: by successive halving good ones have more.
+        """
+        names: tuple[RewardName, ...] = ("accuracy", "likelihood", "mixed")
+        kinds: dict[str, Reward] = {name: make_reward(name, self.config.reward_weight) for name in names}
+        scored: list[Scored] = []
+        by_run: dict[str, list[list[list[float]]]] = {name: [] for name in kinds}
+        by_edit: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        for (context_id, candidate, _), row in sorted(tried.items()):
+            by_edit[context_id, candidate].append(row)
+        for at, context in enumerate(contexts):
             baseline = self.marks(context, written[context.id]["baseline"])
-            of_context = []
+            of_context: dict[str, list[list[float]]] = {name: [] for name in kinds}
             for candidate, edit in enumerate(written[context.id]["edits"]):
-                runs = [row for (c, k, _), row in sorted(tried.items()) if c == context.id and k == candidate]
+                runs = by_edit[context.id, candidate]
                 marks = [self.marks(context, row["sitting"]) for row in runs if row["sitting"] is not None]
-                rewards = [reward.score(one, baseline) for one in marks]
+                rewards = [kinds[self.config.reward].score(one, baseline) for one in marks]
                 usable = bool(rewards) and len(rewards) == len(runs)
                 if self.config.rule == "random":
                     usable = self.compiles(context, edit["text"])
                 tie = fmean(one.margin - baseline.margin for one in marks) if usable and marks else 0.0
                 scored.append(Scored(context.id, candidate, fmean(rewards) if usable and rewards else 0.0, tie, usable))
-                of_context.append(rewards)
-            by_run.append(of_context)
+                for name, kind in kinds.items():
+                    of_context[name].append([kind.score(one, baseline) for one in marks])
+            if not self.config.halving or at < self.config.noise_passages:
+                for name, rewards_of in of_context.items():
+                    by_run[name].append(rewards_of)
         return scored, by_run
 
-    def pairs(
-        self, contexts: Sequence[Any], written: dict[str, dict[str, Any]], chosen: Sequence[tuple[str, int]]
-    ) -> list[tuple[Prompt, str]]:
+    def pairs(self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]]) -> list[tuple[Prompt, str]]:
         """What the policy is trained on: each selected self-edit's prompts and what was written to them; kept as rows.jsonl."""
         by_id = {context.id: context for context in contexts}
         pairs, rows = [], []
@@ -293,6 +339,11 @@ class Round:
                             "completion": text,
                         }
                     )
+        if self.config.control_of:
+            # As many rows, so as many steps, as the run that this one is held against.
+            wanted = json.loads((Path(self.config.control_of) / self.folder.name / "policy" / "training.json").read_text())["rows"]
+            at = [index % len(rows) for index in range(wanted)] if rows else []
+            pairs, rows = [pairs[index] for index in at], [rows[index] for index in at]
         scratch = self.folder / ".rows.jsonl.new"
         scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         scratch.replace(self.folder / "rows.jsonl")
@@ -302,13 +353,34 @@ class Round:
 
     def reinforce(self, pairs: Sequence[tuple[Prompt, str]]) -> tuple[Policy, list[float]]:
         """SFT on the pairs, loss on what was written; the policy's folder appears whole or not at all."""
+        return self.train_policy(sft, list(pairs), len(pairs))
+
+    def prefer(
+        self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int, int]]
+    ) -> tuple[Policy, list[float]]:
+        """DPO on the answers of each context's best self-edit over those of its worst, where both answer the same prompt."""
+        by_id = {context.id: context for context in contexts}
+        triples = []
+        for context_id, best, worst in chosen:
+            asked = [[r.prompt for r in self.task.requests(self.known, by_id[context_id], one)] for one in (best, worst)]
+            texts = [written[context_id]["edits"][one]["texts"] for one in (best, worst)]
+            for prompt, better in zip(asked[0], texts[0], strict=True):
+                worse = texts[1][asked[1].index(prompt)] if prompt in asked[1] else ""
+                if better and worse and better != worse:
+                    triples.append((prompt, better, worse))
+        return self.train_policy(dpo, triples, len(triples), self.config.dpo_beta)
+
+    def train_policy(self, job: Callable[..., list[float]], rows: list[Any], count: int, *more: Any) -> tuple[Policy, list[float]]:
+        """The policy after a training job, and its losses; a policy that is there already is not trained again."""
         after, scratch = self.folder / "policy", self.folder / ".policy.new"
-        shutil.rmtree(scratch, ignore_errors=True)
-        self.told("reinforcing", {"rows": len(pairs)})
-        job = self.executor.submit(sft, list(pairs), self.config.outer, self.seed("outer"), self.policy.folder, str(scratch))
-        losses: list[float] = result(job)
-        scratch.rename(after)
-        return Policy(str(after), digest_of(after)), losses
+        if not after.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+            self.told("reinforcing", {"rows": count})
+            seed = self.seed("outer")
+            losses = result(self.executor.submit(job, rows, self.config.outer, seed, self.policy.folder, str(scratch), *more))
+            (scratch / "training.json").write_text(json.dumps({"rows": count, "losses": losses}) + "\n")
+            scratch.rename(after)
+        return policy_at(after), json.loads((after / "training.json").read_text())["losses"]
 
     def marks(self, context: Any, sitting: dict[str, Any]) -> Marks:
         """A stored sitting, graded."""
@@ -365,23 +437,37 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
     for one in scored:
         by_context[one.context] += [one] if one.usable else []
 
-    def rank(one: Scored) -> tuple[float, float, int]:
-        return one.reward, one.tie, -one.candidate
-
     if rule == "positive":
         return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]
     if rule == "top-fraction":
-        ranked = sorted((one for one in scored if one.usable), key=rank, reverse=True)
+        ranked = sorted((one for one in scored if one.usable), key=_rank, reverse=True)
         top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * len(scored)))]}
         return [(one.context, one.candidate) for one in scored if (one.context, one.candidate) in top]
     chosen = []
     for context, ones in by_context.items():
         if not ones:
             continue
-        best = random.Random(seeds.derive(seed, context)).choice(ones) if rule == "random" else max(ones, key=rank)
+        best = random.Random(seeds.derive(seed, context)).choice(ones) if rule == "random" else max(ones, key=_rank)
         if rule != "best-positive" or best.reward > 0:
             chosen.append((context, best.candidate))
     return chosen
+
+
+def _rank(one: Scored) -> tuple[float, float, int]:
+    return one.reward, one.tie, -one.candidate
+
+
+def preferences(scored: Sequence[Scored]) -> list[tuple[str, int, int]]:
+    """(context, best, worst) of every context whose best self-edit has a higher reward than its worst."""
+    by_context: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        by_context[one.context] += [one] if one.usable else []
+    found = []
+    for context, ones in by_context.items():
+        ranked = sorted(ones, key=_rank)
+        if len(ranked) > 1 and ranked[-1].reward > ranked[0].reward:
+            found.append((context, ranked[-1].candidate, ranked[0].candidate))
+    return found
 
 
 def means_by_context(scored: Sequence[Scored]) -> list[float]:
@@ -390,11 +476,6 @@ def means_by_context(scored: Sequence[Scored]) -> list[float]:
     for one in scored:
         by_context[one.context].append(one.reward)
     return [fmean(values) for values in by_context.values()]
-
-
-def digest_of(folder: Path) -> str:
-    """16 hex digits of a policy's weights."""
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def write_and_sit(
@@ -434,5 +515,26 @@ def sft(
         (trained,) = train_many(lm, [Job(rows, settings, seed)], 1)
     if isinstance(trained, DivergedError):
         raise trained
+    save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
+    return trained.losses
+
+
+def dpo(
+    lm: LanguageModel,
+    triples: Sequence[tuple[Prompt, str, str]],
+    settings: Settings,
+    seed: int,
+    policy: str | None,
+    folder: str,
+    beta: float,
+) -> list[float]:
+    """A job: as ``sft``, but direct preference optimisation over (prompt, preferred, refused); the reference is the policy."""
+    before = [load_adapter(Path(policy))] if policy else []
+    pairs = [(encode_answer(lm, prompt, better), encode_answer(lm, prompt, worse)) for prompt, better, worse in triples]
+    if not pairs:
+        save_adapter(before[0] if before else new_adapter(lm, settings, seed), Path(folder), lm.name)
+        return []
+    with standing(lm, before):
+        trained = train_preferences(lm, pairs, settings, beta, seed)
     save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
     return trained.losses

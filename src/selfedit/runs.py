@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,40 @@ from selfedit import __version__
 from selfedit.errors import DataError
 
 ROWS = "trials.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The weights that write: a PEFT adapter on the base, or (None) the base itself."""
+
+    folder: str | None
+    digest: str
+
+
+BASE = Policy(None, "base")
+
+
+def policy_at(folder: Path) -> Policy:
+    """A policy by its adapter's folder; its digest is 16 hex digits of the weights."""
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+    return Policy(str(folder), digest)
+
+
+def policy_of(name: str) -> Policy:
+    """The last policy of a run of ``selfedit train``, or the one in an adapter's folder; no name: the base.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not name:
+        return BASE
+    folder = Path(name)
+    if (folder / "adapter_model.safetensors").is_file():
+        return policy_at(folder)
+    rounds = sorted(file.parent for file in folder.glob("round-*/policy/adapter_model.safetensors"))
+    if not rounds:
+        raise DataError(f"{name}: no policy there; give a run of selfedit train with a finished round, or an adapter's folder")
+    return policy_at(rounds[-1])
 
 
 class Log:
@@ -41,7 +78,7 @@ class Run:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
         """
         self.folder = folder
-        resolved = {"version": __version__, "config": config.model_dump(mode="json")}
+        resolved = {"version": __version__, "commit": _commit(), "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
             if not resume:
@@ -70,6 +107,22 @@ class Run:
     def append(self, *rows: dict[str, Any]) -> None:
         """Adds rows, durable on return."""
         self.log.append(*rows)
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, ``+`` after it with changes; None outside a git clone."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -42,7 +42,7 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
         if not isinstance(loaded, dict):
             raise DataError(f"{file}: must be a mapping of settings, such as the output of --dry-run")
         # A run's run.json, which keeps the config beside the code's version, reruns it.
-        values = loaded["config"] if set(loaded) == {"version", "config"} else loaded
+        values = loaded["config"] if {"version", "config"} <= set(loaded) else loaded
     for path, value in flags.items():
         if value is not None:
             _put(values, path, value)

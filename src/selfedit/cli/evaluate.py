@@ -38,8 +38,12 @@ def _eval() -> None:
 def knowledge_command(
     data: Annotated[str | None, typer.Option(help="almanac, squad, or a JSON file (flat form or SQuAD's).")] = None,
     split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
-    methods: Annotated[str | None, typer.Option(help="none,passage,passage-matched,self,context: some of them, by commas.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="The first so many passages; 0: all.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods (below), joined by commas.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "--n", min=0, help="The first so many passages; 0: all.")] = None,
+    setting: Annotated[str | None, typer.Option(help="single: an adapter a passage; corpus: one for all passages.")] = None,
+    full: Annotated[bool | None, typer.Option("--full", help="In a corpus: train all weights, no adapter.")] = None,
+    writer: Annotated[str | None, typer.Option(help="Run of selfedit train, or a policy's folder.")] = None,
+    external: Annotated[str | None, typer.Option(help="File with self-edits, or URL of an OpenAI-compatible server.")] = None,
     model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
     edits: Annotated[int | None, typer.Option(help="Own self-edits a passage; averaged, never selected.")] = None,
     style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
@@ -62,9 +66,16 @@ def knowledge_command(
     * passage: trained on the passage alone
     * passage-matched: the passage alone, with as many optimiser steps and about as many tokens as self had
     * self: trained on its own self-edits, the mean of --edits of them
+    * external: trained on what another model wrote (--external)
+    * seal-writer: the policy (--writer) writes, the base is trained
+    * policy-none, policy-passage, seal: none, passage and self of the policy itself
     * context: the passage stands in the prompt, the ceiling
 
+    self, external, seal-writer and seal take a style: self:rewrite.
+
     Example: selfedit eval knowledge --data almanac --split dev --limit 4 --methods none,passage,self --json table.json
+    Example: selfedit eval knowledge --writer runs/train-1 --methods none,passage,self,seal-writer,seal
+    Example: selfedit eval knowledge --methods none,passage,self --setting corpus --n 40 --edits 5
     """
     from selfedit.tasks.knowledge.prompts import check_styles
 
@@ -73,6 +84,10 @@ def knowledge_command(
         "split": split,
         "methods": tuple(part.strip() for part in methods.split(",")) if methods else None,
         "limit": limit,
+        "setting": setting,
+        "corpus.full": full,
+        "writer": writer,
+        "external": external,
         "model": model,
         "edits": edits,
         "grader": grader,
@@ -87,10 +102,11 @@ def knowledge_command(
     if resume and run is None:
         raise DataError("--resume: say which run with --run FOLDER")
     resolved = build_config(EvalConfig, config, flags, sets or [])
-    check_styles(list(resolved.edit.styles))
+    check_styles([*resolved.edit.styles, *(style for _, _, style in (m.partition(":") for m in resolved.methods) if style)])
     if dry_run:
         print_config(resolved)
         return
+    from selfedit.corpus import evaluate_corpus, trainings
     from selfedit.evaluate import evaluate
     from selfedit.lm.load import identify
     from selfedit.runs import Run
@@ -103,11 +119,21 @@ def knowledge_command(
     identify(resolved.model)
     opened = Run(folder, resolved, resume)
     err.print(f"run folder: {folder}", highlight=False)
-    columns = (TextColumn("passages"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    corpus = resolved.setting == "corpus"
+    what = "passages, then trainings" if corpus else "passages"
+    total = len(passages) + (trainings(resolved) if corpus else 0)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=len(passages))
+        task = bar.add_task("", total=total)
         grading = make_grader(resolved.grader, resolved.judge)
-        result = evaluate(resolved, passages, grading, opened, workers, lambda count: bar.update(task, completed=count))
+        measured = evaluate_corpus if corpus else evaluate
+        result = measured(resolved, passages, grading, opened, workers, lambda count: bar.update(task, completed=count))
     write_json(folder / "table.json", result)
     if json_file is not None:
         write_json(json_file, result)
@@ -136,18 +162,21 @@ def show(result: dict[str, Any]) -> None:
     out.print(
         f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} passages, {result['questions']} questions, seed "
         f"{config['seed']}; mean ± standard error over passages. paraphrased: the questions in other words; no title: the question "
-        "alone; exact: word for word; log-prob: of the gold answer's tokens.",
+        "alone; exact: word for word; log-prob: of the gold answer's tokens; elsewhere: of questions about other passages.",
         highlight=False,
     )
     means = _table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
-    costs = _table("log-prob", "failed %", "labelled tokens", "steps", "seconds")
+    costs = _table("log-prob", "elsewhere", "elsewhere %", "failed %", "tokens", "steps", "seconds")
     for method, of in result["methods"].items():
         shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
         means.add_row(method, *shares)
         spent = (f"{of[name]['mean']:.0f}" for name in ("tokens", "steps", "seconds"))
-        costs.add_row(method, _value(of.get("logprob"), 1, 2), f"{100 * of['failed']['mean']:.0f}", *spent)
+        far = _value(of.get("locality_logprob"), 1, 2), _value(of.get("locality"), 100, 1)
+        costs.add_row(method, _value(of.get("logprob"), 1, 2), *far, f"{100 * of['failed']['mean']:.0f}", *spent)
     out.print(means)
-    out.print("The gold answers, and a trial's training and exam:")
+    out.print(
+        "The gold answers here and elsewhere, questions right elsewhere; a trial's labelled tokens, steps, seconds with exam:"
+    )
     out.print(costs)
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("correct", "p", "F1", "p")

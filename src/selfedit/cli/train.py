@@ -93,6 +93,7 @@ def knowledge_command(
     if dry_run:
         print_config(resolved)
         return
+    from selfedit.executors.local import LocalExecutor, ModelChoice
     from selfedit.lm.load import identify
     from selfedit.outer import train
     from selfedit.runs import Run
@@ -127,9 +128,10 @@ def knowledge_command(
                 err.print(f"{head}: {_line(details)}", highlight=False)
 
         grading = make_grader(resolved.grader, resolved.judge)
-        result = train(
-            resolved, KnowledgeTask(resolved.edit, margins=True), list(contexts.values()), grading, opened, workers, told
-        )
+        domain = KnowledgeTask(resolved.edit, margins=True)
+        choice = ModelChoice(resolved.model, resolved.device, resolved.dtype, compiled=resolved.compiled)
+        with LocalExecutor(choice, workers) as executor:
+            result = train(resolved, domain, list(contexts.values()), grading, opened, executor, told)
     if json_file is not None:
         write_json(json_file, result)
     _show(result, folder)
@@ -157,7 +159,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     ):
         table.add_column(name, justify="right")
     for row in result["rounds"]:
-        noise, best = row["reliability"], row["best_retested"]
+        noise, best = [row["reliability"][name] for name in ("accuracy", "likelihood")], row["best_retested"]
         table.add_row(
             str(row["round"]),
             str(row["contexts"]),
@@ -165,15 +167,16 @@ def _show(result: dict[str, Any], folder: Path) -> None:
             _mean(row["reward"]),
             str(row["selected"]),
             _mean(row["reward_selected"]),
-            f"{noise['single']:.2f}" if noise else "-",
+            " / ".join(f"{one['single']:.2f}" if one else "-" for one in noise),
             _mean(best["seen"]),
             _mean(best["retested"]),
             f"{row['seconds']:.0f}",
         )
     out.print(table)
     out.print(
-        "reward: gain over the baseline, mean over passages; reliability: the self-edits' share (not the seeds') of the reward's "
-        "spread within a passage; best: a passage's best by one run, as it looked then and on a run that didn't choose it",
+        "reward: gain over the baseline, mean over passages; reliability (accuracy / likelihood): the self-edits' share (not the "
+        "seeds') of one run's spread within a passage; best: a passage's best by one run, as it looked then and on a run that "
+        "didn't choose it",
         highlight=False,
     )
     if result["policy"]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from selfedit.config import Settings
 from selfedit.errors import MemoryStoreError, ModelError
-from selfedit.lm.load import LanguageModel
+from selfedit.lm.load import Identity, LanguageModel, load_model
 
 # Above this rank a frozen sum of adapters costs more than a dense copy of the weights.
 LARGEST_STACK_RANK = 256
@@ -251,6 +251,23 @@ def merged_state(lm: LanguageModel, adapters: Sequence[Adapter]) -> dict[str, to
             weight = state[f"{name}.weight"]
             state[f"{name}.weight"] = (weight.float() + adapter.scale * (up @ down).to(weight.device)).to(weight.dtype)
     return state
+
+
+def save_merged(known: Identity, adapters: Sequence[Adapter], folder: Path) -> None:
+    """Writes a model folder in Hugging Face's format, the adapters added to the weights, in the precision of its own files."""
+    stored = str(known.config.get_text_config().dtype or "float32").removeprefix("torch.")
+    lm = load_model(known.name, "cpu", stored)
+    folder.mkdir(parents=True)
+    state = merged_state(lm, adapters)
+    if getattr(lm.model.config.get_text_config(), "tie_word_embeddings", False):
+        state.pop("lm_head.weight", None)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
+    lm.model.config.save_pretrained(folder)
+    lm.model.generation_config.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _wrapped(lm: LanguageModel) -> dict[str, AdaptedLinear]:

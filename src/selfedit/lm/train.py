@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selfedit import seeds
+from selfedit import progress, seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import Adapter, first_layer, install, new_adapter
 from selfedit.lm.batch import IGNORED, Row, pad
 from selfedit.lm.load import LanguageModel
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -46,41 +49,81 @@ def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int)
         DivergedError: the loss stopped being finite.
     """
     adapter = new_adapter(lm, settings, seeds.derive(seed, "init"))
-    for tensor in adapter.parameters:
-        tensor.requires_grad_(True)
-    optimiser = torch.optim.AdamW(adapter.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    steps = schedule_steps(rows, settings, seeds.derive(seed, "order"))
-    trained = Trained(adapter)
     first = first_layer(adapter)
     install(lm, None)
     prefixes = frozen_prefixes(lm, rows, first)
     install(lm, adapter)
     lm.model.train(settings.dropout > 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "dropout"))
-        for index, batches in enumerate(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(index, len(steps), settings)
-            labelled = sum(row.labelled for batch in batches for row in batch)
-            loss = 0.0
-            for batch in batches:
-                part = _loss_sum(lm, batch, prefixes, first) / labelled
-                part.backward()  # type: ignore[no-untyped-call]
-                loss += part.item()
-            if not math.isfinite(loss):
-                raise DivergedError(f"the loss became {loss} at step {index + 1} of {len(steps)}; lower the learning rate")
-            torch.nn.utils.clip_grad_norm_(adapter.parameters, settings.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            trained.losses.append(loss)
-            trained.tokens += labelled
+    losses, tokens = descend(
+        lm, adapter.parameters, rows, settings, seed, lambda batch: _loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
+    )
     lm.model.eval()
-    for tensor in adapter.parameters:
-        tensor.requires_grad_(False)
-    return trained
+    return Trained(adapter, losses, tokens)
 
 
-def schedule_steps(rows: Sequence[Row], settings: Settings, seed: int) -> list[list[list[Row]]]:
+@contextmanager
+def fully_trained(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int) -> Iterator[tuple[list[float], int]]:
+    """Trains all weights, as ``train`` trains an adapter's, and puts them back in the end (paper version 2, many passages at once).
+
+    Yields the losses by optimiser step and the number of labelled tokens. Takes room for four copies of the weights.
+
+    Raises:
+        DivergedError: the loss stopped being finite.
+    """
+    install(lm, None)
+    parameters = list(lm.model.parameters())
+    before = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+    try:
+        yield descend(lm, parameters, rows, settings, seed, lambda batch: _loss_sum(lm, batch, {}, 0), lambda row: row.labelled)
+    finally:
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
+
+
+def descend(
+    lm: LanguageModel,
+    parameters: Sequence[torch.Tensor],
+    items: Sequence[Item],
+    settings: Settings,
+    seed: int,
+    loss_sum: Callable[[list[Item]], torch.Tensor],
+    weight: Callable[[Item], int],
+) -> tuple[list[float], int]:
+    """AdamW over batches of items, each step's loss divided by its items' weight; losses by step and the weight of all."""
+    for tensor in parameters:
+        tensor.requires_grad_(True)
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = schedule_steps(items, settings, seeds.derive(seed, "order"))
+    losses, total = [], 0
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(seed, "dropout"))
+            for index, batches in enumerate(steps):
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.learning_rate * learning_rate_factor(index, len(steps), settings)
+                weights = sum(weight(item) for batch in batches for item in batch)
+                loss = 0.0
+                for batch in batches:
+                    part = loss_sum(batch) / weights
+                    part.backward()  # type: ignore[no-untyped-call]
+                    loss += part.item()
+                if not math.isfinite(loss):
+                    raise DivergedError(f"the loss became {loss} at step {index + 1} of {len(steps)}; lower the learning rate")
+                torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+                optimiser.step()
+                optimiser.zero_grad()
+                progress.report(1)
+                losses.append(loss)
+                total += weights
+    finally:
+        for tensor in parameters:
+            tensor.requires_grad_(False)
+    return losses, total
+
+
+def schedule_steps(rows: Sequence[Item], settings: Settings, seed: int) -> list[list[list[Item]]]:
     """Optimiser steps, each a list of batches, each a list of rows; every epoch is a new permutation."""
     generator = torch.Generator().manual_seed(seed)
     steps = []

@@ -5,16 +5,14 @@ The way is ``stack``: the frozen sum of the state's adapters, oldest first, merg
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from selfedit.errors import MemoryStoreError
-from selfedit.lm.adapter import Adapter, install_stack, load_adapter, merged_state, save_adapter, summed
+from selfedit.lm.adapter import install_stack, load_adapter, save_adapter, save_merged, summed
 from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory
 
@@ -53,29 +51,14 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
         raise MemoryStoreError(f"{memory.folder}: nothing learnt yet, so there is nothing to export")
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))
-    stored = str(known.config.get_text_config().dtype or "float32").removeprefix("torch.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
             made = Path(scratch) / "model"
             if merged:
-                _write_merged(load_model(known.name, "cpu", stored), adapters, made)
+                save_merged(known, adapters, made)
             else:
                 save_adapter(summed(adapters), made, known.name)
             shutil.move(made, folder)
     except (OSError, SafetensorError) as error:
         raise MemoryStoreError(f"{folder}: could not be written ({error}); free space and try again") from error
-
-
-def _write_merged(lm: LanguageModel, adapters: list[Adapter], folder: Path) -> None:
-    folder.mkdir(parents=True)
-    state = merged_state(lm, adapters)
-    if getattr(lm.model.config.get_text_config(), "tie_word_embeddings", False):
-        state.pop("lm_head.weight", None)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    lm.model.config.save_pretrained(folder)
-    lm.model.generation_config.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

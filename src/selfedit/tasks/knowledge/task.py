@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
@@ -29,7 +29,7 @@ class KnowledgeTask:
         margins: whether gold answers are weighed against each other.
     """
 
-    edit: EditConfig
+    edit: EditConfig = field(default_factory=EditConfig)
     form: ExamForm = "titled"
     margins: bool = False
 
@@ -67,3 +67,25 @@ class KnowledgeTask:
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
         """The exam of each (slot, passage)."""
         return sit_exams(lm, [Paper(passage, self.asked(passage), self.form, slot, self.margins) for slot, passage in seats], first)
+
+
+@dataclass(frozen=True)
+class Elsewhere(KnowledgeTask):
+    """Questions about other passages, whatever the context: what a training disturbed (locality)."""
+
+    papers: tuple[Paper, ...] = ()
+
+    def asked(self, context: Passage) -> tuple[Asked, ...]:
+        """The questions of all papers, each a group of its own."""
+        questions = [one for paper in self.papers for one in paper.asked]
+        return tuple(replace(one, group=group) for group, one in enumerate(questions))
+
+    def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
+        """All papers for each slot, as one sitting."""
+        sat = iter(sit_exams(lm, [replace(paper, slot=slot) for slot, _ in seats for paper in self.papers], first))
+        sittings = []
+        for _ in seats:
+            own = [next(sat) for _ in self.papers]
+            answers = tuple(answer for sitting in own for answer in sitting.answers)
+            sittings.append(Sitting(answers, tuple(value for sitting in own for value in sitting.log_probabilities)))
+        return sittings

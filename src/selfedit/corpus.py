@@ -1,0 +1,149 @@
+"""Many passages at once: one adapter, or all weights, trained on all their self-edits together, then every passage's exam.
+
+``selfedit eval knowledge --setting corpus``; paper section 4.1, continued pre-training.
+
+Departure from the reference code: the adapter is trained with the same engine as a single passage's, by each document, not by
+2048 padded tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from selfedit import progress, seeds
+from selfedit.config import EvalConfig, Settings
+from selfedit.contexts import Passage
+from selfedit.edits import Document, Message
+from selfedit.errors import DivergedError
+from selfedit.evaluate import FORMS, ON_POLICY, Lease, check_rows, leases, method_name, plans_of, row_of, student, table, untrained
+from selfedit.executors.local import LocalExecutor, ModelChoice
+from selfedit.graders import Grader
+from selfedit.lm.adapter import install
+from selfedit.lm.batch import encode_document
+from selfedit.lm.load import LanguageModel
+from selfedit.lm.train import fully_trained
+from selfedit.lm.train_many import Job, train_many
+from selfedit.runs import Run, policy_of
+from selfedit.tasks.base import Sitting
+from selfedit.tasks.knowledge.task import KnowledgeTask
+
+# Exams that are sat in one batch.
+PASSAGES_AT_ONCE = 8
+
+
+def evaluate_corpus(
+    config: EvalConfig, passages: Sequence[Passage], grader: Grader, run: Run, workers: int | None, told: Callable[[int], None]
+) -> dict[str, Any]:
+    """Runs what is missing and returns the table, a row for each method and variant of the settings.
+
+    Two stages: what is written about each passage (a lease each), then one training for each method and variant.
+
+    Args:
+        told: called with the number of passages written about and trainings done.
+    """
+    policy = policy_of(config.writer)
+    check_rows(run, policy)
+    choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
+    with LocalExecutor(choice, workers) as executor:
+        done = {row["passage"] for row in run.rows if row["kind"] == "passage"}
+        waiting = [passage for passage in passages if passage.id not in done]
+        told(len(run.rows))
+        open_leases = [replace(lease, elsewhere=()) for lease in leases(config, passages, waiting, run, policy)]
+        for row in executor.map(write_about, [(lease,) for lease in open_leases]):
+            run.append(row | {"policy": policy.digest})
+            told(len(run.rows))
+        written = {row["passage"]: row for row in run.rows if row["kind"] == "passage"}
+        trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
+        jobs = []
+        for method in dict.fromkeys(plan["method"] for row in written.values() for plan in row["plans"]):
+            plans = [plan for passage in passages for plan in written[passage.id]["plans"] if plan["method"] == method]
+            documents = tuple(dict.fromkeys(_document(one) for plan in plans for one in plan["documents"]))
+            for variant in config.corpus.variants or ({},):
+                label = " ".join([method, *(f"{key}={value}" for key, value in variant.items())])
+                if label not in trained:
+                    folder = policy.folder if method_name(method) in ON_POLICY else None
+                    settings = config.settings.model_copy(update=variant)
+                    jobs.append((label, method, config, documents, settings, tuple(passages), folder))
+        for row in executor.map(train_on_all, jobs):
+            run.append(row | {"policy": policy.digest})
+            told(len(run.rows))
+    trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
+    rows = []
+    for passage in passages:
+        own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
+        rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
+    labels = [method for method in config.methods if method in ("none", "policy-none", "context")]
+    return table(config, passages, rows, [*labels, *trained], grader)
+
+
+def trainings(config: EvalConfig) -> int:
+    """How many trainings a run makes."""
+    untrained_methods = {"none", "policy-none", "context"}
+    return len([m for m in config.methods if m not in untrained_methods]) * max(1, len(config.corpus.variants))
+
+
+def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
+    """A lease: a passage's exams without training, and the documents of each method's self-edits."""
+    trials = untrained(lm, lease)
+    plans, failed = plans_of(lm, lease)
+    listed = [
+        {"method": one.method, "edit": one.edit, "documents": [[d.text, d.request] for d in one.plan.documents]} for one in plans
+    ]
+    return {"kind": "passage", "passage": lease.passage.id, "trials": trials + failed, "plans": listed}
+
+
+def train_on_all(
+    lm: LanguageModel,
+    label: str,
+    method: str,
+    config: EvalConfig,
+    documents: tuple[Document, ...],
+    settings: Settings,
+    passages: tuple[Passage, ...],
+    policy: str | None,
+) -> dict[str, Any]:
+    """A job: one training on all documents, and every passage's exam after it."""
+    start = time.perf_counter()
+    rows = tuple(encode_document(lm, document) for document in documents)
+    seed = seeds.derive(config.seed, "corpus", label)
+    more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
+    try:
+        with student(lm, policy):
+            if config.corpus.full:
+                with fully_trained(lm, rows, settings, seed) as (losses, tokens):
+                    sittings = _sit_all(lm, config, passages)
+            else:
+                (trained,) = train_many(lm, [Job(rows, settings, seed)], 1, progress.report)
+                if isinstance(trained, DivergedError):
+                    raise trained
+                losses, tokens = trained.losses, trained.tokens
+                install(lm, trained.adapter)
+                try:
+                    sittings = _sit_all(lm, config, passages)
+                finally:
+                    install(lm, None)
+    except DivergedError as error:
+        return row_of(label, (), status="diverged", reason=str(error)) | more | {"sittings": {}}
+    more |= {"steps": len(losses), "losses": losses, "tokens": tokens, "seconds": round(time.perf_counter() - start, 2)}
+    return row_of(label, ()) | more | {"sittings": sittings}
+
+
+def _sit_all(lm: LanguageModel, config: EvalConfig, passages: Sequence[Passage]) -> dict[str, list[dict[str, Any]]]:
+    """Passage id -> its sittings, with title and without, under whatever is installed."""
+    found: dict[str, list[dict[str, Any]]] = {passage.id: [] for passage in passages}
+    for form in FORMS:
+        task = KnowledgeTask(config.edit, form=form)
+        for at in range(0, len(passages), PASSAGES_AT_ONCE):
+            part = passages[at : at + PASSAGES_AT_ONCE]
+            sat: list[Sitting] = task.examine(lm, [(0, passage) for passage in part], 0)
+            for passage, sitting in zip(part, sat, strict=True):
+                found[passage.id].append({"answers": sitting.answers, "log_probabilities": sitting.log_probabilities})
+    return found
+
+
+def _document(listed: Sequence[Any]) -> Document:
+    text, request = listed
+    return Document(text, tuple(Message(*turn) for turn in request) if request is not None else None)

@@ -1,0 +1,77 @@
+"""What every writer shares: candidates of a context asked for in one batch, duplicates asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from selfedit import seeds
+from selfedit.config import Sampling
+from selfedit.edits import SelfEdit
+from selfedit.lm.load import Identity
+from selfedit.tasks.base import Request, Task
+
+
+class Sampler(Protocol):
+    """Who writes: a model in this process, or a server."""
+
+    @property
+    def known(self) -> Identity:
+        """What the prompts must know of the model: its window, and whether it talks in turns."""
+        ...
+
+    def write(self, requests: Sequence[Request], sampling: Sampling, row_seeds: Sequence[int]) -> list[str]:
+        """One answer for each request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A self-edit, and the answers that it was joined of, one for each request: what the outer loop trains the writer on."""
+
+    edit: SelfEdit
+    texts: tuple[str, ...]
+
+
+def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling: Sampling, seed: int) -> list[Written]:
+    """Writes ``count`` self-edits about one context (paper equation 1: SE ~ LM(. | C)).
+
+    A candidate that equals an earlier one is sampled again, at most ``sampling.resamples`` times; after that the duplicate stays.
+
+    Args:
+        sampler: who writes.
+        task: what is asked for each candidate, and how the answers are joined.
+        context: what the self-edits are about.
+        count: how many.
+        sampling: temperature, nucleus, length.
+        seed: each candidate's random numbers come from it, the context's id, its index and the attempt.
+    """
+    written: list[Written | None] = [None] * count
+    open_candidates = list(range(count))
+    for attempt in range(sampling.resamples + 1):
+        answers = _batch(sampler, task, context, open_candidates, sampling, seed, attempt)
+        for index, found in zip(open_candidates, answers, strict=True):
+            written[index] = found
+        texts = [one.edit.text for one in written if one is not None]
+        open_candidates = [index for index in open_candidates if texts[index] in texts[:index]]
+        if not open_candidates or sampling.temperature == 0:
+            break
+    return [one for one in written if one is not None]
+
+
+def _batch(
+    sampler: Sampler, task: Task, context: Any, candidates: list[int], sampling: Sampling, seed: int, attempt: int
+) -> list[Written]:
+    asked = [task.requests(sampler.known, context, index) for index in candidates]
+    row_seeds = [
+        seeds.derive(seed, context.id, "write", index, attempt, piece)
+        for index, requests in zip(candidates, asked, strict=True)
+        for piece in range(len(requests))
+    ]
+    texts = iter(sampler.write([request for requests in asked for request in requests], sampling, row_seeds))
+    found = []
+    for index, requests in zip(candidates, asked, strict=True):
+        own = tuple(next(texts) for _ in requests)
+        found.append(Written(SelfEdit(context.id, task.style(index), task.joined(index, own)), own))
+    return found

@@ -1,0 +1,77 @@
+"""Self-edits written by another model, on any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+
+import httpx
+
+from selfedit.config import Sampling
+from selfedit.errors import SamplerError
+from selfedit.lm.load import Identity
+from selfedit.tasks.base import Request
+
+
+class _Talking(Identity):
+    @property
+    def chat(self) -> bool:
+        """Always."""
+        return True
+
+
+@dataclass(frozen=True)
+class RemoteSampler:
+    """A chat model behind a URL.
+
+    Attributes:
+        url: the server's base URL, such as http://127.0.0.1:8000/v1.
+        model: the model's name there.
+        student: the local model that will be trained on what is written; its window bounds the prompts.
+        workers: concurrent requests.
+    """
+
+    url: str
+    model: str
+    student: Identity
+    workers: int = 8
+
+    @property
+    def known(self) -> Identity:
+        """The student, but prompts in turns, whatever it takes itself."""
+        return _Talking(**{field.name: getattr(self.student, field.name) for field in fields(Identity)})
+
+    def write(self, requests: Sequence[Request], sampling: Sampling, row_seeds: Sequence[int]) -> list[str]:
+        """One call a request; the key is read from OPENAI_API_KEY.
+
+        Raises:
+            SamplerError: a call failed; nothing is kept of the others.
+        """
+        key = os.environ.get("OPENAI_API_KEY", "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(timeout=300.0, headers=headers) as client, ThreadPoolExecutor(self.workers) as pool:
+            jobs = [
+                pool.submit(self._ask, client, request, sampling, seed) for request, seed in zip(requests, row_seeds, strict=True)
+            ]
+            return [job.result() for job in jobs]
+
+    def _ask(self, client: httpx.Client, request: Request, sampling: Sampling, seed: int) -> str:
+        body = {
+            "model": self.model,
+            "messages": [{"role": message.role, "content": message.content} for message in request.prompt],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens or request.longest,
+            "seed": seed % 2**31,
+        }
+        try:
+            reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+            reply.raise_for_status()
+            text = reply.json()["choices"][0]["message"]["content"]
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise SamplerError(
+                f"writer at {self.url}: no text ({error}); check the URL, external_model, and OPENAI_API_KEY"
+            ) from error
+        return str(text).strip()
