@@ -157,6 +157,24 @@ def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp
     assert load_model(str(tmp_path / "run" / "merged")).model.config.num_hidden_layers == 4
 
 
+def test_what_the_outer_loop_learnt_reaches_learn(
+    command: Command, trained: Path, tiny_model: Path, tmp_path: Path, passage_file: Path, quiz_file: Path
+) -> None:
+    results = []
+    for writer in ((), ("--writer", trained)):
+        file = tmp_path / f"{len(results)}.json"
+        flags = (passage_file, "--quiz", quiz_file, "--model", tiny_model, "--memory", tmp_path / "memory", *SMALL, *writer)
+        done = command("learn", *flags, "--edits", 2, "--json", file)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(file.read_text()))
+    base, policy = results
+    assert (base["writer"], len(policy["writer"])) == ("base", 16)
+    assert [one["edit"] for one in base["candidates"]] != [one["edit"] for one in policy["candidates"]]
+    assert base["baseline"] == policy["baseline"], "the base is the student of both"
+    missing = command("learn", passage_file, "--quiz", quiz_file, "--model", tiny_model, "--writer", tmp_path, *SMALL)
+    assert missing.returncode == 1 and "no policy there" in missing.stderr
+
+
 class Writer(BaseHTTPRequestHandler):
     """An OpenAI-compatible server whose model always writes the same pair."""
 

@@ -124,6 +124,9 @@ class LearnConfig(Frozen):
     model: str = DEFAULT_MODEL
     device: str = "auto"
     dtype: Dtype = "auto"
+    writer: Annotated[
+        str, Field(description="run of selfedit train, or a policy's folder: it writes, the base learns; default: the base writes")
+    ] = ""
     edits: Annotated[int, Field(ge=1, le=64, description="candidate self-edits")] = 4
     repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each candidate, each with its own seed")] = 1
     quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (

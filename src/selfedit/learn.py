@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import LearnConfig
+from selfedit.config import LearnConfig, Sampling
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit, TrainingPlan
 from selfedit.errors import InvalidEditError
@@ -19,10 +19,12 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, r
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
+from selfedit.lm.adapter import load_adapter, standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
+from selfedit.runs import policy_of
 from selfedit.samplers.base import Written
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, tail_chance
@@ -83,6 +85,7 @@ def learn(
     task = KnowledgeTask(config.edit, margins=True)
     to_choose, to_report = task.asked(chooser), task.asked(reporter)
     reports: list[tuple[Task, Passage]] = [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
+    writer = policy_of(config.writer)
     known = identify(config.model)
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint))
@@ -93,7 +96,7 @@ def learn(
         progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
-                written = executor.submit(write_edits, task, passage, config.edits, config.edit.sampling, config.seed)
+                written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
                 sittings = executor.submit(sit, [(task, chooser), *reports])
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[Written] = result(written)
@@ -125,6 +128,7 @@ def learn(
     return {
         "model": config.model,
         "fingerprint": known.fingerprint,
+        "writer": writer.digest,
         "dtype": dtype,
         "slots": slots,
         "seed": config.seed,
@@ -149,6 +153,14 @@ def learn(
         "report": report,
         "memory": {"entry": entry},
     }
+
+
+def write_as(
+    lm: LanguageModel, policy: str | None, task: Task, passage: Passage, count: int, sampling: Sampling, seed: int
+) -> list[Written]:
+    """A job: self-edits by a policy, or (None) by the base; without the memory, so what was learnt doesn't change the writing."""
+    with standing(lm, [load_adapter(Path(policy))] if policy else [], alone=True):
+        return write_edits(lm, task, passage, count, sampling, seed)
 
 
 def dtype_of(lm: LanguageModel) -> str:

@@ -34,6 +34,7 @@ def learn_command(
     title: Annotated[str | None, typer.Option(help="Title; default: the first heading, or the file's name.")] = None,
     memory: Annotated[Path, typer.Option(help="Folder of the memory; made if it isn't there.")] = Path("memory"),
     model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    writer: Annotated[str | None, typer.Option(help="Run of selfedit train: its policy writes; default: the base.")] = None,
     edits: Annotated[int | None, typer.Option(help="How many self-edits to write and try.")] = None,
     style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
@@ -64,6 +65,7 @@ def learn_command(
 
     flags: dict[str, Any] = {
         "model": model,
+        "writer": writer,
         "edits": edits,
         "repeats": repeats,
         "quiz_split": quiz_split,

@@ -60,6 +60,8 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
+        # The weights as they were loaded; in a list, so that they are no parameter of their own.
+        self.original = [base.weight]
         self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # (R, in), (out, R)
         self.active: tuple[torch.Tensor, torch.Tensor] | None = None  # (r, in), (out, r)
         self.scale = 1.0
@@ -154,24 +156,35 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
 
 
 @contextmanager
-def standing(lm: LanguageModel, adapters: Sequence[Adapter]) -> Iterator[None]:
-    """Adds adapters to the frozen sum for a while: a policy on its base."""
+def standing(lm: LanguageModel, adapters: Sequence[Adapter], alone: bool = False) -> Iterator[None]:
+    """Adds adapters to the base for a while: a policy. On a CPU as dense copies, since a low-rank sum costs time at every step.
+
+    Args:
+        alone: whether the frozen stack is left out meanwhile.
+    """
     layers = _wrapped(lm)
-    before = {name: layer.frozen for name, layer in layers.items()}
+    before = {name: (layer.frozen, layer.base.weight) for name, layer in layers.items()}
     try:
+        if alone:
+            for layer in layers.values():
+                layer.frozen, layer.base.weight = None, layer.original[0]
         for name in {name: None for adapter in adapters for name in adapter.weights}:
-            present = [adapter for adapter in adapters if name in adapter.weights]
-            downs = [adapter.weights[name][0].to(lm.device, lm.dtype) for adapter in present]
-            ups = [(adapter.weights[name][1] * adapter.scale).to(lm.device, lm.dtype) for adapter in present]
-            frozen = before[name]
-            if frozen is not None:
-                downs.insert(0, frozen[0])
-                ups.insert(0, frozen[1])
-            layers[name].frozen = (torch.cat(downs), torch.cat(ups, dim=1))
+            layer = layers[name]
+            for adapter in (adapter for adapter in adapters if name in adapter.weights):
+                down, up = (tensor.to(lm.device) for tensor in adapter.weights[name])
+                if lm.device.type == "cpu":
+                    dense = layer.base.weight + (adapter.scale * (up @ down)).to(lm.dtype)
+                    layer.base.weight = nn.Parameter(dense, requires_grad=False)
+                    continue
+                downs, ups = [down.to(lm.dtype)], [(up * adapter.scale).to(lm.dtype)]
+                if layer.frozen is not None:
+                    downs.insert(0, layer.frozen[0])
+                    ups.insert(0, layer.frozen[1])
+                layer.frozen = (torch.cat(downs), torch.cat(ups, dim=1))
         yield
     finally:
         for name, layer in layers.items():
-            layer.frozen = before[name]
+            layer.frozen, layer.base.weight = before[name]
 
 
 def summed(adapters: Sequence[Adapter]) -> Adapter:
