@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from selfedit.errors import ModelError
+from selfedit.lm.grammar import Grammars
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Stream, segments_of, streaming
 from selfedit.lm.train import head_logits, layer_range
@@ -30,6 +31,7 @@ def generate(
     stop: Callable[[str], bool] | None = None,
     slots: Sequence[int] | None = None,
     first: int = 0,
+    schemas: Sequence[str | None] | None = None,
 ) -> list[str]:
     """Continues each prompt and returns the new text alone.
 
@@ -45,9 +47,11 @@ def generate(
         stop: called with a row's text so far; True ends the row.
         slots: for each prompt the slot (``lm/stack.py``) that answers it, in rising order; None: what is installed answers all.
         first: the lowest layer at which slots differ.
+        schemas: for each prompt the JSON schema that its continuation is held to, as JSON; None: free text. A row that reaches its
+            limit of tokens is cut off, so the schema must bound its length.
 
     Raises:
-        ModelError: a prompt fills the model's window.
+        ModelError: a prompt fills the model's window; a schema can't be compiled.
     """
     rows = list(zip(slots or [0] * len(prompts), prompts, strict=True))
     longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
@@ -61,7 +65,8 @@ def generate(
     for at in range(0, len(rows), at_once):
         part = slice(at, at + at_once)
         own_seeds = seeds[part] if seeds is not None else None
-        texts += _continue(lm, rows[part], limits[part], temperature, top_p, own_seeds, stop, first)
+        grammars = Grammars(lm, schemas[part]) if schemas is not None and any(schemas[part]) else None
+        texts += _continue(lm, rows[part], limits[part], temperature, top_p, own_seeds, stop, first, grammars)
     return texts
 
 
@@ -81,6 +86,7 @@ def _continue(
     seeds: Sequence[int] | None,
     stop: Callable[[str], bool] | None,
     first: int,
+    grammars: Grammars | None,
 ) -> list[str]:
     """One batch of (slot, prompt) rows, each with its own limit of new tokens."""
     unique = list(dict.fromkeys(rows))
@@ -98,13 +104,15 @@ def _continue(
     live = list(range(len(rows)))
     ends = _end_ids(lm)
     while live:
+        if grammars is not None:
+            logits_BV = grammars.masked(logits_BV, live)
         nexts = _pick(logits_BV, temperature, top_p, [generators[row] for row in live] if generators else None)
         keep = []
         for at, (row, token) in enumerate(zip(live, nexts, strict=True)):
             if token in ends:
                 continue
             made[row].append(token)
-            if len(made[row]) == limits[row]:
+            if len(made[row]) == limits[row] or (grammars is not None and grammars.took(row, token)):
                 continue
             if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
                 keep.append(at)

@@ -35,6 +35,7 @@ class LocalSampler:
             sampling.top_p,
             row_seeds,
             stop=_goes_in_circles,
+            schemas=[request.schema for request in requests],
         )
 
 

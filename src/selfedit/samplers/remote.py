@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 import httpx
 
@@ -58,7 +60,7 @@ class RemoteSampler:
             return [job.result() for job in jobs]
 
     def _ask(self, client: httpx.Client, request: Request, sampling: Sampling, seed: int) -> str:
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": message.role, "content": message.content} for message in request.prompt],
             "temperature": sampling.temperature,
@@ -66,6 +68,9 @@ class RemoteSampler:
             "max_tokens": sampling.max_new_tokens or request.longest,
             "seed": seed % 2**31,
         }
+        if request.schema is not None:
+            form = {"name": "self_edit", "strict": True, "schema": json.loads(request.schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
             reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
             reply.raise_for_status()

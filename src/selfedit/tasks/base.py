@@ -43,10 +43,16 @@ class Sitting:
 
 
 class Request(NamedTuple):
-    """A prompt for a self-edit or a piece of one, and how many tokens its answer may have where the sampling names no length."""
+    """A prompt for a self-edit or a piece of one.
+
+    Attributes:
+        longest: how many tokens the answer may have where the sampling names no length.
+        schema: the JSON schema that the answer is held to, as JSON; None: free text.
+    """
 
     prompt: Prompt
     longest: int
+    schema: str | None = None
 
 
 class Task(Protocol):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selfedit.config import Unit
 from selfedit.edits import Message, Prompt
@@ -20,6 +22,8 @@ class Style:
         key: which field of a worked example shows the output; None where there is no worked example.
         paper: the paper's words for it to a base model without worked examples, and its cue; None where it has no such style.
         cut: the self-edit begins after the last occurrence of this text (chain of thought before it is dropped).
+        settings: the answer is a JSON object of notes and of settings to train on them: its ``own`` are used, left out (``fixed``),
+            or drawn at random (``random``); None: the answer is text.
     """
 
     instruction: str | None
@@ -27,6 +31,7 @@ class Style:
     key: str | None = None
     paper: tuple[str, str] | None = None
     cut: str | None = None
+    settings: Literal["own", "fixed", "random"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,27 @@ class WorkedExample:
 
 
 _LIST = "Read the {unit} and write {amount} of statements that follow from it, directly or indirectly, one statement a line."
+# What a self-edit that also says how to train may choose from; the order of the fields is the order of writing.
+LEARNING_RATES, EPOCHS = (3e-4, 1e-3, 2e-3, 4e-3), (2, 4, 8, 16)
+NOTES_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "notes": {"type": "array", "items": {"type": "string", "minLength": 8, "maxLength": 160}, "minItems": 1, "maxItems": 12},
+        "learning_rate": {"enum": list(LEARNING_RATES)},
+        "epochs": {"enum": list(EPOCHS)},
+    },
+    "required": ["notes", "learning_rate", "epochs"],
+    "additionalProperties": False,
+}
+_PLAN = (
+    "Write notes about this {unit}, each a full sentence with a fact to remember, and say how to train on them, as JSON with the "
+    "fields notes, learning_rate and epochs. More epochs and a higher learning rate learn more, and disturb more."
+)
+_MODES: tuple[tuple[str, Literal["own", "fixed", "random"]], ...] = (
+    ("settings", "own"),
+    ("fixed-settings", "fixed"),
+    ("random-settings", "random"),
+)
 _DERIVED = "of implications derived directly or indirectly from the content"
 STYLES: dict[str, Style] = {
     "implications": Style(
@@ -110,6 +136,7 @@ STYLES: dict[str, Style] = {
     "details": Style("List the names, numbers and details in this {unit}, one a line.", "Details:", "details"),
     "summary": Style("Summarise the {unit} in short sentences, one sentence a line.", "Summary:", "summary"),
     "no-prompt": Style(None, ""),
+    **{f"notes+{name}": Style(_PLAN, "JSON:", settings=mode) for name, mode in _MODES},
 }
 
 EXAMPLES: tuple[WorkedExample, ...] = (
@@ -202,8 +229,13 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
     if chosen.instruction is None:
         return [(Message("text", f"{title}\n{text}"),)]
     turns: list[Message] = []
+    unit = "passage" if chosen.settings else unit
     for index, example in enumerate(EXAMPLES[:shots]):
-        if unit == "passage":
+        if chosen.settings:
+            given, thought = example.joined("sentence", " "), ""
+            notes = example.joined("statements").split("\n")
+            shown = json.dumps({"notes": notes, "learning_rate": LEARNING_RATES[1 + index], "epochs": EPOCHS[1 + index]})
+        elif unit == "passage":
             given, shown = example.joined("sentence", " "), example.joined(str(chosen.key))
             thought = example.joined("summary", " ")
         else:
@@ -223,8 +255,8 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
 
 
 def about_sentences(style: str) -> bool:
-    """Whether a style can be asked for sentence by sentence: not a template, nor one that continues the bare passage."""
-    return style in STYLES and STYLES[style].instruction is not None
+    """Whether a style can be asked for sentence by sentence: not a template, a plan, nor one that continues the bare passage."""
+    return style in STYLES and STYLES[style].instruction is not None and STYLES[style].settings is None
 
 
 def _request(style: Style, title: str, text: str, chat: bool, unit: Unit) -> str:
@@ -254,7 +286,7 @@ def exam_prompt(question: str, title: str | None, chat: bool, passage: str | Non
 
 def parts_of(style: str) -> list[str]:
     """The styles that a combination such as ``details+self-qa`` asks for in turn; a template is one part."""
-    return [style] if "{passage}" in style else style.split("+")
+    return [style] if "{passage}" in style or style in STYLES else style.split("+")
 
 
 def check_styles(styles: list[str]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from selfedit import seeds
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
+from selfedit.errors import InvalidEditError
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.tasks.base import Asked, Request, Sitting
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
 from selfedit.tasks.knowledge.documents import passage_pieces
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, exam_questions, sit_exams
-from selfedit.tasks.knowledge.prompts import STYLES, about_sentences, edit_prompts, parts_of
+from selfedit.tasks.knowledge.prompts import EPOCHS, LEARNING_RATES, NOTES_SCHEMA, STYLES, about_sentences, edit_prompts, parts_of
 
 # Longest answers where the sampling names no length.
 SENTENCE_TOKENS, PASSAGE_TOKENS = 80, 512
+# 12 notes of 160 characters, and the settings.
+NOTES_TOKENS = 768
+GRIDS: Mapping[str, Sequence[float | int]] = {"learning_rate": LEARNING_RATES, "epochs": EPOCHS}
 
 
 @dataclass(frozen=True)
@@ -41,24 +47,32 @@ class KnowledgeTask:
         """Each style of a combination in turn, about the whole passage or sentence by sentence, as often as ``passes`` says."""
         edit, found = self.edit, []
         for style in parts_of(self.style(candidate)):
+            schema = json.dumps(NOTES_SCHEMA) if style in STYLES and STYLES[style].settings else None
+            longest = NOTES_TOKENS if schema else PASSAGE_TOKENS
             short = edit.unit == "sentence" and about_sentences(style)
             for _ in range(edit.passes if short else 1):
                 for part in split_passage(lm, context):
                     pieces = passage_pieces(part.text)
                     prompts = edit_prompts(style, part.title, pieces, part.text, lm.chat, edit.shots, edit.unit)
-                    found += [Request(prompt, SENTENCE_TOKENS if short else PASSAGE_TOKENS) for prompt in prompts]
+                    found += [Request(prompt, SENTENCE_TOKENS if short else longest, schema) for prompt in prompts]
         return found
 
     def joined(self, candidate: int, texts: Sequence[str]) -> str:
-        """The answers one below the other, without the thoughts that a style asks for first."""
+        """The answers one below the other, without the thoughts that a style asks for first; a plan with its settings or not."""
+        mode = next((STYLES[style].settings for style in parts_of(self.style(candidate)) if style in STYLES), None)
+        if mode is not None:
+            return "\n".join(_with_settings(text, mode) for text in texts)
         cuts = {STYLES[style].cut for style in parts_of(self.style(candidate)) if style in STYLES} - {None}
         for cut in cuts:
             texts = [text.rsplit(str(cut), 1)[-1].strip() for text in texts]
         return "\n".join(texts)
 
     def compile(self, lm: Identity, context: Passage, text: str, settings: Settings, seed: int) -> TrainingPlan:
-        """Documents by ``edit.form``, then the passage; the settings as given."""
-        return TrainingPlan(compile_edit(split_passage(lm, context), text, self.edit, lm.chat), settings, seed)
+        """Documents by ``edit.form``, then the passage; the settings as given, but for those that the self-edit names."""
+        notes, chosen = read_plan(text)
+        return TrainingPlan(
+            compile_edit(split_passage(lm, context), notes, self.edit, lm.chat), settings.model_copy(update=chosen), seed
+        )
 
     def asked(self, context: Passage) -> tuple[Asked, ...]:
         """Every wording of the passage's questions."""
@@ -67,6 +81,40 @@ class KnowledgeTask:
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
         """The exam of each (slot, passage)."""
         return sit_exams(lm, [Paper(passage, self.asked(passage), self.form, slot, self.margins) for slot, passage in seats], first)
+
+
+def read_plan(text: str) -> tuple[str, dict[str, float | int]]:
+    """The notes of a self-edit, one a line, and the settings that it names; free text is its own notes and names none.
+
+    Raises:
+        InvalidEditError: it begins as JSON and isn't the object that was asked for, or a setting is out of its grid.
+    """
+    if not text.lstrip().startswith("{"):
+        return text, {}
+    try:
+        plan = json.loads(text)
+        notes = [str(note) for note in plan["notes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidEditError(f"not a JSON object with notes ({error})") from error
+    chosen = {name: plan[name] for name in GRIDS if name in plan}
+    for name, value in chosen.items():
+        if value not in GRIDS[name]:
+            raise InvalidEditError(f"{name} {value!r} is none of {', '.join(map(str, GRIDS[name]))}")
+    return "\n".join(notes), chosen
+
+
+def _with_settings(text: str, mode: str) -> str:
+    """A plan with its own settings, with none, or with settings drawn by a hash of its notes."""
+    if mode == "own":
+        return text
+    try:
+        plan = json.loads(text)
+        kept = {"notes": plan["notes"]}
+    except (ValueError, KeyError, TypeError):
+        return text
+    if mode == "random":
+        kept |= {name: grid[seeds.derive(text, name) % len(grid)] for name, grid in GRIDS.items()}
+    return json.dumps(kept, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
