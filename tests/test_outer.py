@@ -21,8 +21,9 @@ from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, load_model
-from selfedit.outer import Scored, select, train
+from selfedit.outer import train
 from selfedit.runs import Run
+from selfedit.selection import Scored, preferences, select
 from selfedit.stats import best_of_retested, mean_and_error, paired_difference, reliability
 from selfedit.tasks.base import Asked, Item, Request, Sitting, sit_items
 
@@ -135,7 +136,7 @@ def share(letters: list[str]) -> float:
 
 
 def scored(*rewards: float, context: str = "x", usable: bool = True) -> list[Scored]:
-    return [Scored(context, index, reward, 0.0, usable) for index, reward in enumerate(rewards)]
+    return [Scored(context, index, reward, reward, 0.0, usable) for index, reward in enumerate(rewards)]
 
 
 def test_selection_rules() -> None:
@@ -144,8 +145,9 @@ def test_selection_rules() -> None:
     assert select("positive", rows, 0.2, 0) == [("x", 1), ("x", 2)]
     assert select("best-positive", rows, 0.2, 0) == [("x", 1)]
     assert select("top-fraction", rows, 0.5, 0) == [("x", 0), ("x", 1), ("x", 2)]
-    tied = [Scored("x", 0, 0.4, 0.1, True), Scored("x", 1, 0.4, 0.3, True)]
+    tied = [Scored("x", 0, 0.4, 0.4, 0.1, True), Scored("x", 1, 0.4, 0.4, 0.3, True)]
     assert select("best", tied, 0.2, 0) == [("x", 1)], "ties go by the margin"
+    assert preferences(rows) == [("x", 2, 0), ("y", 1, 0)] or preferences(rows) == [("x", 1, 0), ("y", 1, 0)]
     drawn = [select("random", rows, 0.2, seed) for seed in range(40)]
     assert {pick for picks in drawn for pick in picks} == {("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1)}
     assert all(len(picks) == 2 for picks in drawn)

@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
     "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks", "rewards",
-    "runs", "inner", "executors", "memory", "learn", "outer", "evaluate", "corpus", "bench", "cli", "__main__",
+    "selection", "runs", "inner", "executors", "memory", "learn", "outer", "evaluate", "corpus", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

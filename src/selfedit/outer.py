@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import time
 from collections import defaultdict
@@ -25,7 +24,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import RewardName, Sampling, SelectionRule, Settings, TrainConfig
+from selfedit.config import RewardName, Sampling, Settings, TrainConfig
 from selfedit.edits import Prompt
 from selfedit.errors import DataError, DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
@@ -39,26 +38,15 @@ from selfedit.lm.stack import slots_that_fit
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import Marks, mark_sitting
 from selfedit.rewards import Reward, make_reward
-from selfedit.runs import BASE, Log, Policy, Run, policy_at
+from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at
 from selfedit.samplers.local import write_edits
-from selfedit.stats import best_of_retested, mean_and_error, reliability
+from selfedit.selection import Scored, preferences, round_summary, select
 from selfedit.tasks.base import Sitting, Task
 
 Told = Callable[[str, dict[str, Any]], None]
 # A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
 Lessons = dict[str, dict[str, Any]]
 Trials = dict[tuple[str, int, int], dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One self-edit with its reward: the mean over its runs, 0 if it could not be tried."""
-
-    context: str
-    candidate: int
-    reward: float
-    tie: float
-    usable: bool
 
 
 def train(
@@ -153,30 +141,20 @@ class Round:
         start = time.perf_counter()
         written = self.write(contexts)
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
-        scored, by_run = self.weigh(contexts, written, tried)
+        scored = self.weigh(contexts, written, tried)
         chosen = select(self.config.rule, scored, self.config.fraction, seeds.derive(self.config.seed, "select", self.number))
-        if self.config.algorithm == "dpo":
-            preferred = preferences(scored)
+        preferred = preferences(scored) if self.config.algorithm == "dpo" else []
+        if preferred:
             chosen = [(context, best) for context, best, _ in preferred]
-            pairs = self.pairs(contexts, written, chosen)
-            after, losses = self.prefer(contexts, written, preferred)
-        else:
-            pairs = self.pairs(contexts, written, chosen)
-            after, losses = self.reinforce(pairs)
-        of_selected = [one.reward for one in scored if (one.context, one.candidate) in set(chosen)]
+        keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
+        pairs = self.pairs(contexts, written, chosen)
+        after, losses = self.prefer(contexts, written, preferred) if self.config.algorithm == "dpo" else self.reinforce(pairs)
         row = {
             "round": self.number,
             "policy_before": self.policy.digest,
             "policy_after": after.digest,
-            "contexts": len(contexts),
-            "edits": len(scored),
-            "usable": sum(one.usable for one in scored),
-            "selected": len(chosen),
+            **round_summary(scored, chosen, self.config.reward),
             "rows": len(pairs),
-            "reward": asdict(mean_and_error(means_by_context(scored))),
-            "reward_selected": asdict(mean_and_error(of_selected)),
-            "reliability": {name: asdict(found) if (found := reliability(of)) else None for name, of in by_run.items()},
-            "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run[self.config.reward]).items()},
             "outer_losses": losses,
             "tokens": sum(row["tokens"] for row in tried.values()),
             "seconds": round(time.perf_counter() - start, 1),
@@ -239,9 +217,12 @@ class Round:
         if not repeat or not self.config.halving or at < self.config.noise_passages:
             return everyone
         before = {key: row for key, row in rows.items() if key[0] == context.id and key[2] < repeat}
-        scored, _ = self.weigh([context], written, before)
-        ranked = [one for one in scored if one.usable and (context.id, one.candidate, repeat - 1) in before]
-        ranked.sort(key=_rank, reverse=True)
+        ranked = [
+            one
+            for one in self.weigh([context], written, before)
+            if one.usable and (context.id, one.candidate, repeat - 1) in before
+        ]
+        ranked.sort(key=lambda one: one.rank, reverse=True)
         return sorted(one.candidate for one in ranked[: math.ceil(len(everyone) / 2**repeat)])
 
     def try_stage(
@@ -289,38 +270,43 @@ class Round:
             self.run.append(*fresh)
             self.told("tried", {"done": len(rows), "of": total + sum(row["status"] == "invalid" for row in rows.values())})
 
-    def weigh(
-        self, contexts: Sequence[Any], written: Lessons, tried: Trials
-    ) -> tuple[list[Scored], dict[str, list[list[list[float]]]]]:
-        """Each self-edit's reward; and by each kind of reward, on the same trials, those of every context, edit and run.
-
-        The latter of the contexts whose edits have equally many runs each: by successive halving good ones have more.
-        """
+    def weigh(self, contexts: Sequence[Any], written: Lessons, tried: Trials) -> list[Scored]:
+        """Each self-edit's reward, with every kind of reward beside it on the same trials."""
         names: tuple[RewardName, ...] = ("accuracy", "likelihood", "mixed")
         kinds: dict[str, Reward] = {name: make_reward(name, self.config.reward_weight) for name in names}
         scored: list[Scored] = []
-        by_run: dict[str, list[list[list[float]]]] = {name: [] for name in kinds}
         by_edit: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         for (context_id, candidate, _), row in sorted(tried.items()):
             by_edit[context_id, candidate].append(row)
-        for at, context in enumerate(contexts):
+        for context in contexts:
             baseline = self.marks(context, written[context.id]["baseline"])
-            of_context: dict[str, list[list[float]]] = {name: [] for name in kinds}
             for candidate, edit in enumerate(written[context.id]["edits"]):
-                runs = by_edit[context.id, candidate]
-                marks = [self.marks(context, row["sitting"]) for row in runs if row["sitting"] is not None]
-                rewards = [kinds[self.config.reward].score(one, baseline) for one in marks]
-                usable = bool(rewards) and len(rewards) == len(runs)
                 if self.config.rule == "random":
-                    usable = self.compiles(context, edit["text"])
-                tie = fmean(one.margin - baseline.margin for one in marks) if usable and marks else 0.0
-                scored.append(Scored(context.id, candidate, fmean(rewards) if usable and rewards else 0.0, tie, usable))
-                for name, kind in kinds.items():
-                    of_context[name].append([kind.score(one, baseline) for one in marks])
-            if not self.config.halving or at < self.config.noise_passages:
-                for name, rewards_of in of_context.items():
-                    by_run[name].append(rewards_of)
-        return scored, by_run
+                    scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, self.compiles(context, edit["text"])))
+                    continue
+                rows = by_edit[context.id, candidate]
+                marks = [self.marks(context, row["sitting"]) for row in rows if row["sitting"] is not None]
+                runs = tuple({name: kind.score(one, baseline) for name, kind in kinds.items()} for one in marks)
+                if not marks or len(marks) < len(rows):
+                    scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, usable=False))
+                    continue
+                reward = fmean(run[self.config.reward] for run in runs)
+                scored.append(
+                    Scored(
+                        context.id,
+                        candidate,
+                        reward=reward,
+                        value=reward,
+                        tie=fmean(one.margin - baseline.margin for one in marks),
+                        usable=True,
+                        accuracy=fmean(one.accuracy for one in marks),
+                        baseline=baseline.accuracy,
+                        runs=runs,
+                        verdicts=tuple(tuple(v.correct for v in one.verdicts) for one in marks),
+                        baseline_verdicts=tuple(v.correct for v in baseline.verdicts),
+                    )
+                )
+        return scored
 
     def pairs(self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]]) -> list[tuple[Prompt, str]]:
         """What the policy is trained on: each selected self-edit's prompts and what was written to them; kept as rows.jsonl."""
@@ -344,9 +330,7 @@ class Round:
             wanted = json.loads((Path(self.config.control_of) / self.folder.name / "policy" / "training.json").read_text())["rows"]
             at = [index % len(rows) for index in range(wanted)] if rows else []
             pairs, rows = [pairs[index] for index in at], [rows[index] for index in at]
-        scratch = self.folder / ".rows.jsonl.new"
-        scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        scratch.replace(self.folder / "rows.jsonl")
+        keep_rows(self.folder / "rows.jsonl", rows)
         listed = [{"context": context_id, "candidate": candidate} for context_id, candidate in chosen]
         (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
         return pairs
@@ -424,58 +408,6 @@ class Round:
                     f"{log.file}: has a row of policy {row['policy']}, but round {self.number} begins with {self.policy.digest}; "
                     "its rewards don't hold for this one. Take the file away, or start a new run"
                 )
-
-
-def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed: int) -> list[tuple[str, int]]:
-    """(context, candidate) of the self-edits that the policy is trained on, in the order of contexts.
-
-    ``best``: of each context the one with the highest reward (the paper's); ``positive``: all above the baseline (its equation 2);
-    ``best-positive``: the best, if it is above the baseline; ``top-fraction``: so large a share of all, over contexts;
-    ``random``: of each context one, uniformly. Only self-edits that could be tried; ties by margin, then by lower index.
-    """
-    by_context: dict[str, list[Scored]] = defaultdict(list)
-    for one in scored:
-        by_context[one.context] += [one] if one.usable else []
-
-    if rule == "positive":
-        return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]
-    if rule == "top-fraction":
-        ranked = sorted((one for one in scored if one.usable), key=_rank, reverse=True)
-        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * len(scored)))]}
-        return [(one.context, one.candidate) for one in scored if (one.context, one.candidate) in top]
-    chosen = []
-    for context, ones in by_context.items():
-        if not ones:
-            continue
-        best = random.Random(seeds.derive(seed, context)).choice(ones) if rule == "random" else max(ones, key=_rank)
-        if rule != "best-positive" or best.reward > 0:
-            chosen.append((context, best.candidate))
-    return chosen
-
-
-def _rank(one: Scored) -> tuple[float, float, int]:
-    return one.reward, one.tie, -one.candidate
-
-
-def preferences(scored: Sequence[Scored]) -> list[tuple[str, int, int]]:
-    """(context, best, worst) of every context whose best self-edit has a higher reward than its worst."""
-    by_context: dict[str, list[Scored]] = defaultdict(list)
-    for one in scored:
-        by_context[one.context] += [one] if one.usable else []
-    found = []
-    for context, ones in by_context.items():
-        ranked = sorted(ones, key=_rank)
-        if len(ranked) > 1 and ranked[-1].reward > ranked[0].reward:
-            found.append((context, ranked[-1].candidate, ranked[0].candidate))
-    return found
-
-
-def means_by_context(scored: Sequence[Scored]) -> list[float]:
-    """Each context's mean reward over its self-edits."""
-    by_context: dict[str, list[float]] = defaultdict(list)
-    for one in scored:
-        by_context[one.context].append(one.reward)
-    return [fmean(values) for values in by_context.values()]
 
 
 def write_and_sit(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ class Log:
             stream.flush()
             os.fsync(stream.fileno())
         self.rows += rows
+
+
+def keep_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a file of JSON rows, whole or not at all."""
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    scratch.replace(file)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file of JSON rows, which is left as it is; none if it isn't there.
+
+    Raises:
+        DataError: a row that is no JSON.
+    """
+    if not file.exists():
+        return []
+    try:
+        whole = file.read_bytes().rpartition(b"\n")[0]
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: can't be read as rows of a run ({error})") from error
 
 
 class Run:

@@ -1,0 +1,126 @@
+"""Which self-edits the policy is trained on, and what a round's rewards say about themselves."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import SelectionRule
+from selfedit.stats import best_of_retested, mean_and_error, reliability
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One self-edit with its reward.
+
+    Attributes:
+        reward: gain over the baseline, the mean over its runs; 0 if it could not be tried.
+        value: what it is ranked by within its context.
+        tie: ranks equals.
+        usable: whether every run of it came through.
+        accuracy, baseline: share of questions answered with it and before; None if it was not tried.
+        runs: each run's reward by kind.
+        verdicts, baseline_verdicts: each run's marks, question by question, and those before.
+    """
+
+    context: str
+    candidate: int
+    reward: float
+    value: float
+    tie: float
+    usable: bool
+    accuracy: float | None = None
+    baseline: float | None = None
+    runs: tuple[dict[str, float], ...] = ()
+    verdicts: tuple[tuple[bool, ...], ...] = ()
+    baseline_verdicts: tuple[bool, ...] = ()
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """By value, ties by ``tie``, then by lower index."""
+        return self.value, self.tie, -self.candidate
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Scored:
+        """From a row of ``scored.jsonl``."""
+        verdicts = tuple(tuple(run) for run in row["verdicts"])
+        return cls(**row | {"runs": tuple(row["runs"]), "verdicts": verdicts, "baseline_verdicts": tuple(row["baseline_verdicts"])})
+
+
+def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed: int) -> list[tuple[str, int]]:
+    """(context, candidate) of the self-edits that the policy is trained on, in the order of contexts.
+
+    ``best``: of each context the one with the highest reward (the paper's); ``positive``: all above the baseline (its equation 2);
+    ``best-positive``: the best, if it is above the baseline; ``top-fraction``: so large a share of all, over contexts;
+    ``random``: of each context one, uniformly. Only self-edits that could be tried; ties by margin, then by lower index.
+    """
+    if rule == "positive":
+        return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]
+    if rule == "top-fraction":
+        ranked = sorted((one for one in scored if one.usable), key=lambda one: (one.reward, one.tie, -one.candidate), reverse=True)
+        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * len(scored)))]}
+        return [(one.context, one.candidate) for one in scored if (one.context, one.candidate) in top]
+    chosen = []
+    for context, ones in _usable_by_context(scored).items():
+        if not ones:
+            continue
+        drawn = random.Random(seeds.derive(seed, context)) if rule == "random" else None
+        best = drawn.choice(ones) if drawn else max(ones, key=lambda one: one.rank)
+        if rule != "best-positive" or best.reward > 0:
+            chosen.append((context, best.candidate))
+    return chosen
+
+
+def preferences(scored: Sequence[Scored]) -> list[tuple[str, int, int]]:
+    """(context, best, worst) of every context whose best self-edit has a higher reward than its worst."""
+    found = []
+    for context, ones in _usable_by_context(scored).items():
+        ranked = sorted(ones, key=lambda one: one.rank)
+        if len(ranked) > 1 and ranked[-1].value > ranked[0].value:
+            found.append((context, ranked[-1].candidate, ranked[0].candidate))
+    return found
+
+
+def round_summary(scored: Sequence[Scored], chosen: Sequence[tuple[str, int]], kind: str) -> dict[str, Any]:
+    """A round's figures: rewards as means over contexts, how far one run can be trusted, and what the best are worth again.
+
+    The noise is estimated on the contexts whose self-edits have equally many runs; after successive halving good ones have more.
+
+    Args:
+        kind: the reward that chose.
+    """
+    by_context: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        by_context[one.context].append(one)
+    even = [ones for ones in by_context.values() if len({len(one.runs) for one in ones if one.usable}) == 1]
+    kinds = dict.fromkeys(name for one in scored for run in one.runs for name in run)
+    by_run = {name: [[[run[name] for run in one.runs] for one in ones] for ones in even] for name in kinds}
+    noise = {name: reliability([of for of in rewards if not _missing(of)]) for name, rewards in by_run.items()}
+    picked = set(chosen)
+    return {
+        "contexts": len(by_context),
+        "edits": len(scored),
+        "usable": sum(one.usable for one in scored),
+        "selected": len(chosen),
+        "reward": asdict(mean_and_error([fmean(one.reward for one in ones) for ones in by_context.values()])),
+        "reward_selected": asdict(mean_and_error([one.reward for one in scored if (one.context, one.candidate) in picked])),
+        "reliability": {name: asdict(found) if found else None for name, found in noise.items()},
+        "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run.get(kind, [])).items()},
+    }
+
+
+def _missing(rewards: Sequence[Sequence[float]]) -> bool:
+    return any(math.isnan(value) for edit in rewards for value in edit)
+
+
+def _usable_by_context(scored: Sequence[Scored]) -> dict[str, list[Scored]]:
+    found: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        found[one.context] += [one] if one.usable else []
+    return found
