@@ -9,8 +9,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
-    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks", "rewards",
-    "selection", "runs", "inner", "executors", "memory", "learn", "outer", "evaluate", "corpus", "bench", "cli", "__main__",
+    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks",
+    "rewards", "selection", "runs", "inner", "executors", "memory", "convert", "learn", "outer", "evaluate", "corpus",
+    "report", "rows", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -250,3 +250,12 @@ def test_many_passages_at_once(command: Command, tiny_model: Path, tmp_path: Pat
     nothing = next(row for row in rows_of(tmp_path / "full" / "trials.jsonl") if row["kind"] == "passage")["trials"][0]
     after = full["passage epochs=2"]["sittings"][rows_of(tmp_path / "full" / "trials.jsonl")[0]["passage"]]
     assert after[0]["log_probabilities"] != nothing["sittings"][0]["log_probabilities"]
+
+
+def test_report_and_select_of_our_own_runs(command: Command, trained: Path, tmp_path: Path) -> None:
+    done = command("report", trained, "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 4
+    assert command("select", trained, "--rule", "best", "--round", 2, "--out", tmp_path / "rows.jsonl").returncode == 0
+    ours = [row["completion"][0]["content"] for row in rows_of(tmp_path / "rows.jsonl")]
+    assert ours == [row["completion"] for row in rows_of(trained / "round-02" / "rows.jsonl")], "what the policy was trained on"

@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from selfedit import __version__
-from selfedit.cli import ask, bench, chat, compile, evaluate, learn, memory, train
+from selfedit.cli import ask, bench, chat, compile, evaluate, learn, memory, report, train
 from selfedit.cli.common import err
 from selfedit.errors import SelfeditError
 
@@ -29,6 +29,9 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.command("compile")(compile.compile_command)
+app.command("report")(report.report_command)
+app.command("convert")(report.convert_command)
+app.command("select")(report.select_command)
 
 
 @app.callback(invoke_without_command=True)

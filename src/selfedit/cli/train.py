@@ -95,9 +95,9 @@ def knowledge_command(
         return
     from selfedit.executors.local import LocalExecutor, ModelChoice
     from selfedit.lm.load import identify
-    from selfedit.outer import train
+    from selfedit.outer import draw, train
     from selfedit.runs import Run
-    from selfedit.tasks.knowledge.data import load_dataset
+    from selfedit.tasks.knowledge.data import flat_dataset, load_dataset
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
     contexts = {
@@ -107,6 +107,9 @@ def knowledge_command(
     check_writable(json_file)
     identify(resolved.model)
     opened = Run(folder, resolved, resume)
+    write_json(
+        folder / "data.json", flat_dataset([passage for part in draw(resolved, list(contexts.values())) for passage in part])
+    )
     err.print(f"run folder: {folder}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -115,6 +116,23 @@ def parse_dataset(data: Any, where: str) -> list[Passage]:
             )
         )
     return passages
+
+
+def flat_dataset(passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """The flat form of a data set, as ``load_dataset`` reads it."""
+    return [
+        {
+            "title": passage.title,
+            "context": passage.text,
+            "questions": [
+                {"question": q.question, "answer": q.answer}
+                | ({"aliases": list(q.aliases)} if q.aliases else {})
+                | ({"paraphrases": list(q.paraphrases)} if q.paraphrases else {})
+                for q in passage.questions
+            ],
+        }
+        for passage in passages
+    ]
 
 
 def almanac(split: str) -> list[Passage]:

@@ -1,0 +1,83 @@
+"""``selfedit report``, ``convert`` and ``select``: what runs say, ours and the reference code's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
+from selfedit.config import SelectionRule
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs: train, eval, or converted.")],
+    file: Annotated[Path | None, typer.Option("--out", help="The page; default: report.html in the first run.")] = None,
+) -> None:
+    """Makes one self-contained HTML page of runs, with PNG and CSV in a folder of its name beside it.
+
+    Reward by round with intervals, lengths, coverage and faithfulness of the self-edits, how far the reward can be trusted, the
+    best and the worst self-edits with their marks, cost. Later runs are compared with the first one, passage by passage.
+
+    Example: selfedit report runs/train-1 runs/control-1 --out report.html
+    """
+    from selfedit.report.page import write_report
+
+    page = file or runs[0] / "report.html"
+    check_writable(page)
+    written = write_report(runs, page)
+    out.print(f"{written[0]}", highlight=False, soft_wrap=True)
+    err.print(f"{len(written) - 1} pictures and tables in {page.with_suffix('')}", highlight=False, soft_wrap=True)
+
+
+def convert_command(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result of a run of trials, of the reference code.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder to make.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the aggregates there.")] = None,
+) -> None:
+    """Makes a run folder of a result file of the reference code, for report and select.
+
+    Every aggregate is computed again from the verdicts on single questions; where the file's own differs, it says so.
+
+    Example: selfedit convert iter0.json runs/iter0
+    """
+    from selfedit.convert import convert
+
+    check_writable(json_file)
+    found = convert(result, run)
+    if json_file is not None:
+        write_json(json_file, found)
+    table = narrow_table()
+    for name in ("", "computed", "in the file"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, value in found["overall"].items():
+        stored = found["stored"].get(name)
+        mark = " differs" if name in found["differs"] else ""
+        table.add_row(name, "-" if value is None else f"{value:.4f}", "-" if stored is None else f"{stored}{mark}")
+    out.print(table)
+    out.print(f"run: {escape(str(run))}", highlight=False, soft_wrap=True)
+
+
+def select_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of selfedit train, or a converted one.")],
+    file: Annotated[Path, typer.Option("--out", help="Write the rows there, one JSON object {prompt, completion} a line.")],
+    rule: Annotated[SelectionRule, typer.Option(help="best, positive, best-positive, top-fraction, or random.")] = "best-positive",
+    number: Annotated[int, typer.Option("--round", min=0, help="Which round; 0: all.")] = 0,
+    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of all self-edits that top-fraction takes.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="For random.")] = 0,
+) -> None:
+    """Writes the rows that a writer would be trained on, selected from a run by a rule.
+
+    best takes each passage's first best, as the reference code does; best-positive only those above the baseline.
+
+    Example: selfedit select runs/iter0 --rule best --out rows.jsonl
+    """
+    from selfedit.rows import selected_rows
+    from selfedit.runs import keep_rows
+
+    check_writable(file)
+    rows = selected_rows(run, rule, number, fraction, seed)
+    keep_rows(file, rows)
+    out.print(f"{len(rows)} rows: {escape(str(file))}", highlight=False, soft_wrap=True)

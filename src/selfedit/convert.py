@@ -1,0 +1,203 @@
+"""A result file of the reference code becomes a run folder, every aggregate computed again from the verdicts on single questions.
+
+Departures: a run that has no verdicts counts as one that could not be tried; there it leaves zeros that look like results.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from selfedit import __version__
+from selfedit.contexts import Passage, Question
+from selfedit.errors import DataError
+from selfedit.runs import ROWS, keep_rows, read_rows
+from selfedit.selection import Scored, round_summary
+from selfedit.tasks.knowledge.data import flat_dataset
+
+# How far a file's own aggregate (rounded to 4 digits) may be from the one computed again.
+ROUNDING = 6e-4
+
+
+def convert(file: Path, folder: Path) -> dict[str, Any]:
+    """Writes the run folder and returns ``{overall, stored, differs}``.
+
+    Aggregates computed again, the file's own, and the names of those that differ by more than rounding.
+
+    Raises:
+        DataError: the file isn't such a result, or the folder exists; names the item and the field.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: exists; give a folder that doesn't")
+    data = _load(file)
+    passages: list[Passage] = []
+    edits, trials, scored = [], [], []
+    for index, article in enumerate(data["articles"]):
+        at = f"{file}, article {index + 1}"
+        passage = _passage(article, at)
+        again = sum(known.id == passage.id for known in passages)
+        context = f"{passage.id}-{again + 1}" if again else passage.id
+        passages.append(passage)
+        prompt = article.get("prompt", "")
+        written = []
+        for candidate, completion in enumerate(_listed(article, "completions", at)):
+            here = f"{at}, completion {candidate + 1}"
+            text = completion.get("text")
+            if not isinstance(text, str):
+                raise DataError(f"{here}: field text is missing or not text")
+            written.append({"text": text, "style": str(data.get("exp_name", "")), "texts": [text]})
+            one, rows = _scored(context, candidate, completion, here)
+            scored.append(one)
+            trials += rows
+        edits.append({"context": context, "prompt": prompt, "edits": written, "policy": "external"})
+    if not edits:
+        raise DataError(f"{file}: no articles in it")
+    overall = aggregates(scored)
+    stored: dict[str, Any] = data["overall"] if isinstance(data.get("overall"), dict) else {}
+    differs = [
+        name
+        for name, value in overall.items()
+        if isinstance(stored.get(name), (int, float)) and value is not None and abs(stored[name] - value) > ROUNDING
+    ]
+    # One training a completion, each on its own: the best of a passage is what the reference's outer loop would take.
+    scratch = folder.with_name(f".{folder.name}.new")
+    (scratch / "round-01").mkdir(parents=True)
+    settings = {key: value for key, value in data.items() if key not in ("articles", "overall")}
+    config = {"source": file.name, "reference": settings}
+    (scratch / "run.json").write_text(json.dumps({"version": __version__, "commit": None, "config": config}, indent=1) + "\n")
+    (scratch / "data.json").write_text(json.dumps(flat_dataset(passages), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    keep_rows(scratch / ROWS, trials)
+    keep_rows(scratch / "round-01" / "edits.jsonl", edits)
+    keep_rows(scratch / "round-01" / "scored.jsonl", [asdict(one) for one in scored])
+    summary = {"round": 1, **round_summary(scored, [], "accuracy"), "overall": overall}
+    keep_rows(scratch / "metrics.jsonl", [summary])
+    scratch.rename(folder)
+    return {"overall": overall, "stored": stored, "differs": differs}
+
+
+def aggregates(scored: list[Scored]) -> dict[str, float | None]:
+    """The reference code's ``overall``: means over articles of means over completions of means over runs; sample deviations."""
+    by_article: dict[str, list[Scored]] = {}
+    for one in scored:
+        by_article.setdefault(one.context, []).append(one)
+    tried = [[one for one in ones if one.accuracy is not None and one.baseline is not None] for ones in by_article.values()]
+    tried = [ones for ones in tried if ones]
+    before = [fmean(_number(one.baseline) for one in ones) for ones in tried]
+    after = [fmean(_number(one.accuracy) for one in ones) for ones in tried]
+    over = [_deviation([_number(one.accuracy) for one in ones]) for ones in tried]
+    within = [fmean(_deviation([fmean(run) for run in one.verdicts]) for one in ones) for ones in tried]
+    return {
+        "baseline_mean_accuracy": _rounded(fmean(before)) if before else None,
+        "baseline_std_of_article_means": _rounded(_deviation(before)) if before else None,
+        "adapter_mean_accuracy": _rounded(fmean(after)) if after else None,
+        "adapter_std_of_article_means": _rounded(_deviation(after)) if after else None,
+        "mean_adapter_std_over_completions": _rounded(fmean(over)) if over else None,
+        "mean_adapter_std_within_completions": _rounded(fmean(within)) if within else None,
+        "mean_gain": _rounded(fmean(a - b for a, b in zip(after, before, strict=True))) if after else None,
+    }
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a run folder was made of a result file."""
+    rows = read_rows(folder / "round-01" / "edits.jsonl")
+    return bool(rows) and rows[0].get("policy") == "external"
+
+
+def _scored(context: str, candidate: int, completion: dict[str, Any], at: str) -> tuple[Scored, list[dict[str, Any]]]:
+    """A completion's rewards and its runs' rows; its own baseline, as the reference code graded it again for each."""
+    by_run: dict[int, list[dict[str, Any]]] = {}
+    for number, question in enumerate(_listed(completion, "questions", at)):
+        here = f"{at}, question {number + 1}"
+        for field, kinds in (("rep", int), ("adapter_correct", bool), ("baseline_correct", bool)):
+            if not isinstance(question.get(field), kinds):
+                raise DataError(f"{here}: field {field} is missing or no {kinds.__name__}")
+        by_run.setdefault(question["rep"], []).append(question)
+    if not by_run:
+        return Scored(context, candidate, 0.0, 0.0, 0.0, usable=False), []
+    runs, rows = [], []
+    for repeat, questions in sorted(by_run.items()):
+        after = fmean(float(q["adapter_correct"]) for q in questions)
+        before = fmean(float(q["baseline_correct"]) for q in questions)
+        runs.append((after, before, tuple(bool(q["adapter_correct"]) for q in questions)))
+        rows.append(
+            {
+                "round": 1,
+                "context": context,
+                "candidate": candidate,
+                "repeat": repeat,
+                "policy": "external",
+                "status": "ok",
+                "reason": "",
+                "questions": questions,
+                "tokens": 0,
+                "seconds": 0.0,
+            }
+        )
+    accuracy, baseline = fmean(after for after, _, _ in runs), fmean(before for _, before, _ in runs)
+    first = next(iter(sorted(by_run.items())))[1]
+    one = Scored(
+        context,
+        candidate,
+        reward=accuracy - baseline,
+        # The reference ranks by accuracy, with equals in the order in which they stand.
+        value=accuracy,
+        tie=0.0,
+        usable=True,
+        accuracy=accuracy,
+        baseline=baseline,
+        runs=tuple({"accuracy": after - before} for after, before, _ in runs),
+        verdicts=tuple(verdicts for _, _, verdicts in runs),
+        baseline_verdicts=tuple(bool(q["baseline_correct"]) for q in first),
+    )
+    return one, rows
+
+
+def _passage(article: Any, at: str) -> Passage:
+    if not isinstance(article, dict):
+        raise DataError(f"{at}: not an object")
+    for field in ("title", "context"):
+        if not isinstance(article.get(field), str):
+            raise DataError(f"{at}: field {field} is missing or not text")
+    golds: dict[str, str] = {}
+    for completion in _listed(article, "completions", at):
+        for question in _listed(completion, "questions", at):
+            if not isinstance(question.get("question"), str) or not isinstance(question.get("answer"), str):
+                raise DataError(f"{at}: a question without its text or its answer")
+            golds.setdefault(question["question"], question["answer"])
+    return Passage(
+        article["title"].strip(), article["context"].strip(), tuple(Question(text, answer) for text, answer in golds.items())
+    )
+
+
+def _listed(item: Any, field: str, at: str) -> list[dict[str, Any]]:
+    found = item.get(field) if isinstance(item, dict) else None
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise DataError(f"{at}: field {field} is missing or no list of objects")
+    return found
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file; give a result of a run of trials (JSON with articles)") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: can't be read as JSON ({error})") from error
+    if not isinstance(data, dict) or not isinstance(data.get("articles"), list):
+        raise DataError(f"{file}: no field articles; give a result of a run of trials, not a data set")
+    return data
+
+
+def _number(value: float | None) -> float:
+    return value if value is not None else 0.0
+
+
+def _deviation(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

@@ -1,0 +1,97 @@
+"""One self-contained HTML page of runs, with its pictures as PNG and its tables as CSV beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from selfedit.report import tables
+from selfedit.report.plots import Picture, pictures_of
+from selfedit.report.read import RunData, read_run
+
+
+def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
+    """Writes ``file`` and the folder ``file`` without its ending with PNG and CSV; returns everything written.
+
+    Raises:
+        DataError: a folder isn't a run, or has nothing to show.
+    """
+    runs = [read_run(folder) for folder in folders]
+    pictures = pictures_of(runs)
+    sections = [(run, _tables(run)) for run in runs]
+    compared = tables.comparison(runs) if len(runs) > 1 else None
+    page = _template().render(
+        runs=[_section(run, found) for run, found in sections], pictures=[_embedded(p) for p in pictures], compared=compared
+    )
+    beside, scratch = file.with_suffix(""), file.with_name(f".{file.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    written = []
+    for picture in pictures:
+        written.append(beside / f"{_slug(picture.name)}.png")
+        written[-1].write_bytes(picture.png)
+    for run, found in sections:
+        for table in [*found, *([tables.edits_table(run)] if run.kind == "train" else [])]:
+            written.append(beside / f"{_slug(run.name)}-{_slug(table.title)}.csv")
+            written[-1].write_text(_csv(table), encoding="utf-8")
+    scratch.write_text(page, encoding="utf-8")
+    scratch.replace(file)
+    return [file, *written]
+
+
+def _tables(run: RunData) -> list[tables.Table]:
+    if run.kind == "eval":
+        return [tables.methods_table(run), tables.differences_table(run)]
+    found = [tables.rounds_table(run), tables.noise_table(run), tables.retested_table(run), tables.cost_table(run)]
+    return [table for table in found if table.rows]
+
+
+def _section(run: RunData, found: Sequence[tables.Table]) -> dict[str, Any]:
+    shown = run.rounds[-1] if run.rounds else None
+    settings = run.settings["config"]
+    seed = settings.get("seed")
+    facts = {
+        "model": settings.get("model"),
+        "seed": seed,
+        "selfedit": run.settings["version"],
+        "commit": run.settings.get("commit"),
+    }
+    return {
+        "name": run.name,
+        "facts": {name: value for name, value in facts.items() if value is not None},
+        "tables": found,
+        "round": shown.number if shown else None,
+        "extremes": tables.extremes(shown) if shown else [],
+        "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
+    }
+
+
+def _embedded(picture: Picture) -> dict[str, str]:
+    return {"caption": picture.caption, "data": base64.b64encode(picture.png).decode()}
+
+
+def _csv(table: tables.Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)
+    return buffer.getvalue()
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("selfedit.report", "")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html")

@@ -1,0 +1,254 @@
+"""The figures of a report: rows of plain values, for the page and for CSV alike."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from selfedit.report.read import Edit, Round, RunData
+from selfedit.stats import Mean, mean_and_error, paired_difference
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; a cell is text, a number or None."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+def by_passage(edits: Iterable[Edit], value: str) -> list[float]:
+    """Each passage's mean over its self-edits of a figure; passages without any are left out."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for edit in edits:
+        figure = getattr(edit.scored, value) if hasattr(edit.scored, value) else getattr(edit, value)
+        if figure is not None:
+            found[edit.scored.context].append(float(figure))
+    return [fmean(values) for values in found.values()]
+
+
+def rounds_table(run: RunData) -> Table:
+    """What each round wrote and how well it did."""
+    rows = []
+    for one in run.rounds:
+        metrics = one.metrics
+        rows.append(
+            (
+                one.number,
+                metrics["contexts"],
+                f"{metrics['usable']}/{metrics['edits']}",
+                _pm(mean_and_error(by_passage(one.edits, "baseline")), 100),
+                _pm(mean_and_error(by_passage(one.edits, "accuracy")), 100),
+                _stored(metrics["reward"]),
+                metrics["selected"],
+                _stored(metrics["reward_selected"]),
+                _pm(mean_and_error(by_passage(one.edits, "words")), 1, 0),
+                _pm(mean_and_error(by_passage(one.edits, "coverage")), 100),
+                _pm(mean_and_error(by_passage(one.edits, "unfaithful")), 100),
+            )
+        )
+    return Table(
+        "Rounds",
+        "Means and standard errors over passages. Reward: gain over the baseline, in the reward's own unit. Coverage: share of the "
+        "gold answers that stand in the self-edit. Unfaithful: share of its content words that the passage doesn't have.",
+        (
+            "round", "passages", "usable", "before %", "after %", "reward", "selected", "their reward", "words", "coverage %",
+            "unfaithful %",
+        ),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def noise_table(run: RunData) -> Table:
+    """How far a reward can be trusted."""
+    rows = []
+    for one in run.rounds:
+        for kind, noise in one.metrics["reliability"].items():
+            if noise is not None:
+                figures = (noise["edit_variance"], noise["seed_variance"], noise["single"], noise["mean"])
+                rows.append((one.number, kind, noise["contexts"], noise["trials"], *(_figure(value) for value in figures)))
+    return Table(
+        "Noise of the reward",
+        "Variance within a passage between self-edits and between training runs of one self-edit; reliability is the former's "
+        "share, of one run and of the mean of a self-edit's runs. All kinds of reward on the same trials.",
+        ("round", "reward", "passages", "trials", "between edits", "between runs", "reliability of one", "of the mean"),
+        tuple(rows),
+    )
+
+
+def retested_table(run: RunData) -> Table:
+    """What the best of a passage is worth on a run that did not choose it."""
+    rows = [
+        (one.number, best["seen"]["n"], _stored(best["average"]), _stored(best["seen"]), _stored(best["retested"]))
+        for one in run.rounds
+        if (best := one.metrics["best_retested"]) and best["seen"]["n"]
+    ]
+    return Table(
+        "The best, tested again",
+        "Of each passage the best self-edit by one run: its reward in that run, and in its other runs, which didn't choose it.",
+        ("round", "passages", "all self-edits", "best as seen", "best again"),
+        tuple(rows),
+    )
+
+
+def cost_table(run: RunData) -> Table:
+    """What a run has cost."""
+    rows = [(one.number, one.metrics.get("tokens"), one.metrics.get("seconds"), one.metrics.get("rows")) for one in run.rounds]
+    return Table(
+        "Cost",
+        "Labelled tokens of the inner loop, wall seconds, rows the policy was trained on.",
+        ("round", "tokens", "seconds", "rows"),
+        tuple(rows),
+    )
+
+
+def methods_table(run: RunData) -> Table:
+    """An eval run's means."""
+    table = run.table or {}
+    names = ("accuracy", "paraphrased", "question_alone", "f1", "exact", "locality")
+    rows = []
+    for method, of in table["methods"].items():
+        shares = [_stored(of.get(name), 100) for name in names]
+        rows.append((method, *shares, _stored(of.get("logprob")), *(_number(of, name) for name in ("tokens", "steps", "seconds"))))
+    config = table["config"]
+    return Table(
+        f"Methods on {config['data']} {config['split']}",
+        f"{table['n']} passages, {table['questions']} questions, seed {config['seed']}; means and standard errors over passages.",
+        (
+            "method", "correct %", "in other words %", "no title %", "F1 %", "exact %", "elsewhere %", "log-prob", "tokens",
+            "steps", "seconds",
+        ),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def differences_table(run: RunData) -> Table:
+    """An eval run's paired differences."""
+    rows = [
+        (f"{row['method']} - {row['control']}", row["measure"], row["n"], _interval(row), _p(row["p"]))
+        for row in (run.table or {})["differences"]
+    ]
+    return Table(
+        "Paired differences",
+        "In points, 95 % t-interval, two-sided sign-flip p.",
+        ("pair", "measure", "n", "difference", "p"),
+        tuple(rows),
+    )
+
+
+def comparison(runs: Sequence[RunData]) -> Table | None:
+    """Every later run against the first, passage by passage, where both have the same."""
+    rows: list[tuple[Any, ...]] = []
+    first, *others = runs
+    for other in others:
+        if first.kind != other.kind:
+            continue
+        for label, ours, theirs in _pairs(first, other):
+            shared = [key for key in ours if key in theirs]
+            if len(shared) > 1:
+                found = paired_difference([theirs[key] for key in shared], [ours[key] for key in shared])
+                row = {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}
+                rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
+    if not rows:
+        return None
+    return Table(
+        "Runs compared",
+        "Paired by passage: points right, 95 % t-interval, two-sided sign-flip p.",
+        ("runs", "what", "n", "difference", "p"),
+        tuple(rows),
+    )
+
+
+def edits_table(run: RunData) -> Table:
+    """Every self-edit, for the CSV."""
+    rows = [
+        (
+            one.number, edit.scored.context, edit.title, edit.scored.candidate, edit.style, edit.status, edit.scored.baseline,
+            edit.scored.accuracy, edit.scored.reward, edit.selected, edit.words, edit.coverage, edit.unfaithful,
+        )
+        for one in run.rounds
+        for edit in one.edits
+    ]  # fmt: skip
+    columns = (
+        "round", "context", "title", "candidate", "style", "status", "before", "after", "reward", "selected", "words", "coverage",
+        "unfaithful",
+    )  # fmt: skip
+    return Table("Self-edits", "", columns, tuple(rows))
+
+
+def extremes(one: Round, count: int = 3) -> list[tuple[Edit, Edit]]:
+    """The best and the worst self-edit of the passages where they are furthest apart."""
+    by_context: dict[str, list[Edit]] = defaultdict(list)
+    for edit in one.edits:
+        if edit.scored.usable and edit.scored.accuracy is not None:
+            by_context[edit.scored.context].append(edit)
+    pairs = [(max(own, key=_value), min(own, key=_value)) for own in by_context.values() if len(own) > 1]
+    pairs.sort(key=lambda pair: _value(pair[1]) - _value(pair[0]))
+    return pairs[:count]
+
+
+def _value(edit: Edit) -> float:
+    return edit.scored.value
+
+
+def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], dict[str, float]]]:
+    if first.kind == "eval":
+        methods = [m for m in (first.table or {})["methods"] if m in (other.table or {})["methods"]]
+        return [(f"{m}, correct", _of_method(first, m), _of_method(other, m)) for m in methods]
+    found = []
+    for ours, theirs in zip(first.rounds, other.rounds, strict=False):
+        found.append((f"round {ours.number}, mean of a passage's self-edits", _of_round(ours), _of_round(theirs)))
+    return found
+
+
+def _of_method(run: RunData, method: str) -> dict[str, float]:
+    rows = (run.table or {})["passages"]
+    return {row["id"]: value for row in rows if (value := row["methods"][method]["accuracy"]) is not None}
+
+
+def _of_round(one: Round) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for edit in one.edits:
+        if edit.scored.accuracy is not None:
+            found[edit.scored.context].append(edit.scored.accuracy)
+    return {context: fmean(values) for context, values in found.items()}
+
+
+def _pm(mean: Mean, scale: float, digits: int = 1) -> str | None:
+    if not mean.n:
+        return None
+    error = "" if math.isnan(mean.se) else f" ± {scale * mean.se:.{digits}f}"
+    return f"{scale * mean.mean:.{digits}f}{error}"
+
+
+def _stored(value: dict[str, Any] | None, scale: float = 1) -> str | None:
+    """A mean as a run keeps it."""
+    if not value or not value["n"] or value["mean"] is None:
+        return None
+    digits = 1 if scale > 1 else 3
+    error = "" if value["se"] is None or math.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
+    return f"{scale * value['mean']:.{digits}f}{error}"
+
+
+def _number(of: dict[str, Any], name: str) -> str | None:
+    return f"{of[name]['mean']:.0f}" if name in of else None
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if row["n"] < 2 or row["low"] is None:
+        return f"{100 * row['mean']:+.1f}"
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+
+
+def _p(value: float | None) -> str | None:
+    return None if value is None or math.isnan(value) else ("<.001" if value < 0.001 else f"{value:.3f}")

@@ -1,0 +1,118 @@
+"""Report, convert and select: on a run of ours and on a result file in the reference code's form."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+
+from selfedit.convert import convert
+from selfedit.errors import DataError
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+# right[article][completion][run][question], and the baseline's marks by article.
+RIGHT = (
+    (((1, 0, 0), (1, 1, 0)), ((1, 1, 1), (0, 1, 0)), ((1, 1, 0), (1, 0, 1))),
+    (((0, 0), (0, 0)), ((1, 0), (0, 0)), ((0, 0), (1, 0))),
+    (((0, 0), (0, 0)), ((0, 0), (0, 0)), ((0, 0), (0, 0))),
+)
+BEFORE = ((1, 0, 0), (0, 0), (1, 0))
+
+
+@pytest.fixture
+def result_file(tmp_path: Path) -> Path:
+    articles = []
+    for a, completions in enumerate(RIGHT):
+        listed = []
+        for c, runs in enumerate(completions):
+            questions = [
+                {
+                    "rep": rep, "question": f"Question {a} {q}?", "answer": f"gold {q}", "baseline_answer": "?",
+                    "adapter_answer": "!", "baseline_correct": bool(BEFORE[a][q]), "adapter_correct": bool(right),
+                }
+                for rep, run in enumerate(runs)
+                for q, right in enumerate(run)
+            ]  # fmt: skip
+            listed.append({"text": f" Notes {a} {c}.\nA gold 0 line. ", "stats": {}, "questions": questions})
+        articles.append({"title": f"T{a}", "context": f"Passage {a}.", "prompt": f"Read {a}:", "stats": {}, "completions": listed})
+    data: dict[str, Any] = {"exp_name": "iter0", "split_newlines": True, "k_completions": 3, "eval_times": 2, "articles": articles}
+    data["overall"] = {"adapter_mean_accuracy": 0.9, "baseline_mean_accuracy": round(fmean(fmean(marks) for marks in BEFORE), 4)}
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(data))
+    return file
+
+
+def test_aggregates_are_computed_again(result_file: Path, tmp_path: Path) -> None:
+    found = convert(result_file, tmp_path / "run")
+    means = [[fmean(fmean(run) for run in runs) for runs in completions] for completions in RIGHT]
+    overall = found["overall"]
+    assert overall["adapter_mean_accuracy"] == round(fmean(map(fmean, means)), 4)
+    assert overall["adapter_std_of_article_means"] == round(stdev(map(fmean, means)), 4)
+    assert overall["mean_adapter_std_over_completions"] == round(fmean(map(stdev, means)), 4)
+    within = [fmean(stdev([fmean(run) for run in runs]) for runs in completions) for completions in RIGHT]
+    assert overall["mean_adapter_std_within_completions"] == round(fmean(within), 4)
+    assert overall["mean_gain"] == pytest.approx(overall["adapter_mean_accuracy"] - overall["baseline_mean_accuracy"], abs=1e-4)
+    assert found["differs"] == ["adapter_mean_accuracy"], "the file says 0.9"
+    with pytest.raises(DataError, match="exists"):
+        convert(result_file, tmp_path / "run")
+
+
+def test_select_on_a_converted_run(command: Command, result_file: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "rows.jsonl"
+    done = command("convert", result_file, run)
+    assert done.returncode == 0 and "differs" in done.stdout, done.stderr
+
+    def rows(rule: str, *more: object) -> list[str]:
+        assert command("select", run, "--rule", rule, "--out", out, *more).returncode == 0
+        return [json.loads(line)["completion"][6:9] for line in out.read_text().splitlines()]
+
+    assert rows("best") == ["0 1", "1 1", "2 0"], "the first of equals"
+    assert rows("positive") == ["0 0", "0 1", "0 2", "1 1", "1 2"]
+    assert rows("best-positive") == ["0 1", "1 1"]
+    assert len(rows("random", "--seed", 3)) == 3 and len(rows("top-fraction", "--fraction", 0.5)) == 4
+    assert json.loads(out.read_text().splitlines()[0])["prompt"] == "Read 0:"
+    missing = command("select", run, "--round", 2, "--out", out)
+    assert missing.returncode == 1 and "round 2" in missing.stderr
+
+
+def test_report_is_one_page_with_pictures_and_tables(command: Command, result_file: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert command("convert", result_file, tmp_path / name).returncode == 0
+    done = command("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 4
+    assert "two - one" in page and "Best and worst self-edits" in page
+    beside = {file.name for file in (tmp_path / "page").iterdir()}
+    assert {"reward-by-round.png", "texts.png", "one-self-edits.csv", "one-noise-of-the-reward.csv"} <= beside
+    with (tmp_path / "page" / "one-self-edits.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert len(table) == 9 and float(table[1]["after"]) == pytest.approx(fmean((1, 1 / 3))) and table[0]["coverage"] != ""
+    before = {file: file.read_bytes() for file in (tmp_path / "page").iterdir()}
+    assert command("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html").returncode == 0
+    assert before == {file: file.read_bytes() for file in (tmp_path / "page").iterdir()}, "same runs, same bytes"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.pop("articles"), "no field articles"),
+        (lambda d: d["articles"][1].pop("title"), "article 2: field title"),
+        (lambda d: d["articles"][0]["completions"][1].pop("text"), "completion 2: field text"),
+        (lambda d: d["articles"][0]["completions"][0]["questions"][2].pop("adapter_correct"), "question 3: field adapter_correct"),
+        (lambda d: d["articles"].clear(), "no articles"),
+    ],
+)
+def test_bad_results_name_the_field(result_file: Path, tmp_path: Path, change: Callable[[Any], Any], said: str) -> None:
+    data = json.loads(result_file.read_text())
+    change(data)
+    result_file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=said):
+        convert(result_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
