@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
     "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "lm", "tasks", "graders", "samplers", "marks",
     "rewards", "selection", "runs", "inner", "executors", "memory", "convert", "learn", "outer", "evaluate", "corpus",
-    "report", "rows", "bench", "cli", "__main__",
+    "report", "rows", "estimate", "bench", "cli", "__main__",
 ]  # fmt: skip
 
 

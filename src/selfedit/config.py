@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 DEFAULT_MODEL = "builtin:smollm2-135m"
 
@@ -238,12 +238,3 @@ class EvalConfig(Frozen):
         if len(set(value)) < len(value):
             raise ValueError("a method stands twice")
         return value
-
-    @model_validator(mode="after")
-    def _all_there(self) -> EvalConfig:
-        names = {method.partition(":")[0] for method in self.methods}
-        if {"seal", "seal-writer", "policy-none", "policy-passage"} & names and not self.writer:
-            raise ValueError("seal, seal-writer, policy-none and policy-passage need a trained policy: give --writer RUN")
-        if "external" in names and not self.external:
-            raise ValueError("the method external needs --external FILE, or the URL of a server")
-        return self

@@ -134,6 +134,15 @@ def evaluate(
     return table(config, passages, [rows[passage.id] for passage in passages], config.methods, grader)
 
 
+def check_writers(config: EvalConfig) -> None:
+    """Raises DataError for a method whose writer isn't named."""
+    names = {method_name(method) for method in config.methods}
+    if {"seal-writer", *ON_POLICY} & names and not config.writer:
+        raise DataError("seal, seal-writer, policy-none and policy-passage need a trained policy: give --writer RUN")
+    if "external" in names and not config.external:
+        raise DataError("the method external needs --external FILE, or the URL of a server")
+
+
 def check_rows(run: Run, policy: Policy) -> None:
     """Raises DataError for rows that another policy made."""
     for row in run.rows:

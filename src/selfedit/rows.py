@@ -16,7 +16,7 @@ from selfedit.selection import select
 
 
 def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: float, seed: int) -> list[dict[str, Any]]:
-    """``{prompt, completion}`` of each selected self-edit, stripped; of ours one for each request, as turns if the model takes them.
+    """``{prompt, completion}`` of each selected self-edit, stripped; of ours one for each request, in turns if the model takes any.
 
     Args:
         number: the round; 0: all.

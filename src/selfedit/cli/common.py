@@ -16,11 +16,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from selfedit.errors import DataError
+from selfedit.errors import DataError, SelfeditError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from selfedit.config import GraderName, JudgeConfig
+    from selfedit.estimate import Estimate
     from selfedit.graders import Grader
+    from selfedit.lm.load import Identity
 
 out = Console()
 err = Console(stderr=True)
@@ -143,6 +147,19 @@ def _without_nan(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_without_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def estimates(model: str, estimate: Callable[[Identity], Estimate]) -> None:
+    """What a run will take, as comments after its settings; a model that isn't here has none."""
+    from selfedit.lm.load import identify
+
+    try:
+        known = identify(model)
+    except SelfeditError as error:
+        typer.echo(f"# no estimate: {error}")
+        return
+    for line in estimate(known).lines():
+        typer.echo(line)
 
 
 def print_config(config: BaseModel) -> None:

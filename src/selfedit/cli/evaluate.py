@@ -16,6 +16,7 @@ from selfedit.cli.common import (
     build_config,
     check_writable,
     err,
+    estimates,
     make_grader,
     narrow_table,
     out,
@@ -105,13 +106,18 @@ def knowledge_command(
     check_styles([*resolved.edit.styles, *(style for _, _, style in (m.partition(":") for m in resolved.methods) if style)])
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_evaluation
+        from selfedit.tasks.knowledge.data import load_dataset
+
+        count = resolved.limit or (len(load_dataset(resolved.data, resolved.split)) if resolved.data != "squad" else 0)
+        estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))
         return
     from selfedit.corpus import evaluate_corpus, trainings
-    from selfedit.evaluate import evaluate
+    from selfedit.evaluate import check_writers, evaluate
     from selfedit.lm.load import identify
     from selfedit.runs import Run
-    from selfedit.tasks.knowledge.data import load_dataset
 
+    check_writers(resolved)
     passages = load_dataset(resolved.data, resolved.split)
     passages = passages[: resolved.limit] if resolved.limit else passages
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")

@@ -11,7 +11,17 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from selfedit.cli.common import build_config, check_writable, err, make_grader, out, print_config, styles_from, write_json
+from selfedit.cli.common import (
+    build_config,
+    check_writable,
+    err,
+    estimates,
+    make_grader,
+    out,
+    print_config,
+    styles_from,
+    write_json,
+)
 from selfedit.config import TrainConfig
 from selfedit.errors import DataError
 
@@ -92,6 +102,9 @@ def knowledge_command(
         raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_training
+
+        estimates(resolved.model, lambda known: estimate_training(resolved, known))
         return
     from selfedit.executors.local import LocalExecutor, ModelChoice
     from selfedit.lm.load import identify

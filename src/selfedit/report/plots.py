@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from selfedit.report.read import Edit, RunData
+from selfedit.report.read import RunData
 from selfedit.report.tables import by_passage
 from selfedit.stats import mean_and_error
 
@@ -79,8 +79,7 @@ def _reward_by_round(runs: Sequence[RunData]) -> Picture:
         error = [0.0 if np.isnan(mean.se) else Z * mean.se for _, mean in shown]
         axes.errorbar(x, y, error, marker="o", capsize=3, color=_colour(index), label=run.name, linewidth=1.8)
     axes.axhline(0, color=SOFT, linewidth=0.8)
-    axes.set_xticks(sorted({one.number for run in runs for one in run.rounds}))
-    axes.set_xlabel("round")
+    _rounds_on_x(axes, runs)
     axes.set_title("Reward by round")
     _legend(axes, runs)
     return _picture(
@@ -121,8 +120,7 @@ def _spread(run: RunData) -> Picture:
             label = ("selected" if selected else "not selected") if one is run.rounds[0] else None
             axes.scatter(x, [edit.scored.reward for edit in chosen], s=size, color=colour, alpha=0.7, linewidths=0, label=label)
     axes.axhline(0, color=SOFT, linewidth=0.8)
-    axes.set_xticks([one.number for one in run.rounds])
-    axes.set_xlabel("round")
+    _rounds_on_x(axes, [run])
     axes.set_title("Every self-edit's reward")
     axes.legend(loc="best", fontsize=8)
     return _picture(figure, "rewards", f"{run.name}: one dot a self-edit, the mean of its runs.")
@@ -144,8 +142,7 @@ def _texts(runs: Sequence[RunData]) -> Picture:
             x, y = [at for at, _ in shown], [scale * mean.mean for _, mean in shown]
             error = [0.0 if np.isnan(mean.se) else Z * scale * mean.se for _, mean in shown]
             axes.errorbar(x, y, error, marker="o", capsize=3, color=_colour(index), label=run.name, linewidth=1.8)
-        axes.set_xticks(sorted({one.number for run in runs for one in run.rounds}))
-        axes.set_xlabel("round")
+        _rounds_on_x(axes, runs)
         axes.set_title(title)
         if place == 0:
             _legend(axes, runs)
@@ -180,6 +177,13 @@ def _new(width: float, height: float) -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
+def _rounds_on_x(axes: Any, runs: Sequence[RunData]) -> None:
+    numbers = sorted({one.number for run in runs for one in run.rounds})
+    axes.set_xticks(numbers)
+    axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+    axes.set_xlabel("round")
+
+
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
@@ -198,8 +202,3 @@ def _picture(figure: Figure, name: str, caption: str) -> Picture:
     # Without the software's name and the date the same run gives the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return Picture(name, caption, buffer.getvalue())
-
-
-def edits_of(run: RunData) -> list[Edit]:
-    """All self-edits of a run."""
-    return [edit for one in run.rounds for edit in one.edits]

@@ -1,0 +1,31 @@
+"""Every recipe is one that its command takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from selfedit.cli.main import app
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+COMMANDS = {"learn": ("learn", "almanac:dev:1"), "train": ("train", "knowledge"), "eval": ("eval", "knowledge")}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_dry_run_of_every_recipe(recipe: Path) -> None:
+    done = CliRunner().invoke(app, [*COMMANDS[recipe.stem.split("-")[0]], "--config", str(recipe), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    resolved, asked = yaml.safe_load(done.stdout), yaml.safe_load(recipe.read_text())
+    for key, value in asked.items():
+        assert (
+            resolved[key] == value
+            or (isinstance(value, dict) and value.items() <= resolved[key].items())
+            or isinstance(value, (dict, list))
+        )
+    if recipe.parent.name == "laptop":
+        assert "# estimate: " in done.stdout and "memory" in done.stdout
+    else:
+        assert "no estimate" in done.stdout or "estimate" in done.stdout or "learn" in recipe.stem
