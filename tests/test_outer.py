@@ -176,3 +176,17 @@ def test_a_run_without_enough_contexts_says_so(toy_model: Path, executor: LocalE
     run = Run(tmp_path / "run", config, False)
     with pytest.raises(DataError, match=r"3 rounds of 6 need 18"):
         train(config, OneLetter(), [Place("a")], ExactMatchGrader(), run, executor, lambda *_: None)
+
+
+def test_a_won_question_is_traced_to_the_answers_that_hold_its_gold() -> None:
+    from selfedit.config import EditConfig
+    from selfedit.contexts import Passage
+    from selfedit.tasks.knowledge.task import KnowledgeTask
+
+    passage = Passage(
+        "T", "Built in 1732 of slate.", (Question("When?", "1732", (), ("In which year?",)), Question("Of what?", "slate"))
+    )
+    texts = ["Q: Of what is it made?\nA: Slate", "Q: When?\nA: in 1732", "", "17321"]
+    task = KnowledgeTask(EditConfig())
+    assert task.credit(passage, texts, [2]) == [0] and task.credit(passage, texts, [0, 1]) == [1]
+    assert task.credit(passage, texts, [0, 2]) == [0, 1] and task.credit(passage, texts, []) == []

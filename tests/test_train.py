@@ -144,6 +144,24 @@ def test_the_random_control_follows_its_run(command: Command, trained: Path, tin
     assert not (tmp_path / "control" / "trials.jsonl").exists(), "nothing is tried, since nothing is weighed"
 
 
+def test_only_the_pieces_that_won_are_trained_on(command: Command, trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing is won by a random model: no rows, the policy stays the base, and its control has none either."""
+    flags = (*TRAIN, "--rounds", 1, "--model", tiny_model, "--set", "credit=pieces")
+    done = command(*flags, "--rule", "positive", "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    scored = rows_of(tmp_path / "run" / "round-01" / "scored.jsonl")
+    won = sum(
+        any(
+            sum(run[i] for run in one["verdicts"]) > len(one["verdicts"]) / 2 and not before
+            for i, before in enumerate(one["baseline_verdicts"])
+        )
+        for one in scored
+    )
+    assert len(rows_of(tmp_path / "run" / "round-01" / "rows.jsonl")) == 0 == won
+    done = command(*flags, "--rule", "random", "--control-of", tmp_path / "run", "--run", tmp_path / "control")
+    assert done.returncode == 0, done.stderr
+
+
 def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     from selfedit.lm.load import load_model
 

@@ -169,6 +169,10 @@ class TrainConfig(Frozen):
     dpo_beta: Annotated[float, Field(gt=0, le=10, description="weight of DPO's implicit KL penalty")] = 0.1
     rule: Annotated[SelectionRule, Field(description="which self-edits the policy is trained on")] = "best-positive"
     fraction: Annotated[float, Field(gt=0, le=1, description="share of all edits that top-fraction takes")] = 0.2
+    credit: Annotated[
+        Literal["edit", "pieces"],
+        Field(description="train on all answers of a selected self-edit, or on those that a question won can be traced to"),
+    ] = "edit"
     reward: RewardName = "accuracy"
     reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
     student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"

@@ -6,13 +6,15 @@ policy is refused.
 
 Departures from the paper: (1) the default rule takes the best self-edit of a passage only if it beats the baseline, where the
 paper's takes it in any case; (2) ties go by the golds' margin, then by lower index, where the reference code takes the first;
-(3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random.
+(3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random;
+(5) ``credit="pieces"`` trains only on those answers of a selected self-edit that a question won can be traced to.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import time
 from collections import defaultdict
@@ -38,19 +40,28 @@ from selfedit.lm.stack import slots_that_fit
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import Marks, mark_sitting
 from selfedit.rewards import Reward, make_reward
-from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at
+from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
 from selfedit.samplers.local import write_edits
 from selfedit.selection import Scored, preferences, round_summary, select
 from selfedit.tasks.base import Sitting, Task
 
 Told = Callable[[str, dict[str, Any]], None]
+# From (context, answers of a self-edit, exam entries won) to the indices of the answers that won them.
+Credit = Callable[[Any, Sequence[str], Sequence[int]], list[int]]
 # A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
 Lessons = dict[str, dict[str, Any]]
 Trials = dict[tuple[str, int, int], dict[str, Any]]
 
 
 def train(
-    config: TrainConfig, task: Task, contexts: Sequence[Any], grader: Grader, run: Run, executor: LocalExecutor, told: Told
+    config: TrainConfig,
+    task: Task,
+    contexts: Sequence[Any],
+    grader: Grader,
+    run: Run,
+    executor: LocalExecutor,
+    told: Told,
+    credit: Credit | None = None,
 ) -> dict[str, Any]:
     """All rounds; what is there already is not done again.
 
@@ -62,6 +73,8 @@ def train(
         run: the run's folder.
         executor: where the jobs run; its model is the base.
         told: called with (event, details): ``round, wrote, tried, reinforcing, reinforced``.
+        credit: for ``credit="pieces"``: from a context, the answers of a self-edit and the exam's entries that it won to those
+            answers that they can be traced to.
 
     Returns:
         ``{rounds: [metrics of each], policy: folder of the last policy}``.
@@ -82,7 +95,7 @@ def train(
             continue
         folder.mkdir(exist_ok=True)
         told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
-        one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told)
+        one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told, credit)
         policy, row = one.play(chosen)
         metrics.append(row)
     merged = run.folder / "merged"
@@ -98,7 +111,8 @@ def draw(config: TrainConfig, contexts: Sequence[Any]) -> list[list[Any]]:
     """The contexts of each round, all different; of a control, those that the other run took rows of."""
     if config.control_of:
         by_id = {context.id: context for context in contexts}
-        return [[by_id[row["context"]] for row in rows] for rows in taken(Path(config.control_of), config.rounds)]
+        rounds = taken(Path(config.control_of), config.rounds)
+        return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
     needed = config.rounds * config.passages
     if len(contexts) < needed:
         raise DataError(
@@ -135,6 +149,7 @@ class Round:
     policy: Policy
     slots: int
     told: Told
+    credit: Credit | None = None
 
     def play(self, contexts: Sequence[Any]) -> tuple[Policy, dict[str, Any]]:
         """The policy after the round, and the round's metrics."""
@@ -142,12 +157,12 @@ class Round:
         written = self.write(contexts)
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
         scored = self.weigh(contexts, written, tried)
-        chosen = select(self.config.rule, scored, self.config.fraction, seeds.derive(self.config.seed, "select", self.number))
+        chosen = self.select(scored)
         preferred = preferences(scored) if self.config.algorithm == "dpo" else []
         if preferred:
             chosen = [(context, best) for context, best, _ in preferred]
         keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
-        pairs = self.pairs(contexts, written, chosen)
+        pairs = self.pairs(contexts, written, chosen, scored)
         after, losses = self.prefer(contexts, written, preferred) if self.config.algorithm == "dpo" else self.reinforce(pairs)
         row = {
             "round": self.number,
@@ -161,6 +176,19 @@ class Round:
         }
         self.told("reinforced", row)
         return after, row
+
+    def select(self, scored: Sequence[Scored]) -> list[tuple[str, int]]:
+        """By the rule; of a control as many of each context as the other run took, each drawn on its own."""
+        seed = self.seed("select")
+        if not self.config.control_of:
+            return select(self.config.rule, scored, self.config.fraction, seed)
+        by_context: dict[str, list[Scored]] = defaultdict(list)
+        for one in scored:
+            by_context[one.context].append(one)
+        found = []
+        for index, row in enumerate(taken(Path(self.config.control_of), self.config.rounds)[self.number - 1]):
+            found += select("random", by_context[row["context"]], self.config.fraction, seeds.derive(seed, index))
+        return found
 
     def write(self, contexts: Sequence[Any]) -> Lessons:
         """Each context's self-edits and baseline exam; what is there already is not written again."""
@@ -308,32 +336,64 @@ class Round:
                 )
         return scored
 
-    def pairs(self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]]) -> list[tuple[Prompt, str]]:
+    def pairs(
+        self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]], scored: Sequence[Scored]
+    ) -> list[tuple[Prompt, str]]:
         """What the policy is trained on: each selected self-edit's prompts and what was written to them; kept as rows.jsonl."""
         by_id = {context.id: context for context in contexts}
-        pairs, rows = [], []
-        for context_id, candidate in chosen:
-            prompts = [request.prompt for request in self.task.requests(self.known, by_id[context_id], candidate)]
-            for prompt, text in zip(prompts, written[context_id]["edits"][candidate]["texts"], strict=True):
-                if text:
-                    pairs.append((prompt, text))
-                    rows.append(
-                        {
-                            "context": context_id,
-                            "candidate": candidate,
-                            "messages": [m._asdict() for m in prompt],
-                            "completion": text,
-                        }
-                    )
+        by_edit = {(one.context, one.candidate): one for one in scored}
+        if self.config.control_of and self.config.credit == "pieces":
+            wanted = self.random_pieces(scored, written)
+        else:
+            wanted = [(key, piece) for key in chosen for piece in self.pieces(by_id[key[0]], by_edit[key], written)]
+        pairs: list[tuple[Prompt, str]] = []
+        rows = []
+        for (context_id, candidate), piece in wanted:
+            prompt = self.task.requests(self.known, by_id[context_id], candidate)[piece].prompt
+            text = written[context_id]["edits"][candidate]["texts"][piece]
+            if text and (self.config.control_of or (prompt, text) not in pairs):
+                pairs.append((prompt, text))
+                turns = [message._asdict() for message in prompt]
+                rows.append({"context": context_id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text})
         if self.config.control_of:
             # As many rows, so as many steps, as the run that this one is held against.
-            wanted = json.loads((Path(self.config.control_of) / self.folder.name / "policy" / "training.json").read_text())["rows"]
-            at = [index % len(rows) for index in range(wanted)] if rows else []
+            count = len(read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl"))
+            at = [index % len(rows) for index in range(count)] if rows else []
             pairs, rows = [pairs[index] for index in at], [rows[index] for index in at]
         keep_rows(self.folder / "rows.jsonl", rows)
         listed = [{"context": context_id, "candidate": candidate} for context_id, candidate in chosen]
         (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
         return pairs
+
+    def pieces(self, context: Any, one: Scored, written: Lessons) -> list[int]:
+        """Which answers of a selected self-edit the policy is trained on: all, or those that a question won can be traced to.
+
+        A question is won that was wrong before and right in most of the self-edit's runs.
+        """
+        texts = written[one.context]["edits"][one.candidate]["texts"]
+        if self.config.credit == "edit" or self.credit is None:
+            return list(range(len(texts)))
+        won = [
+            index
+            for index, before in enumerate(one.baseline_verdicts)
+            if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
+        ]
+        return self.credit(context, texts, won)
+
+    def random_pieces(self, scored: Sequence[Scored], written: Lessons) -> list[tuple[tuple[str, int], int]]:
+        """The control of pieces: the prompts of the other run, each with what a self-edit wrote to it that was drawn at random."""
+        found = []
+        for index, row in enumerate(read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl")):
+            context_id, piece = row["context"], row["piece"]
+            usable = [
+                one.candidate
+                for one in scored
+                if one.context == context_id and one.usable and written[context_id]["edits"][one.candidate]["texts"][piece]
+            ]
+            if usable:
+                drawn = random.Random(self.seed("control", index)).choice(usable)
+                found.append(((context_id, drawn), piece))
+        return found
 
     def reinforce(self, pairs: Sequence[tuple[Prompt, str]]) -> tuple[Policy, list[float]]:
         """SFT on the pairs, loss on what was written; the policy's folder appears whole or not at all."""

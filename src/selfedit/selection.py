@@ -103,13 +103,16 @@ def round_summary(scored: Sequence[Scored], chosen: Sequence[tuple[str, int]], k
     by_run = {name: [[[run[name] for run in one.runs] for one in ones] for ones in even] for name in kinds}
     noise = {name: reliability([of for of in rewards if not _missing(of)]) for name, rewards in by_run.items()}
     picked = set(chosen)
+    # A control tries nothing, so it has no rewards.
+    weighed = scored if kinds else []
+    means = [fmean(one.reward for one in ones) for ones in by_context.values()] if kinds else []
     return {
         "contexts": len(by_context),
         "edits": len(scored),
         "usable": sum(one.usable for one in scored),
         "selected": len(chosen),
-        "reward": asdict(mean_and_error([fmean(one.reward for one in ones) for ones in by_context.values()])),
-        "reward_selected": asdict(mean_and_error([one.reward for one in scored if (one.context, one.candidate) in picked])),
+        "reward": asdict(mean_and_error(means)),
+        "reward_selected": asdict(mean_and_error([one.reward for one in weighed if (one.context, one.candidate) in picked])),
         "reliability": {name: asdict(found) if found else None for name, found in noise.items()},
         "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run.get(kind, [])).items()},
     }

@@ -147,15 +147,16 @@ def knowledge_command(
         domain = KnowledgeTask(resolved.edit, margins=True)
         choice = ModelChoice(resolved.model, resolved.device, resolved.dtype, compiled=resolved.compiled)
         with LocalExecutor(choice, workers) as executor:
-            result = train(resolved, domain, list(contexts.values()), grading, opened, executor, told)
+            result = train(resolved, domain, list(contexts.values()), grading, opened, executor, told, domain.credit)
     if json_file is not None:
         write_json(json_file, result)
     _show(result, folder)
 
 
 def _line(row: dict[str, Any]) -> str:
+    chosen = f"{row['selected']} of {row['edits']} self-edits selected"
     reward = row["reward"]
-    return f"mean reward {reward['mean']:+.3f} ± {reward['se'] or 0:.3f}, {row['selected']} of {row['edits']} self-edits selected"
+    return f"mean reward {reward['mean']:+.3f} ± {reward['se'] or 0:.3f}, {chosen}" if reward["n"] else chosen
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
@@ -175,7 +176,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     ):
         table.add_column(name, justify="right")
     for row in result["rounds"]:
-        noise, best = [row["reliability"][name] for name in ("accuracy", "likelihood")], row["best_retested"]
+        noise, best = [row["reliability"].get(name) for name in ("accuracy", "likelihood")], row["best_retested"]
         table.add_row(
             str(row["round"]),
             str(row["contexts"]),

@@ -11,6 +11,7 @@ from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
 from selfedit.errors import InvalidEditError
+from selfedit.graders.text import normalise
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.tasks.base import Asked, Request, Sitting
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
@@ -77,6 +78,12 @@ class KnowledgeTask:
     def asked(self, context: Passage) -> tuple[Asked, ...]:
         """Every wording of the passage's questions."""
         return tuple(exam_questions(context.questions))
+
+    def credit(self, context: Passage, texts: Sequence[str], won: Sequence[int]) -> list[int]:
+        """The answers of a self-edit in which a gold answer of the exam's entries that were won stands, after normalisation."""
+        asked = self.asked(context)
+        golds = {f" {' '.join(normalise(asked[index].question.answer))} " for index in won}
+        return [index for index, text in enumerate(texts) if any(gold in f" {' '.join(normalise(text))} " for gold in golds)]
 
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
         """The exam of each (slot, passage)."""
