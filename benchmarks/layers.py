@@ -33,9 +33,9 @@ from selfedit.marks import mark_sitting
 from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
-from selfedit.tasks.knowledge.compile import compile_edit, split_passage
 from selfedit.tasks.knowledge.data import load_dataset
 from selfedit.tasks.knowledge.exam import exam_questions
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "last 10": {"layers": "last:10", "epochs": 8, "learning_rate": 2e-3},
@@ -60,25 +60,25 @@ def try_passages(lm: LanguageModel, passages: Sequence[tuple[Passage, str]], con
     rows: list[dict[str, Any]] = []
     planned: list[tuple[dict[str, Any], str, int, Trial]] = []
     how = EditConfig()
+    task = KnowledgeTask(how)
     for passage, source in passages:
-        asked, parts = tuple(exam_questions(passage.questions)), split_passage(lm, passage)
-        (edit,) = write_edits(lm, parts, 1, how, 0)
-        rows.append({"passage": passage.id, "source": source, "edit": edit.text, "trials": []})
+        (written,) = write_edits(lm, task, passage, 1, how.sampling, 0)
+        rows.append({"passage": passage.id, "source": source, "edit": written.edit.text, "trials": []})
         try:
-            documents = compile_edit(parts, edit.text, how, lm.chat)
+            documents = task.compile(lm, passage, written.edit.text, Settings(), 0).documents
         except InvalidEditError as error:
             rows[-1]["invalid"] = str(error)
             continue
         for name in config.settings:
             for seed in range(config.seeds):
                 plan = TrainingPlan(documents, Settings(**config.settings[name]), seeds.derive(seed, passage.id))
-                planned.append((rows[-1], name, seed, Trial(passage, plan, asked)))
-    outcomes = run_trials(lm, [trial for *_, trial in planned], config.seeds * len(passages))
+                planned.append((rows[-1], name, seed, Trial(passage, plan)))
+    outcomes = run_trials(lm, [task], [trial for *_, trial in planned], config.seeds * len(passages))
     for (row, name, seed, trial), outcome in zip(planned, outcomes, strict=True):
         if outcome.status != "ok":
             raise DivergedError(outcome.reason)
         sitting = outcome.sittings[0]
-        marks = mark_sitting(RecallGrader(), trial.asked, sitting)
+        marks = mark_sitting(RecallGrader(), task.asked(trial.context), sitting)
         row["trials"].append(
             {
                 "setting": name,

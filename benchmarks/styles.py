@@ -4,6 +4,7 @@ coverage: share of a passage's gold answers that occur in the self-edit; in less
 unfaithful: share of the self-edit's content words that don't come from the passage or its title.
 
     .venv/bin/python benchmarks/styles.py --run runs/styles --resume
+    .venv/bin/python benchmarks/styles.py --run runs/policy --styles details+self-qa --passages 16 --writer runs/train
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from selfedit.config import EditConfig
 from selfedit.contexts import Passage
 from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice
-from selfedit.graders.text import normalise
+from selfedit.lm.adapter import load_adapter, standing
 from selfedit.lm.load import LanguageModel
-from selfedit.runs import Run
+from selfedit.report.read import covered, unfaithful
+from selfedit.runs import Run, policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error
 from selfedit.tasks.knowledge.compile import compile_edit
 from selfedit.tasks.knowledge.data import load_dataset
-from selfedit.tasks.knowledge.documents import content_words
 from selfedit.tasks.knowledge.prompts import STYLES
-from selfedit.tasks.knowledge.task import KnowledgeTask
+from selfedit.tasks.knowledge.task import KnowledgeTask, read_plan
 
 MEASURES = ("coverage", "coverage_in_lessons", "unfaithful", "words", "lessons")
 
@@ -45,19 +46,24 @@ class StylesConfig(BaseModel):
     passages: int = 6
     edits: int = 2
     seed: int = 0
+    writer: str = ""
+    temperature: float = EditConfig().sampling.temperature
 
 
-def write_and_measure(lm: LanguageModel, passage: Passage, style: str, count: int, seed: int) -> list[dict[str, Any]]:
+def write_and_measure(lm: LanguageModel, passage: Passage, style: str, config: StylesConfig) -> list[dict[str, Any]]:
     """A lease: a passage's self-edits in one style, as texts with their measures."""
-    config = EditConfig(styles=(style,))
+    how = EditConfig(styles=(style,))
+    sampling = how.sampling.model_copy(update={"temperature": config.temperature})
+    policy = policy_of(config.writer).folder
+    with standing(lm, [load_adapter(Path(policy))] if policy else []):
+        found = write_edits(lm, KnowledgeTask(how), passage, config.edits, sampling, config.seed)
     rows = []
-    for index, written in enumerate(write_edits(lm, KnowledgeTask(config), passage, count, config.sampling, seed)):
+    for index, written in enumerate(found):
         edit = written.edit
         try:
-            lessons = compile_edit([passage], edit.text, config, lm.chat)[:-1]
+            lessons = compile_edit([passage], read_plan(edit.text)[0], how, lm.chat)[:-1]
         except InvalidEditError:
             lessons = ()
-        words = content_words(edit.text)
         compiled = "\n".join(document.text for document in lessons)
         rows.append(
             {
@@ -66,7 +72,7 @@ def write_and_measure(lm: LanguageModel, passage: Passage, style: str, count: in
                 "style": style,
                 "coverage": covered(passage, edit.text),
                 "coverage_in_lessons": covered(passage, compiled),
-                "unfaithful": len(words - content_words(f"{passage.title} {passage.text}")) / max(1, len(words)),
+                "unfaithful": unfaithful(passage, edit.text) or 0.0,
                 "words": len(edit.text.split()),
                 "lessons": len(lessons),
                 "edit": edit.text,
@@ -75,23 +81,25 @@ def write_and_measure(lm: LanguageModel, passage: Passage, style: str, count: in
     return rows
 
 
-def covered(passage: Passage, text: str) -> float:
-    """Share of the gold answers that occur in a text, after the graders' normalisation."""
-    known = f" {' '.join(normalise(text))} "
-    return fmean(float(f" {' '.join(normalise(q.answer))} " in known) for q in passage.questions)
-
-
 def main() -> None:
     """Runs what is missing, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--styles", help="some of them, by commas")
+    parser.add_argument("--passages", type=int)
+    parser.add_argument("--edits", type=int)
+    parser.add_argument("--writer", help="run of selfedit train; default: the base writes")
+    parser.add_argument("--temperature", type=float)
     arguments = parser.parse_args()
-    config = StylesConfig()
+    chosen = {name: getattr(arguments, name) for name in ("passages", "edits", "writer", "temperature")}
+    if arguments.styles:
+        chosen["styles"] = tuple(arguments.styles.split(","))
+    config = StylesConfig(**{name: value for name, value in chosen.items() if value is not None})
     run = Run(arguments.run, config, arguments.resume)
     done = {row["lease"] for row in run.rows}
     leases = [
-        (passage, style, config.edits, config.seed)
+        (passage, style, config)
         for style in config.styles
         for passage in load_dataset("almanac", "dev")[: config.passages]
         if not {f"{passage.id} {index} {style}" for index in range(config.edits)} <= done
