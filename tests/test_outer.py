@@ -94,7 +94,7 @@ def toy_config(model: Path, seed: int, **more: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def executor(toy_model: Path) -> Iterator[LocalExecutor]:
-    with LocalExecutor(ModelChoice(str(toy_model), dtype="float32"), 1) as running:
+    with LocalExecutor(ModelChoice(str(toy_model), dtype="float32"), 0) as running:
         yield running
 
 

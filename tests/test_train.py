@@ -19,7 +19,7 @@ import pytest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
-    "--workers", 1, "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.sampling.temperature=1", "--set", "edit.passes=1",
+    "--workers", 0, "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.sampling.temperature=1", "--set", "edit.passes=1",
     "--set", "edit.shots=0",
     "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "settings.rank=4", "--set", "settings.layers=all",
 )  # fmt: skip
@@ -81,7 +81,7 @@ def test_rows_of_another_policy_are_refused(command: Command, trained: Path, tin
     shutil.rmtree(stale / "round-02" / "policy")
     edits = (stale / "round-02" / "edits.jsonl").read_text()
     (stale / "round-02" / "edits.jsonl").write_text(edits.replace('"policy": "', '"policy": "0', 1))
-    done = command("train", "knowledge", "--run", stale, "--resume", "--workers", 1)
+    done = command("train", "knowledge", "--run", stale, "--resume", "--workers", 0)
     assert done.returncode == 1 and "its rewards don't hold" in done.stderr, done.stderr
 
 

@@ -19,7 +19,6 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -210,7 +209,7 @@ class Round:
             for context in contexts
             if context.id not in done
         ]
-        for job in as_completed(jobs):
+        for job in self.executor.ended(jobs):
             log.append(result(job) | {"policy": self.policy.digest})
             self.told("wrote", {"done": len(log.rows), "of": len(contexts)})
         return {row["context"]: row for row in log.rows}
@@ -282,7 +281,7 @@ class Round:
         folder = self.policy.folder if self.config.student == "policy" else None
         jobs = {self.executor.submit(try_group, self.task, [t for _, t in group], self.slots, folder): group for group in waiting}
         total = sum(len(group) for group in groups)
-        for job in as_completed(jobs):
+        for job in self.executor.ended(jobs):
             fresh = []
             for (key, trial), outcome in zip(jobs[job], result(job), strict=True):
                 if key not in rows:

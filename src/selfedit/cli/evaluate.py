@@ -52,7 +52,9 @@ def knowledge_command(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: by a timing, up to one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-TIME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
@@ -78,6 +80,7 @@ def knowledge_command(
     Example: selfedit eval knowledge --writer runs/train-1 --methods none,passage,self,seal-writer,seal
     Example: selfedit eval knowledge --methods none,passage,self --setting corpus --n 40 --edits 5
     """
+    from selfedit.tasks.knowledge.data import load_dataset
     from selfedit.tasks.knowledge.prompts import check_styles
 
     flags: dict[str, Any] = {
@@ -107,7 +110,6 @@ def knowledge_command(
     if dry_run:
         print_config(resolved)
         from selfedit.estimate import estimate_evaluation
-        from selfedit.tasks.knowledge.data import load_dataset
 
         count = resolved.limit or (len(load_dataset(resolved.data, resolved.split)) if resolved.data != "squad" else 0)
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))

@@ -45,7 +45,9 @@ def learn_command(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: by a timing, up to one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,9 +36,49 @@ class ModelChoice:
     compiled: bool = False
 
 
-# In a worker: what to load, and what is loaded.
-_choice: ModelChoice | None = None
-_loaded: LanguageModel | None = None
+class _Place:
+    """Where jobs run, with the model loaded before the first one: a model that can't be loaded is an ordinary error."""
+
+    def __init__(self, choice: ModelChoice) -> None:
+        self.choice = choice
+        self.loaded: LanguageModel | None = None
+
+    def run(self, job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """The job's result."""
+        if self.loaded is None:
+            from pathlib import Path
+
+            from selfedit.lm.adapter import install_stack, load_adapter
+            from selfedit.lm.load import load_model
+            from selfedit.lm.stack import compile_layers
+
+            self.loaded = load_model(self.choice.name, self.choice.device, self.choice.dtype)
+            if self.choice.compiled:
+                compile_layers(self.loaded)
+            install_stack(self.loaded, [load_adapter(Path(folder)) for folder in self.choice.stack])
+        return job(self.loaded, *arguments)
+
+
+class _Later(Future[Any]):
+    """A job that runs here when its result is asked for."""
+
+    def __init__(self, place: _Place, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.work = place, job, arguments
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The job's result."""
+        if not self.done():
+            place, job, arguments = self.work
+            try:
+                self.set_result(place.run(job, arguments))
+            except Exception as error:
+                self.set_exception(error)
+        return super().result(timeout)
+
+
+# In a worker.
+_place: _Place | None = None
 
 
 class LocalExecutor:
@@ -53,31 +93,53 @@ class LocalExecutor:
 
         Args:
             model: what workers load.
-            workers: processes; default as many as a short timing says, at most one a core.
+            workers: processes; default as many as a short timing says, at most one a core; 0: none, jobs run here as they are
+                submitted (for debugging, and where starting a process takes longer than the work).
             told: called a few times a second, from a thread, with the number of optimiser steps made so far.
         """
-        self.workers = workers or default_workers(model.device)
+        self.workers = default_workers(model.device) if workers is None else workers
+        self.closing = threading.Event()
+        self.here: _Place | None = None
+        if not self.workers:
+            self.here = _Place(model)
+            _prepare()
+            if told is not None:
+                self.made = 0
+
+                def count(steps: int) -> None:
+                    self.made += steps
+                    told(self.made)
+
+                progress.listen(count)
+            return
         context = multiprocessing.get_context("spawn")
         steps = context.Value("Q", 0)
         self.pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(model, steps))
-        self.closing = threading.Event()
         if told is not None:
             threading.Thread(target=_watch, args=(steps, told, self.closing), daemon=True).start()
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Starts a job; ``job`` is a module-level function whose first argument is the language model."""
+        if self.here is not None:
+            return _Later(self.here, job, arguments)
         return self.pool.submit(_run, job, arguments)
 
     def map(self, job: Callable[..., Any], argument_lists: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results as they end, whatever the order of ``argument_lists``."""
-        for future in as_completed([self.submit(job, *arguments) for arguments in argument_lists]):
+        for future in self.ended([self.submit(job, *arguments) for arguments in argument_lists]):
             yield result(future)
+
+    def ended(self, jobs: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
+        """Jobs as they end, whatever their order; without worker processes each runs as it is asked for."""
+        return iter(list(jobs)) if self.here is not None else as_completed(jobs)
 
     def __enter__(self) -> LocalExecutor:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.closing.set()
+        if self.here is not None:
+            return
         if kind is not None:
             for process in list(getattr(self.pool, "_processes", {}).values()):
                 process.terminate()
@@ -151,16 +213,9 @@ def _watch(steps: Any, told: Callable[[int], None], closing: threading.Event) ->
 def _start_worker(model: ModelChoice, steps: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    global _choice
-    _choice = model
-    import torch
-
-    from selfedit.lm.buffers import keep_freed_memory
-
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    global _place
+    _place = _Place(model)
+    _prepare()
 
     def count(made: int) -> None:
         with steps.get_lock():
@@ -183,19 +238,18 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
+def _prepare() -> None:
+    """One thread, and freed memory kept."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
+
+    from selfedit.lm.buffers import keep_freed_memory
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
 def _run(job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """In the worker: loads the model before the first job, so that a model that can't be loaded is an ordinary error."""
-    global _loaded
-    if _loaded is None:
-        from pathlib import Path
-
-        from selfedit.lm.adapter import install_stack, load_adapter
-        from selfedit.lm.load import load_model
-        from selfedit.lm.stack import compile_layers
-
-        assert _choice is not None
-        _loaded = load_model(_choice.name, _choice.device, _choice.dtype)
-        if _choice.compiled:
-            compile_layers(_loaded)
-        install_stack(_loaded, [load_adapter(Path(folder)) for folder in _choice.stack])
-    return job(_loaded, *arguments)
+    assert _place is not None
+    return _place.run(job, arguments)
