@@ -1,0 +1,279 @@
+"""``selfedit train`` and what uses a trained policy, as processes on a tiny model: what is left on disk, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = (
+    "--workers", 0, "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.sampling.temperature=1", "--set", "edit.passes=1",
+    "--set", "edit.shots=0",
+    "--set", "edit.form=plain", "--set", "settings.epochs=1", "--set", "settings.rank=4", "--set", "settings.layers=all",
+)  # fmt: skip
+TRAIN = (
+    "train", "knowledge", "--rounds", 2, "--passages", 2, "--edits", 2, "--rule", "best", "--student", "base",
+    "--set", "noise_passages=1", "--set", "outer.epochs=1", "--set", "outer.rank=4", *SMALL,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(command: Command, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two rounds."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    done = command(*TRAIN, "--model", tiny_model, "--run", folder, "--json", folder.parent / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert "policy:" in done.stdout and "reliability" in done.stdout
+    return folder
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().split("\n") if line]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["round"], row["context"], row["candidate"], row["repeat"]
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(({k: v for k, v in row.items() if k != "seconds"} for row in rows), key=key)
+
+
+def test_a_run_leaves_all_its_files(trained: Path) -> None:
+    assert {"version", "commit", "config"} == set(json.loads((trained / "run.json").read_text()))
+    rows = rows_of(trained / "trials.jsonl")
+    assert len({key(row) for row in rows}) == len(rows) == 2 * (2 * 2 + 1 * 2), "the noise passage's edits are tried twice"
+    metrics = rows_of(trained / "metrics.jsonl")
+    assert [row["round"] for row in metrics] == [1, 2]
+    assert metrics[1]["policy_before"] == metrics[0]["policy_after"] != metrics[1]["policy_after"]
+    assert set(metrics[0]["reliability"]) == {"accuracy", "likelihood", "mixed"}
+    for number in (1, 2):
+        folder = trained / f"round-{number:02d}"
+        assert {"edits.jsonl", "rows.jsonl", "selected.json", "policy"} <= {file.name for file in folder.iterdir()}
+        assert len(json.loads((folder / "policy" / "training.json").read_text())["losses"]) >= 1
+    assert json.loads((trained.parent / "out.json").read_text())["policy"].endswith("round-02/policy")
+
+
+def test_passages_of_rounds_differ_and_no_other_policy_is_taken(command: Command, trained: Path, tiny_model: Path) -> None:
+    drawn = [{row["context"] for row in rows_of(trained / f"round-0{n}" / "edits.jsonl")} for n in (1, 2)]
+    assert not drawn[0] & drawn[1]
+    again = command(*TRAIN, "--model", tiny_model, "--run", trained)
+    assert again.returncode == 1 and "run is there already" in again.stderr
+
+
+def test_rows_of_another_policy_are_refused(command: Command, trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    stale = tmp_path / "stale"
+    shutil.copytree(trained, stale)
+    shutil.rmtree(stale / "round-02" / "policy")
+    edits = (stale / "round-02" / "edits.jsonl").read_text()
+    (stale / "round-02" / "edits.jsonl").write_text(edits.replace('"policy": "', '"policy": "0', 1))
+    done = command("train", "knowledge", "--run", stale, "--resume", "--workers", 0)
+    assert done.returncode == 1 and "its rewards don't hold" in done.stderr, done.stderr
+
+
+def test_kill_and_resume_end_in_the_same_policy(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Two moments here; ten with the mark slow."""
+    kill_many(2, trained, tiny_model, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kill_at_ten_moments(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    kill_many(10, trained, tiny_model, tmp_path / "run")
+
+
+def kill_many(times: int, whole: Path, model: Path, folder: Path) -> None:
+    """Starts the run anew and kills it at random moments until it comes through; everything as in the run ``whole``."""
+    chance = random.Random(1)
+    start = [sys.executable, "-m", "selfedit", *map(str, TRAIN), "--model", str(model), "--run", str(folder)]
+    kills = 0
+    while True:
+        resume = ["--resume"] if (folder / "run.json").exists() else []
+        process = subprocess.Popen([*start, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        if kills < times:
+            before = progress_of(folder)
+            while process.poll() is None and progress_of(folder) == before:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.5))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        assert process.communicate(timeout=300) and process.returncode == 0
+        break
+    rows = rows_of(folder / "trials.jsonl")
+    assert len({key(row) for row in rows}) == len(rows), "no trial twice"
+    assert without_times(rows) == without_times(rows_of(whole / "trials.jsonl"))
+    for number in (1, 2):
+        policies = [run / f"round-{number:02d}" / "policy" / "adapter_model.safetensors" for run in (folder, whole)]
+        assert policies[0].read_bytes() == policies[1].read_bytes()
+
+
+def progress_of(folder: Path) -> int:
+    """Bytes of the run's rows, edits and policies so far."""
+    return sum(file.stat().st_size for file in folder.rglob("*.jsonl")) if folder.exists() else 0
+
+
+def test_the_random_control_follows_its_run(command: Command, trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    flags = [flag if flag != "best" else "random" for flag in TRAIN]
+    done = command(*flags, "--model", tiny_model, "--run", tmp_path / "control", "--control-of", trained)
+    assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        ours, theirs = (
+            json.loads((run / f"round-0{number}" / "selected.json").read_text()) for run in (tmp_path / "control", trained)
+        )
+        assert [row["context"] for row in ours] == [row["context"] for row in theirs]
+        trainings = [
+            json.loads((run / f"round-0{number}" / "policy" / "training.json").read_text())
+            for run in (tmp_path / "control", trained)
+        ]
+        assert trainings[0]["rows"] == trainings[1]["rows"] and len(trainings[0]["losses"]) == len(trainings[1]["losses"])
+    assert not (tmp_path / "control" / "trials.jsonl").exists(), "nothing is tried, since nothing is weighed"
+
+
+def test_only_the_pieces_that_won_are_trained_on(command: Command, trained: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing is won by a random model: no rows, the policy stays the base, and its control has none either."""
+    flags = (*TRAIN, "--rounds", 1, "--model", tiny_model, "--set", "credit=pieces")
+    done = command(*flags, "--rule", "positive", "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    scored = rows_of(tmp_path / "run" / "round-01" / "scored.jsonl")
+    won = sum(
+        any(
+            sum(run[i] for run in one["verdicts"]) > len(one["verdicts"]) / 2 and not before
+            for i, before in enumerate(one["baseline_verdicts"])
+        )
+        for one in scored
+    )
+    assert len(rows_of(tmp_path / "run" / "round-01" / "rows.jsonl")) == 0 == won
+    done = command(*flags, "--rule", "random", "--control-of", tmp_path / "run", "--run", tmp_path / "control")
+    assert done.returncode == 0, done.stderr
+
+
+def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    from selfedit.lm.load import load_model
+
+    flags = [*TRAIN, "--set", "algorithm=dpo", "--reward", "likelihood", "--repeats", 2, "--set", "halving=true"]
+    flags += ["--set", "noise_passages=0", "--set", "merge=true", "--edits", 4, "--rounds", 1, "--model", tiny_model]
+    done = command(*flags, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    repeats = [row["repeat"] for row in rows_of(tmp_path / "run" / "trials.jsonl")]
+    assert repeats.count(0) == 8 and repeats.count(1) == 4, "the better half of 4, for 2 passages"
+    assert json.loads((tmp_path / "run" / "round-01" / "policy" / "training.json").read_text())["rows"] > 0
+    assert load_model(str(tmp_path / "run" / "merged")).model.config.num_hidden_layers == 4
+
+
+def test_what_the_outer_loop_learnt_reaches_learn(
+    command: Command, trained: Path, tiny_model: Path, tmp_path: Path, passage_file: Path, quiz_file: Path
+) -> None:
+    results = []
+    for writer in ((), ("--writer", trained)):
+        file = tmp_path / f"{len(results)}.json"
+        flags = (passage_file, "--quiz", quiz_file, "--model", tiny_model, "--memory", tmp_path / "memory", *SMALL, *writer)
+        done = command("learn", *flags, "--edits", 2, "--json", file)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(file.read_text()))
+    base, policy = results
+    assert (base["writer"], len(policy["writer"])) == ("base", 16)
+    assert [one["edit"] for one in base["candidates"]] != [one["edit"] for one in policy["candidates"]]
+    assert base["baseline"] == policy["baseline"], "the base is the student of both"
+    missing = command("learn", passage_file, "--quiz", quiz_file, "--model", tiny_model, "--writer", tmp_path, *SMALL)
+    assert missing.returncode == 1 and "no policy there" in missing.stderr
+
+
+class Writer(BaseHTTPRequestHandler):
+    """An OpenAI-compatible server whose model always writes the same pair."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Writer.asked.append(body)
+        reply = {"choices": [{"message": {"content": f"Q: What is it?\nA: thing {len(Writer.asked)}"}}]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Writer.asked.clear()
+    httpd = HTTPServer(("127.0.0.1", 0), Writer)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}/v1"
+    httpd.shutdown()
+
+
+def test_every_method_of_a_policy_and_an_external_writer(
+    command: Command, trained: Path, tiny_model: Path, tmp_path: Path, server: str
+) -> None:
+    methods = "none,passage,self,self:rewrite,external:self-qa,seal-writer,policy-none,policy-passage,seal"
+    flags = ("eval", "knowledge", "--split", "dev", "--limit", 2, "--model", tiny_model, "--methods", methods, *SMALL)
+    done = command(*flags, "--run", tmp_path / "run", "--writer", trained, "--external", server)
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert list(table["methods"]) == methods.split(",")
+    assert len(Writer.asked) > 0 and all("Write questions" in body["messages"][-1]["content"] for body in Writer.asked)
+    rows = rows_of(tmp_path / "run" / "trials.jsonl")
+    trials = rows[0]["trials"]
+    count = {method: sum(trial["method"] == method for trial in trials) for method in table["methods"]}
+    assert count["self"] == count["seal"] == count["seal-writer"] == 2 and count["policy-passage"] == 1
+    texts = {method: [trial["edit"] for trial in trials if trial["method"] == method] for method in ("self", "seal", "seal-writer")}
+    assert texts["seal"] == texts["seal-writer"] != texts["self"], "the same self-edits for both students"
+    answers = {t["method"]: t["sittings"][0]["log_probabilities"] for t in trials if t["method"] in ("none", "policy-none")}
+    assert answers["none"] != answers["policy-none"]
+    held = {(row["method"], row["control"]) for row in table["differences"]}
+    assert {("seal-writer", "self"), ("seal", "policy-passage"), ("policy-none", "none"), ("external:self-qa", "self")} <= held
+    assert all(len(trial["sittings"]) == 3 for trial in trials if trial["status"] == "ok"), "titled, bare, elsewhere"
+    assert table["methods"]["self"]["locality_logprob"]["n"] == 2
+    before = len(Writer.asked)
+    again = command(*flags, "--run", tmp_path / "run", "--resume", "--writer", trained, "--external", server)
+    assert again.returncode == 0 and len(Writer.asked) == before, "nothing is asked for twice"
+    other = command(*flags, "--run", tmp_path / "new", "--writer", tmp_path, "--external", server)
+    assert other.returncode == 1 and "no policy there" in other.stderr
+    missing = command(*flags, "--run", tmp_path / "new", "--external", server)
+    assert missing.returncode == 1 and "--writer" in missing.stderr
+
+
+def test_many_passages_at_once(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    flags = ["eval", "knowledge", "--split", "dev", "--setting", "corpus", "--n", 3, "--model", tiny_model, *SMALL]
+    flags += ["--methods", "none,passage,self,context", "--set", "corpus.variants=[{epochs: 1}, {epochs: 2, learning_rate: 0.01}]"]
+    done = command(*flags, "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "run" / "table.json").read_text())
+    labels = [f"{method} {variant}" for method in ("passage", "self") for variant in ("epochs=1", "epochs=2 learning_rate=0.01")]
+    assert sorted(table["methods"]) == sorted(["none", "context", *labels])
+    rows = {row["method"]: row for row in rows_of(tmp_path / "run" / "trials.jsonl") if row["kind"] == "corpus"}
+    assert rows["passage epochs=1"]["documents"] == 3 and rows["passage epochs=2 learning_rate=0.01"]["steps"] == 6
+    assert ("self epochs=1", "passage epochs=1") in {(row["method"], row["control"]) for row in table["differences"]}
+    done = command(*flags[:-1], "corpus.variants=[{epochs: 2}]", "--full", "--run", tmp_path / "full")
+    assert done.returncode == 0, done.stderr
+    full = {row["method"]: row for row in rows_of(tmp_path / "full" / "trials.jsonl") if row["kind"] == "corpus"}
+    assert full["passage epochs=2"]["losses"][-1] < full["passage epochs=2"]["losses"][0]
+    nothing = next(row for row in rows_of(tmp_path / "full" / "trials.jsonl") if row["kind"] == "passage")["trials"][0]
+    after = full["passage epochs=2"]["sittings"][rows_of(tmp_path / "full" / "trials.jsonl")[0]["passage"]]
+    assert after[0]["log_probabilities"] != nothing["sittings"][0]["log_probabilities"]
+
+
+def test_report_and_select_of_our_own_runs(command: Command, trained: Path, tmp_path: Path) -> None:
+    done = command("report", trained, "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 4
+    assert command("select", trained, "--rule", "best", "--round", 2, "--out", tmp_path / "rows.jsonl").returncode == 0
+    ours = [row["completion"][0]["content"] for row in rows_of(tmp_path / "rows.jsonl")]
+    assert ours == [row["completion"] for row in rows_of(trained / "round-02" / "rows.jsonl")], "what the policy was trained on"
