@@ -54,7 +54,7 @@ def write_and_measure(lm: LanguageModel, passage: Passage, style: str, config: S
     """A lease: a passage's self-edits in one style, as texts with their measures."""
     how = EditConfig(styles=(style,))
     sampling = how.sampling.model_copy(update={"temperature": config.temperature})
-    policy = policy_of(config.writer).folder
+    policy = policy_of(config.writer, lm.fingerprint).folder
     with standing(lm, [load_adapter(Path(policy))] if policy else []):
         found = write_edits(lm, KnowledgeTask(how), passage, config.edits, sampling, config.seed)
     rows = []

@@ -89,14 +89,14 @@ def test_report_is_one_page_with_pictures_and_tables(command: Command, result_fi
     page = (tmp_path / "page.html").read_text()
     assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 4
     assert "two - one" in page and "Best and worst self-edits" in page
-    beside = {file.name for file in (tmp_path / "page").iterdir()}
+    beside = {file.name for file in (tmp_path / "page-files").iterdir()}
     assert {"reward-by-round.png", "texts.png", "one-self-edits.csv", "one-noise-of-the-reward.csv"} <= beside
-    with (tmp_path / "page" / "one-self-edits.csv").open() as stream:
+    with (tmp_path / "page-files" / "one-self-edits.csv").open() as stream:
         table = list(csv.DictReader(stream))
     assert len(table) == 9 and float(table[1]["after"]) == pytest.approx(fmean((1, 1 / 3))) and table[0]["coverage"] != ""
-    before = {file: file.read_bytes() for file in (tmp_path / "page").iterdir()}
+    before = {file: file.read_bytes() for file in (tmp_path / "page-files").iterdir()}
     assert command("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html").returncode == 0
-    assert before == {file: file.read_bytes() for file in (tmp_path / "page").iterdir()}, "same runs, same bytes"
+    assert before == {file: file.read_bytes() for file in (tmp_path / "page-files").iterdir()}, "same runs, same bytes"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class TrainConfig(Frozen):
 
     model: str = DEFAULT_MODEL
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets, put together")] = ("almanac",)
     split: str = "train"
     rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new passages")] = 2
@@ -200,9 +200,7 @@ class CorpusConfig(Frozen):
     @field_validator("variants")
     @classmethod
     def _known_variants(cls, value: tuple[dict[str, float | int | str], ...]) -> tuple[dict[str, float | int | str], ...]:
-        for variant in value:
-            Settings.model_validate(variant)
-        return value
+        return tuple(Settings.model_validate(variant).model_dump(include=set(variant)) for variant in value)
 
 
 class EvalConfig(Frozen):

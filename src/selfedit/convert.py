@@ -6,6 +6,7 @@ Departures: a run that has no verdicts counts as one that could not be tried; th
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,7 +20,7 @@ from selfedit.selection import Scored, round_summary
 from selfedit.tasks.knowledge.data import flat_dataset
 
 # How far a file's own aggregate (rounded to 4 digits) may be from the one computed again.
-ROUNDING = 6e-4
+ROUNDING = 1.01e-4
 
 
 def convert(file: Path, folder: Path) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
         for name, value in overall.items()
         if isinstance(stored.get(name), (int, float)) and value is not None and abs(stored[name] - value) > ROUNDING
     ]
-    # One training a completion, each on its own: the best of a passage is what the reference's outer loop would take.
     scratch = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "round-01").mkdir(parents=True)
     settings = {key: value for key, value in data.items() if key not in ("articles", "overall")}
     config = {"source": file.name, "reference": settings}
@@ -141,9 +142,9 @@ def _scored(context: str, candidate: int, completion: dict[str, Any], at: str) -
     one = Scored(
         context,
         candidate,
-        reward=accuracy - baseline,
+        reward=round(accuracy - baseline, 9),
         # The reference ranks by accuracy, with equals in the order in which they stand.
-        value=accuracy,
+        value=round(accuracy, 9),
         tie=0.0,
         usable=True,
         accuracy=accuracy,

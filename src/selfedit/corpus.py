@@ -23,7 +23,7 @@ from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders import Grader
 from selfedit.lm.adapter import install
 from selfedit.lm.batch import encode_document
-from selfedit.lm.load import LanguageModel
+from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train import fully_trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.runs import Run, policy_of
@@ -44,7 +44,7 @@ def evaluate_corpus(
     Args:
         told: called with the number of passages written about and trainings done.
     """
-    policy = policy_of(config.writer)
+    policy = policy_of(config.writer, identify(config.model).fingerprint)
     check_rows(run, policy)
     choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
     with LocalExecutor(choice, workers) as executor:
@@ -70,13 +70,21 @@ def evaluate_corpus(
         for row in executor.map(train_on_all, jobs):
             run.append(row | {"policy": policy.digest})
             told(len(run.rows))
-    trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
+    done_rows = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
+    order = [label for method in config.methods for label in done_rows if label.split(" ")[0] == method]
+    trained = {label: done_rows[label] for label in sorted(order, key=labels_of(config).index)}
     rows = []
     for passage in passages:
         own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
         rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
     labels = [method for method in config.methods if method in ("none", "policy-none", "context")]
     return table(config, passages, rows, [*labels, *trained], grader)
+
+
+def labels_of(config: EvalConfig) -> list[str]:
+    """Every method with every variant, in the order of the settings."""
+    variants = config.corpus.variants or ({},)
+    return [" ".join([m, *(f"{key}={value}" for key, value in v.items())]) for m in config.methods for v in variants]
 
 
 def trainings(config: EvalConfig) -> int:

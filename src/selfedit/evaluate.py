@@ -119,7 +119,7 @@ def evaluate(
         DataError: a passage without questions; no policy; no external self-edits for a passage; rows of another policy.
         SamplerError: an external writer failed.
     """
-    policy = policy_of(config.writer)
+    policy = policy_of(config.writer, identify(config.model).fingerprint)
     check_rows(run, policy)
     done = {row["passage"] for row in run.rows}
     waiting = [passage for passage in passages if passage.id not in done]
@@ -381,6 +381,10 @@ def _graded(passage: Passage, row: dict[str, Any], elsewhere: Sequence[Paper], g
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
         nowhere = dict.fromkeys(("logprob", "locality", "locality_logprob"), math.nan)
         measures = dict.fromkeys(MEASURES, 0.0) | nowhere | {"failed": float(trial["status"] != "ok")}
+        if len(first) == len(asked):
+            measures["paraphrased"] = math.nan
+        if trial["method"] == "context":
+            measures["question_alone"] = math.nan
         if sittings:
             titled = mark_sitting(grader, asked, sittings[0])
             bare = mark_sitting(grader, alone, sittings[1]) if len(sittings) > 1 else None

@@ -85,8 +85,8 @@ def learn(
     task = KnowledgeTask(config.edit, margins=True)
     to_choose, to_report = task.asked(chooser), task.asked(reporter)
     reports: list[tuple[Task, Passage]] = [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
-    writer = policy_of(config.writer)
     known = identify(config.model)
+    writer = policy_of(config.writer, known.fingerprint)
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint))
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):

@@ -6,8 +6,9 @@ policy is refused.
 
 Departures from the paper: (1) the default rule takes the best self-edit of a passage only if it beats the baseline, where the
 paper's takes it in any case; (2) ties go by the golds' margin, then by lower index, where the reference code takes the first;
-(3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random;
-(5) ``credit="pieces"`` trains only on those answers of a selected self-edit that a question won can be traced to.
+(3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random; (5) SFT is the
+engine's own, in one slot, where the reference code takes TRL; (6) ``credit="pieces"`` trains only on those answers of a selected
+self-edit that a question won can be traced to.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfedit import seeds
+from selfedit import progress, seeds
 from selfedit.config import RewardName, Sampling, Settings, TrainConfig
-from selfedit.edits import Prompt
+from selfedit.edits import Message, Prompt
 from selfedit.errors import DataError, DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, new_adapter, save_adapter, save_merged, standing, summed
+from selfedit.lm.adapter import Adapter, install, load_adapter, new_adapter, save_adapter, save_merged, standing, summed
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.preferences import train_preferences
@@ -41,7 +42,7 @@ from selfedit.marks import Marks, mark_sitting
 from selfedit.rewards import Reward, make_reward
 from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
 from selfedit.samplers.local import write_edits
-from selfedit.selection import Scored, preferences, round_summary, select
+from selfedit.selection import Scored, finalists, preferences, round_summary, select
 from selfedit.tasks.base import Sitting, Task
 
 Told = Callable[[str, dict[str, Any]], None]
@@ -85,6 +86,8 @@ def train(
     slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
     drawn = draw(config, contexts)
     metrics = Log(run.folder / "metrics.jsonl")
+    if config.algorithm == "dpo" and config.rule == "random":
+        raise DataError("a control at random has no best and no worst self-edit: give the algorithm rest-em with the rule random")
     policy = BASE
     for number, chosen in enumerate(drawn, start=1):
         folder = run.folder / f"round-{number:02d}"
@@ -92,6 +95,8 @@ def train(
         if after.is_dir() and len(metrics.rows) >= number:
             policy = policy_at(after)
             continue
+        # A round whose policy was taken away is played again.
+        metrics.keep(number - 1)
         folder.mkdir(exist_ok=True)
         told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
         one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told, credit)
@@ -111,6 +116,9 @@ def draw(config: TrainConfig, contexts: Sequence[Any]) -> list[list[Any]]:
     if config.control_of:
         by_id = {context.id: context for context in contexts}
         rounds = taken(Path(config.control_of), config.rounds)
+        missing = {row["context"] for rows in rounds for row in rows} - set(by_id)
+        if missing:
+            raise DataError(f"{config.control_of}: took passages that {', '.join(config.data)} doesn't have; give the same --data")
         return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
     needed = config.rounds * config.passages
     if len(contexts) < needed:
@@ -152,26 +160,34 @@ class Round:
 
     def play(self, contexts: Sequence[Any]) -> tuple[Policy, dict[str, Any]]:
         """The policy after the round, and the round's metrics."""
-        start = time.perf_counter()
         written = self.write(contexts)
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
         scored = self.weigh(contexts, written, tried)
-        chosen = self.select(scored)
-        preferred = preferences(scored) if self.config.algorithm == "dpo" else []
-        if preferred:
-            chosen = [(context, best) for context, best, _ in preferred]
         keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
-        pairs = self.pairs(contexts, written, chosen, scored)
-        after, losses = self.prefer(contexts, written, preferred) if self.config.algorithm == "dpo" else self.reinforce(pairs)
+        if self.config.algorithm == "dpo":
+            preferred = preferences(scored)
+            chosen = [(context, best) for context, best, _ in preferred]
+            rows, job = self.preferred_rows(contexts, written, preferred), dpo
+        else:
+            chosen = self.select(scored)
+            rows, job = self.rows(contexts, written, chosen, scored), sft
+        keep_rows(self.folder / "rows.jsonl", rows)
+        listed = [{"context": context, "candidate": candidate} for context, candidate in chosen]
+        (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
+        after, training = self.train_policy(job, rows)
         row = {
             "round": self.number,
             "policy_before": self.policy.digest,
             "policy_after": after.digest,
             **round_summary(scored, chosen, self.config.reward),
-            "rows": len(pairs),
-            "outer_losses": losses,
+            "rows": len(rows),
+            "outer_losses": training["losses"],
             "tokens": sum(row["tokens"] for row in tried.values()),
-            "seconds": round(time.perf_counter() - start, 1),
+            # Of all workers together, whatever was interrupted in between.
+            "seconds": round(
+                sum(row["seconds"] for row in (*written.values(), *tried.values())) + training["seconds"],
+                1,
+            ),
         }
         self.told("reinforced", row)
         return after, row
@@ -180,7 +196,7 @@ class Round:
         """By the rule; of a control as many of each context as the other run took, each drawn on its own."""
         seed = self.seed("select")
         if not self.config.control_of:
-            return select(self.config.rule, scored, self.config.fraction, seed)
+            return select(self.config.rule, finalists(scored), self.config.fraction, seed)
         by_context: dict[str, list[Scored]] = defaultdict(list)
         for one in scored:
             by_context[one.context].append(one)
@@ -306,25 +322,28 @@ class Round:
         for (context_id, candidate, _), row in sorted(tried.items()):
             by_edit[context_id, candidate].append(row)
         for context in contexts:
+            edits = written[context.id]["edits"]
+            if self.config.rule == "random":
+                compiled = [self.compiles(context, edit["text"]) for edit in edits]
+                scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable) for at, usable in enumerate(compiled)]
+                continue
             baseline = self.marks(context, written[context.id]["baseline"])
-            for candidate, edit in enumerate(written[context.id]["edits"]):
-                if self.config.rule == "random":
-                    scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, self.compiles(context, edit["text"])))
-                    continue
+            for candidate in range(len(edits)):
                 rows = by_edit[context.id, candidate]
                 marks = [self.marks(context, row["sitting"]) for row in rows if row["sitting"] is not None]
                 runs = tuple({name: kind.score(one, baseline) for name, kind in kinds.items()} for one in marks)
                 if not marks or len(marks) < len(rows):
                     scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, usable=False))
                     continue
-                reward = fmean(run[self.config.reward] for run in runs)
+                # Without float noise: a mean gain of nothing is none, and equals are equal.
+                reward = round(fmean(run[self.config.reward] for run in runs), 9)
                 scored.append(
                     Scored(
                         context.id,
                         candidate,
                         reward=reward,
                         value=reward,
-                        tie=fmean(one.margin - baseline.margin for one in marks),
+                        tie=round(fmean(one.margin - baseline.margin for one in marks), 9),
                         usable=True,
                         accuracy=fmean(one.accuracy for one in marks),
                         baseline=baseline.accuracy,
@@ -335,95 +354,94 @@ class Round:
                 )
         return scored
 
-    def pairs(
+    def rows(
         self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]], scored: Sequence[Scored]
-    ) -> list[tuple[Prompt, str]]:
-        """What the policy is trained on: each selected self-edit's prompts and what was written to them; kept as rows.jsonl."""
+    ) -> list[dict[str, Any]]:
+        """What the policy is trained on: the prompts of each selected self-edit and what was written to them.
+
+        ``item`` is the self-edit's place among the selected. Of a control each item has as many rows as in the run that it is held
+        against, so there are as many steps of SFT; with ``credit="pieces"`` it has that run's prompts, one by one.
+        """
         by_id = {context.id: context for context in contexts}
         by_edit = {(one.context, one.candidate): one for one in scored}
-        if self.config.control_of and self.config.credit == "pieces":
-            wanted = self.random_pieces(scored, written)
-        else:
-            wanted = [(key, piece) for key in chosen for piece in self.pieces(by_id[key[0]], by_edit[key], written)]
-        pairs: list[tuple[Prompt, str]] = []
-        rows = []
-        for (context_id, candidate), piece in wanted:
-            prompt = self.task.requests(self.known, by_id[context_id], candidate)[piece].prompt
-            text = written[context_id]["edits"][candidate]["texts"][piece]
-            if text and (self.config.control_of or (prompt, text) not in pairs):
-                pairs.append((prompt, text))
-                turns = [message._asdict() for message in prompt]
-                rows.append({"context": context_id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text})
-        if self.config.control_of:
-            # As many rows, so as many steps, as the run that this one is held against.
-            count = len(read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl"))
-            at = [index % len(rows) for index in range(count)] if rows else []
-            pairs, rows = [pairs[index] for index in at], [rows[index] for index in at]
-        keep_rows(self.folder / "rows.jsonl", rows)
-        listed = [{"context": context_id, "candidate": candidate} for context_id, candidate in chosen]
-        (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
-        return pairs
+        theirs = read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else []
+        if theirs and self.config.credit == "pieces":
+            return self.random_pieces(by_id, written, scored, theirs)
+        rows: list[dict[str, Any]] = []
+        for item, (context_id, candidate) in enumerate(chosen):
+            own = self.answers(by_id[context_id], candidate, written)
+            if self.config.credit == "pieces" and self.credit is not None:
+                traced = self.traced(by_id[context_id], by_edit[context_id, candidate], written)
+                own = [row for row in own if row["piece"] in traced]
+            if self.config.control_of:
+                count = sum(row["item"] == item for row in theirs)
+                own = [own[at % len(own)] for at in range(count)] if own else []
+            rows += [row | {"item": item} for row in own]
+        return rows
 
-    def pieces(self, context: Any, one: Scored, written: Lessons) -> list[int]:
-        """Which answers of a selected self-edit the policy is trained on: all, or those that a question won can be traced to.
+    def answers(self, context: Any, candidate: int, written: Lessons) -> list[dict[str, Any]]:
+        """A self-edit's prompts with what was written to each, without empty answers and without a pair that stands there twice."""
+        requests = self.task.requests(self.known, context, candidate)
+        found: dict[tuple[Prompt, str], dict[str, Any]] = {}
+        for piece, (request, text) in enumerate(zip(requests, written[context.id]["edits"][candidate]["texts"], strict=True)):
+            if text:
+                turns = [message._asdict() for message in request.prompt]
+                row = {"context": context.id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text}
+                found.setdefault((request.prompt, text), row)
+        return list(found.values())
 
-        A question is won that was wrong before and right in most of the self-edit's runs.
-        """
-        texts = written[one.context]["edits"][one.candidate]["texts"]
-        if self.config.credit == "edit" or self.credit is None:
-            return list(range(len(texts)))
+    def traced(self, context: Any, one: Scored, written: Lessons) -> list[int]:
+        """The answers of a selected self-edit that a question won can be traced to: wrong before, right in most of its runs."""
         won = [
             index
             for index, before in enumerate(one.baseline_verdicts)
             if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
         ]
-        return self.credit(context, texts, won)
+        assert self.credit is not None
+        return self.credit(context, written[one.context]["edits"][one.candidate]["texts"], won)
 
-    def random_pieces(self, scored: Sequence[Scored], written: Lessons) -> list[tuple[tuple[str, int], int]]:
-        """The control of pieces: the prompts of the other run, each with what a self-edit wrote to it that was drawn at random."""
+    def random_pieces(
+        self, by_id: dict[str, Any], written: Lessons, scored: Sequence[Scored], theirs: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """The control of pieces: the other run's prompts, each with what a self-edit wrote to it that was drawn at random."""
+        answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for one in scored:
+            if one.usable:
+                answers[one.context] += self.answers(by_id[one.context], one.candidate, written)
         found = []
-        for index, row in enumerate(read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl")):
-            context_id, piece = row["context"], row["piece"]
-            usable = [
-                one.candidate
-                for one in scored
-                if one.context == context_id and one.usable and written[context_id]["edits"][one.candidate]["texts"][piece]
-            ]
-            if usable:
-                drawn = random.Random(self.seed("control", index)).choice(usable)
-                found.append(((context_id, drawn), piece))
+        for index, row in enumerate(theirs):
+            alike = [own for own in answers[row["context"]] if own["messages"] == row["messages"]]
+            if alike:
+                found.append(random.Random(self.seed("control", index)).choice(alike) | {"item": row["item"]})
         return found
 
-    def reinforce(self, pairs: Sequence[tuple[Prompt, str]]) -> tuple[Policy, list[float]]:
-        """SFT on the pairs, loss on what was written; the policy's folder appears whole or not at all."""
-        return self.train_policy(sft, list(pairs), len(pairs))
-
-    def prefer(
+    def preferred_rows(
         self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int, int]]
-    ) -> tuple[Policy, list[float]]:
-        """DPO on the answers of each context's best self-edit over those of its worst, where both answer the same prompt."""
+    ) -> list[dict[str, Any]]:
+        """For DPO: the answers of each context's best self-edit over those of its worst, where both answer the same prompt."""
         by_id = {context.id: context for context in contexts}
-        triples = []
-        for context_id, best, worst in chosen:
-            asked = [[r.prompt for r in self.task.requests(self.known, by_id[context_id], one)] for one in (best, worst)]
-            texts = [written[context_id]["edits"][one]["texts"] for one in (best, worst)]
-            for prompt, better in zip(asked[0], texts[0], strict=True):
-                worse = texts[1][asked[1].index(prompt)] if prompt in asked[1] else ""
-                if better and worse and better != worse:
-                    triples.append((prompt, better, worse))
-        return self.train_policy(dpo, triples, len(triples), self.config.dpo_beta)
+        rows = []
+        for item, (context_id, best, worst) in enumerate(chosen):
+            refused = {json.dumps(row["messages"]): row["completion"] for row in self.answers(by_id[context_id], worst, written)}
+            for row in self.answers(by_id[context_id], best, written):
+                worse = refused.get(json.dumps(row["messages"]))
+                if worse is not None and worse != row["completion"]:
+                    rows.append(row | {"item": item, "refused": worse, "refused_candidate": worst})
+        return rows
 
-    def train_policy(self, job: Callable[..., list[float]], rows: list[Any], count: int, *more: Any) -> tuple[Policy, list[float]]:
-        """The policy after a training job, and its losses; a policy that is there already is not trained again."""
+    def train_policy(self, job: Callable[..., list[float]], rows: Sequence[dict[str, Any]]) -> tuple[Policy, dict[str, Any]]:
+        """The policy after SFT or DPO, and how that went; its folder appears whole or not at all, and isn't made twice."""
         after, scratch = self.folder / "policy", self.folder / ".policy.new"
         if not after.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
-            self.told("reinforcing", {"rows": count})
-            seed = self.seed("outer")
-            losses = result(self.executor.submit(job, rows, self.config.outer, seed, self.policy.folder, str(scratch), *more))
-            (scratch / "training.json").write_text(json.dumps({"rows": count, "losses": losses}) + "\n")
+            self.told("reinforcing", {"rows": len(rows)})
+            start = time.perf_counter()
+            losses = result(self.executor.submit(job, rows, self.config, self.seed("outer"), self.policy.folder, str(scratch)))
+            known = {"rows": len(rows), "losses": losses, "base": self.known.fingerprint}
+            known["seconds"] = round(time.perf_counter() - start, 2)
+            (scratch / "training.json").write_text(json.dumps(known) + "\n")
             scratch.rename(after)
-        return policy_at(after), json.loads((after / "training.json").read_text())["losses"]
+        return policy_at(after), json.loads((after / "training.json").read_text())
 
     def marks(self, context: Any, sitting: dict[str, Any]) -> Marks:
         """A stored sitting, graded."""
@@ -465,7 +483,7 @@ class Round:
             if row["policy"] != self.policy.digest:
                 raise DataError(
                     f"{log.file}: has a row of policy {row['policy']}, but round {self.number} begins with {self.policy.digest}; "
-                    "its rewards don't hold for this one. Take the file away, or start a new run"
+                    "its rewards don't hold for this one. Start a new run"
                 )
 
 
@@ -494,16 +512,15 @@ def try_group(lm: LanguageModel, task: Task, trials: Sequence[Trial], slots: int
 
 
 def sft(
-    lm: LanguageModel, pairs: Sequence[tuple[Prompt, str]], settings: Settings, seed: int, policy: str | None, folder: str
+    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int, policy: str | None, folder: str
 ) -> list[float]:
     """A job: one adapter trained on top of the policy, saved together with it as one adapter on the base; the losses."""
     before = [load_adapter(Path(policy))] if policy else []
-    rows = tuple(encode_answer(lm, prompt, text) for prompt, text in pairs)
-    if not rows:
-        save_adapter(before[0] if before else new_adapter(lm, settings, seed), Path(folder), lm.name)
-        return []
+    encoded = tuple(encode_answer(lm, _prompt(row), row["completion"]) for row in rows)
+    if not encoded:
+        return _unchanged(lm, before, config.outer, seed, folder)
     with standing(lm, before):
-        (trained,) = train_many(lm, [Job(rows, settings, seed)], 1)
+        (trained,) = train_many(lm, [Job(encoded, config.outer, seed)], 1, progress.report)
     if isinstance(trained, DivergedError):
         raise trained
     save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
@@ -511,21 +528,27 @@ def sft(
 
 
 def dpo(
-    lm: LanguageModel,
-    triples: Sequence[tuple[Prompt, str, str]],
-    settings: Settings,
-    seed: int,
-    policy: str | None,
-    folder: str,
-    beta: float,
+    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int, policy: str | None, folder: str
 ) -> list[float]:
-    """A job: as ``sft``, but direct preference optimisation over (prompt, preferred, refused); the reference is the policy."""
+    """A job: as ``sft``, but direct preference optimisation of what was preferred over what was refused; reference: the policy."""
     before = [load_adapter(Path(policy))] if policy else []
-    pairs = [(encode_answer(lm, prompt, better), encode_answer(lm, prompt, worse)) for prompt, better, worse in triples]
+    pairs = [(encode_answer(lm, _prompt(row), row["completion"]), encode_answer(lm, _prompt(row), row["refused"])) for row in rows]
     if not pairs:
-        save_adapter(before[0] if before else new_adapter(lm, settings, seed), Path(folder), lm.name)
-        return []
+        return _unchanged(lm, before, config.outer, seed, folder)
     with standing(lm, before):
-        trained = train_preferences(lm, pairs, settings, beta, seed)
+        try:
+            trained = train_preferences(lm, pairs, config.outer, config.dpo_beta, seed)
+        finally:
+            install(lm, None)
     save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
     return trained.losses
+
+
+def _unchanged(lm: LanguageModel, before: Sequence[Adapter], settings: Settings, seed: int, folder: str) -> list[float]:
+    """Nothing to train on: the policy as it was."""
+    save_adapter(before[0] if before else new_adapter(lm, settings, seed), Path(folder), lm.name)
+    return []
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    return tuple(Message(**turn) for turn in row["messages"])

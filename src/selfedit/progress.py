@@ -12,6 +12,11 @@ def listen(told: Callable[[int], None]) -> None:
     _listeners.append(told)
 
 
+def leave(told: Callable[[int], None]) -> None:
+    """No more."""
+    _listeners.remove(told)
+
+
 def report(steps: int) -> None:
     """``steps`` more optimiser steps are done."""
     for told in _listeners:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 from collections.abc import Sequence
@@ -36,21 +37,27 @@ def policy_at(folder: Path) -> Policy:
     return Policy(str(folder), digest)
 
 
-def policy_of(name: str) -> Policy:
+def policy_of(name: str, fingerprint: str) -> Policy:
     """The last policy of a run of ``selfedit train``, or the one in an adapter's folder; no name: the base.
 
+    Args:
+        fingerprint: the base's; a policy of a run knows its own.
+
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it was trained on another base.
     """
     if not name:
         return BASE
     folder = Path(name)
-    if (folder / "adapter_model.safetensors").is_file():
-        return policy_at(folder)
-    rounds = sorted(file.parent for file in folder.glob("round-*/policy/adapter_model.safetensors"))
-    if not rounds:
-        raise DataError(f"{name}: no policy there; give a run of selfedit train with a finished round, or an adapter's folder")
-    return policy_at(rounds[-1])
+    if not (folder / "adapter_model.safetensors").is_file():
+        rounds = sorted(file.parent for file in folder.glob("round-*/policy/adapter_model.safetensors"))
+        if not rounds:
+            raise DataError(f"{name}: no policy there; give a run of selfedit train with a finished round, or an adapter's folder")
+        folder = rounds[-1]
+    training = folder / "training.json"
+    if training.is_file() and json.loads(training.read_text()).get("base") != fingerprint:
+        raise DataError(f"{name}: its policy is an adapter on another base model; give the --model that it was trained with")
+    return policy_at(folder)
 
 
 class Log:
@@ -61,18 +68,27 @@ class Log:
         self.rows = _whole_rows(file)
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Adds rows, durable on return."""
+        """Adds rows, durable on return; they are kept as they will be read."""
+        plain = [without_nan(row) for row in rows]
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+            stream.write("".join(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n" for row in plain))
             stream.flush()
             os.fsync(stream.fileno())
-        self.rows += rows
+        self.rows += plain
+
+    def keep(self, count: int) -> None:
+        """Drops all rows but the first so many."""
+        if len(self.rows) > count:
+            self.rows = self.rows[:count]
+            keep_rows(self.file, self.rows)
 
 
 def keep_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a file of JSON rows, whole or not at all."""
     scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    scratch.write_text(
+        "".join(json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
+    )
     scratch.replace(file)
 
 
@@ -89,6 +105,15 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: can't be read as rows of a run ({error})") from error
+
+
+def without_nan(data: Any) -> Any:
+    """Data for JSON, which knows no nan: a figure that doesn't exist is null."""
+    if isinstance(data, dict):
+        return {key: without_nan(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class Run:

@@ -53,6 +53,14 @@ class Scored:
         return cls(**row | {"runs": tuple(row["runs"]), "verdicts": verdicts, "baseline_verdicts": tuple(row["baseline_verdicts"])})
 
 
+def finalists(scored: Sequence[Scored]) -> list[Scored]:
+    """Without the self-edits that had fewer runs than another of their context: successive halving let them go."""
+    most: dict[str, int] = defaultdict(int)
+    for one in scored:
+        most[one.context] = max(most[one.context], len(one.runs))
+    return [one for one in scored if not one.usable or len(one.runs) == most[one.context]]
+
+
 def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed: int) -> list[tuple[str, int]]:
     """(context, candidate) of the self-edits that the policy is trained on, in the order of contexts.
 

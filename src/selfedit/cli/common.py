@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfedit.errors import DataError, SelfeditError
+from selfedit.runs import without_nan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ def check_writable(file: Path | None) -> None:
 
 def write_json(file: Path, data: Any) -> None:
     """Writes a file whole or not at all; a figure that doesn't exist (nan) is null."""
-    text = json.dumps(_without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +139,6 @@ def write_json(file: Path, data: Any) -> None:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise DataError(f"{file}: can't be written ({error})") from error
-
-
-def _without_nan(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _without_nan(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def estimates(model: str, estimate: Callable[[Identity], Estimate]) -> None:

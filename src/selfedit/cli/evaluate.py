@@ -101,10 +101,10 @@ def knowledge_command(
         "slots": slots,
         "edit.styles": styles_from(style),
     }
-    if resume and config is None and run is not None and (run / "run.json").is_file():
-        config = run / "run.json"
-    if resume and run is None:
+    if resume and (run is None or not (run / "run.json").is_file()):
         raise DataError("--resume: say which run with --run FOLDER")
+    if resume and config is None and run is not None:
+        config = run / "run.json"
     resolved = build_config(EvalConfig, config, flags, sets or [])
     check_styles([*resolved.edit.styles, *(style for _, _, style in (m.partition(":") for m in resolved.methods) if style)])
     if dry_run:

@@ -16,7 +16,7 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs: train, eval, or converted.")],
     file: Annotated[Path | None, typer.Option("--out", help="The page; default: report.html in the first run.")] = None,
 ) -> None:
-    """Makes one self-contained HTML page of runs, with PNG and CSV in a folder of its name beside it.
+    """Makes one self-contained HTML page of runs, with PNG and CSV in the folder NAME-files beside it.
 
     Reward by round with intervals, lengths, coverage and faithfulness of the self-edits, how far the reward can be trusted, the
     best and the worst self-edits with their marks, cost. Later runs are compared with the first one, passage by passage.
@@ -29,7 +29,7 @@ def report_command(
     check_writable(page)
     written = write_report(runs, page)
     out.print(f"{written[0]}", highlight=False, soft_wrap=True)
-    err.print(f"{len(written) - 1} pictures and tables in {page.with_suffix('')}", highlight=False, soft_wrap=True)
+    err.print(f"{len(written) - 1} pictures and tables in {written[-1].parent}", highlight=False, soft_wrap=True)
 
 
 def convert_command(
@@ -70,7 +70,8 @@ def select_command(
 ) -> None:
     """Writes the rows that a writer would be trained on, selected from a run by a rule.
 
-    best takes each passage's first best, as the reference code does; best-positive only those above the baseline.
+    best takes each passage's best, of equals the first (ours: the one with the larger margin); best-positive only those above
+    the baseline.
 
     Example: selfedit select runs/iter0 --rule best --out rows.jsonl
     """

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from selfedit.cli.common import (
     build_config,
@@ -17,6 +15,7 @@ from selfedit.cli.common import (
     err,
     estimates,
     make_grader,
+    narrow_table,
     out,
     print_config,
     styles_from,
@@ -24,6 +23,8 @@ from selfedit.cli.common import (
 )
 from selfedit.config import TrainConfig
 from selfedit.errors import DataError
+from selfedit.report.read import Round, RunData
+from selfedit.report.tables import noise_table, retested_table
 
 app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
 
@@ -42,6 +43,12 @@ def knowledge_command(
     edits: Annotated[int | None, typer.Option(help="Self-edits a passage.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
     rule: Annotated[str | None, typer.Option(help="best-positive, best, positive, top-fraction, or random.")] = None,
+    credit: Annotated[
+        str | None, typer.Option(help="Train on all of a selected self-edit, or on pieces that won: edit, pieces.")
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="rest-em (SFT on the selected), or dpo (best over worst).")] = None,
+    halving: Annotated[bool | None, typer.Option("--halving", help="Further repeats for the better half only.")] = None,
+    merge: Annotated[bool | None, typer.Option("--merge", help="Write the last policy as a merged model, RUN/merged, too.")] = None,
     reward: Annotated[str | None, typer.Option(help="accuracy, likelihood, or mixed.")] = None,
     student: Annotated[str | None, typer.Option(help="Whose weights are trained on a self-edit: policy or base.")] = None,
     control_of: Annotated[
@@ -84,6 +91,10 @@ def knowledge_command(
         "repeats": repeats,
         "rule": rule,
         "reward": reward,
+        "credit": credit,
+        "algorithm": algorithm,
+        "halving": halving,
+        "merge": merge,
         "student": student,
         "control_of": control_of,
         "model": model,
@@ -94,10 +105,14 @@ def knowledge_command(
         "slots": slots,
         "edit.styles": styles_from(style),
     }
-    if resume and run is None:
+    if resume and (run is None or not (run / "run.json").is_file()):
         raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None and (run / "run.json").is_file():
+    if resume and config is None and run is not None:
         config = run / "run.json"
+    if control_of and config is None:
+        # With the settings of the run that it is held against; only the rule differs.
+        config = Path(control_of) / "run.json"
+        flags["rule"] = rule or "random"
     resolved = build_config(TrainConfig, config, flags, sets or [])
     check_styles(list(resolved.edit.styles))
     if resolved.control_of and resolved.rule != "random":
@@ -121,10 +136,9 @@ def knowledge_command(
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     identify(resolved.model)
+    drawn = [passage for part in draw(resolved, list(contexts.values())) for passage in part]
     opened = Run(folder, resolved, resume)
-    write_json(
-        folder / "data.json", flat_dataset([passage for part in draw(resolved, list(contexts.values())) for passage in part])
-    )
+    write_json(folder / "data.json", flat_dataset(drawn))
     err.print(f"run folder: {folder}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
@@ -162,23 +176,13 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
-    """One row a round, and how far the reward can be trusted."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
-    for name in (
-        "round",
-        "passages",
-        "usable",
-        "reward",
-        "selected",
-        "their reward",
-        "reliability",
-        "best: seen",
-        "retested",
-        "seconds",
-    ):
+    """One row a round, how far the reward can be trusted, and what it cost."""
+    rounds = [Round(row["round"], row, []) for row in result["rounds"]]
+    run = RunData(folder.name, "train", {}, rounds)
+    table = narrow_table()
+    for name in ("round", "passages", "usable", "reward", "selected", "their reward", "rows", "tokens", "seconds"):
         table.add_column(name, justify="right")
     for row in result["rounds"]:
-        noise, best = [row["reliability"].get(name) for name in ("accuracy", "likelihood")], row["best_retested"]
         table.add_row(
             str(row["round"]),
             str(row["contexts"]),
@@ -186,18 +190,27 @@ def _show(result: dict[str, Any], folder: Path) -> None:
             _mean(row["reward"]),
             str(row["selected"]),
             _mean(row["reward_selected"]),
-            " / ".join(f"{one['single']:.2f}" if one else "-" for one in noise),
-            _mean(best["seen"]),
-            _mean(best["retested"]),
-            f"{row['seconds']:.0f}",
+            str(row["rows"]),
+            f"{row['tokens']:,}",
+            f"{row['seconds']:,.0f}",
         )
     out.print(table)
     out.print(
-        "reward: gain over the baseline, mean over passages; reliability (accuracy / likelihood): the self-edits' share (not the "
-        "seeds') of one run's spread within a passage; best: a passage's best by one run, as it looked then and on a run that "
-        "didn't choose it",
+        "reward: gain over the baseline, mean over passages; rows: what the policy was trained on; tokens: labelled, of all "
+        "trials; seconds: of all workers together.",
         highlight=False,
     )
+    for found in (noise_table(run), retested_table(run)):
+        if found.rows:
+            noise = narrow_table()
+            for name in found.columns:
+                noise.add_column(name, justify="right")
+            for cells in found.rows:
+                noise.add_row(*("-" if cell is None else str(cell) for cell in cells))
+            out.print(noise)
+            out.print(found.note, highlight=False)
+    total = {name: sum(row[name] for row in result["rounds"]) for name in ("tokens", "seconds")}
+    out.print(f"in total: {total['tokens']:,} labelled tokens, {total['seconds']:,.0f} worker-seconds", highlight=False)
     if result["policy"]:
         out.print(f"policy: {result['policy']}", highlight=False, soft_wrap=True)
     else:
@@ -205,4 +218,4 @@ def _show(result: dict[str, Any], folder: Path) -> None:
 
 
 def _mean(value: dict[str, Any]) -> str:
-    return f"{value['mean']:+.3f}" if value["n"] else "-"
+    return f"{value['mean']:+.3f}" if value["n"] and value["mean"] is not None else "-"

@@ -52,10 +52,11 @@ class _Place:
             from selfedit.lm.load import load_model
             from selfedit.lm.stack import compile_layers
 
-            self.loaded = load_model(self.choice.name, self.choice.device, self.choice.dtype)
+            lm = load_model(self.choice.name, self.choice.device, self.choice.dtype)
             if self.choice.compiled:
-                compile_layers(self.loaded)
-            install_stack(self.loaded, [load_adapter(Path(folder)) for folder in self.choice.stack])
+                compile_layers(lm)
+            install_stack(lm, [load_adapter(Path(folder)) for folder in self.choice.stack])
+            self.loaded = lm
         return job(self.loaded, *arguments)
 
 
@@ -100,6 +101,7 @@ class LocalExecutor:
         self.workers = default_workers(model.device) if workers is None else workers
         self.closing = threading.Event()
         self.here: _Place | None = None
+        self.counting: Callable[[int], None] | None = None
         if not self.workers:
             self.here = _Place(model)
             _prepare()
@@ -110,6 +112,7 @@ class LocalExecutor:
                     self.made += steps
                     told(self.made)
 
+                self.counting = count
                 progress.listen(count)
             return
         context = multiprocessing.get_context("spawn")
@@ -139,6 +142,8 @@ class LocalExecutor:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.closing.set()
         if self.here is not None:
+            if self.counting is not None:
+                progress.leave(self.counting)
             return
         if kind is not None:
             for process in list(getattr(self.pool, "_processes", {}).values()):

@@ -193,8 +193,9 @@ def summed(adapters: Sequence[Adapter]) -> Adapter:
     rank = sum(adapter.rank for adapter in adapters)
     for name in {name: None for adapter in adapters for name in adapter.weights}:
         present = [adapter for adapter in adapters if name in adapter.weights]
-        down = torch.cat([adapter.weights[name][0] for adapter in present])
-        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
+        # One may come from the disk and one from a GPU.
+        down = torch.cat([adapter.weights[name][0].cpu() for adapter in present])
+        up = torch.cat([adapter.weights[name][1].cpu() * adapter.scale for adapter in present], dim=1)
         missing = rank - down.shape[0]
         weights[name] = (
             torch.nn.functional.pad(down, (0, 0, 0, missing)),

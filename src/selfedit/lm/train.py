@@ -120,6 +120,7 @@ def descend(
     finally:
         for tensor in parameters:
             tensor.requires_grad_(False)
+            tensor.grad = None
     return losses, total
 
 

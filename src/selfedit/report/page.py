@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from selfedit.report.read import RunData, read_run
 
 
 def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
-    """Writes ``file`` and the folder ``file`` without its ending with PNG and CSV; returns everything written.
+    """Writes ``file``, and PNG and CSV into the folder ``NAME-files`` beside it; returns everything written.
 
     Raises:
         DataError: a folder isn't a run, or has nothing to show.
@@ -32,16 +31,15 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
     page = _template().render(
         runs=[_section(run, found) for run, found in sections], pictures=[_embedded(p) for p in pictures], compared=compared
     )
-    beside, scratch = file.with_suffix(""), file.with_name(f".{file.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside, scratch = file.with_name(f"{file.stem}-files"), file.with_name(f".{file.name}.new")
+    beside.mkdir(parents=True, exist_ok=True)
     written = []
     for picture in pictures:
         written.append(beside / f"{_slug(picture.name)}.png")
         written[-1].write_bytes(picture.png)
-    for run, found in sections:
+    for name, (run, found) in zip(_names(runs), sections, strict=True):
         for table in [*found, *([tables.edits_table(run)] if run.kind == "train" else [])]:
-            written.append(beside / f"{_slug(run.name)}-{_slug(table.title)}.csv")
+            written.append(beside / f"{name}-{_slug(table.title)}.csv")
             written[-1].write_text(_csv(table), encoding="utf-8")
     scratch.write_text(page, encoding="utf-8")
     scratch.replace(file)
@@ -85,6 +83,12 @@ def _csv(table: tables.Table) -> str:
     writer.writerow(table.columns)
     writer.writerows(table.rows)
     return buffer.getvalue()
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """A name for each run's files; of equal ones, and of names without a Latin letter, the place is a part."""
+    slugs = [_slug(run.name) for run in runs]
+    return [slug if slug and slugs.count(slug) == 1 else f"{slug or 'run'}-{at}" for at, slug in enumerate(slugs, start=1)]
 
 
 def _slug(name: str) -> str:

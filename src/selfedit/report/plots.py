@@ -62,7 +62,7 @@ def pictures_of(runs: Sequence[RunData]) -> list[Picture]:
         found = []
         if trained:
             found += [_reward_by_round(trained), _before_and_after(trained), _spread(trained[0]), _texts(trained)]
-        found += [_methods(run) for run in runs if run.kind == "eval"]
+        found += [_methods(run, at) for at, run in enumerate(runs, start=1) if run.kind == "eval"]
         return found
 
 
@@ -151,7 +151,7 @@ def _texts(runs: Sequence[RunData]) -> Picture:
     )
 
 
-def _methods(run: RunData) -> Picture:
+def _methods(run: RunData, index: int) -> Picture:
     methods = (run.table or {})["methods"]
     figure, axes = _new(5.4, 0.5 + 0.36 * len(methods))
     for at, of in enumerate(methods.values()):
@@ -169,7 +169,7 @@ def _methods(run: RunData) -> Picture:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("questions right without the passage, %")
     axes.set_title(run.name)
-    return _picture(figure, f"methods-{run.name}", "Means over passages; bars: standard errors.")
+    return _picture(figure, f"methods-{index}", "Means over passages; bars: standard errors.")
 
 
 def _new(width: float, height: float) -> tuple[Figure, Any]:

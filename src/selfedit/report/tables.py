@@ -99,10 +99,13 @@ def retested_table(run: RunData) -> Table:
 
 def cost_table(run: RunData) -> Table:
     """What a run has cost."""
-    rows = [(one.number, one.metrics.get("tokens"), one.metrics.get("seconds"), one.metrics.get("rows")) for one in run.rounds]
+    names = ("tokens", "seconds", "rows")
+    rows: list[tuple[Any, ...]] = [(one.number, *(one.metrics.get(name) for name in names)) for one in run.rounds]
+    if len(rows) > 1:
+        rows.append(("all", *(sum(one.metrics.get(name) or 0 for one in run.rounds) for name in names)))
     return Table(
         "Cost",
-        "Labelled tokens of the inner loop, wall seconds, rows the policy was trained on.",
+        "Labelled tokens of the inner loop, seconds of all workers together, rows the policy was trained on.",
         ("round", "tokens", "seconds", "rows"),
         tuple(rows),
     )

@@ -79,4 +79,6 @@ class RemoteSampler:
             raise SamplerError(
                 f"writer at {self.url}: no text ({error}); check the URL, external_model, and OPENAI_API_KEY"
             ) from error
-        return str(text).strip()
+        if not isinstance(text, str) or not text.strip():
+            raise SamplerError(f"writer at {self.url}: an empty reply; use a model that follows the request, or a longer answer")
+        return text.strip()

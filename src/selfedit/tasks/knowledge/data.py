@@ -312,7 +312,7 @@ def _squad_from_hub(split: str) -> list[Passage]:
     questions: dict[tuple[str, str], list[Question]] = {}
     for row in rows:
         golds = list(dict.fromkeys(row["answers"]["text"]))
-        key = (row["title"].replace("_", " "), row["context"])
+        key = (row["title"].replace("_", " ").strip(), row["context"].strip())
         questions.setdefault(key, []).append(Question(row["question"], golds[0], tuple(golds[1:])))
     return [Passage(title, text, tuple(found)) for (title, text), found in questions.items()]
 

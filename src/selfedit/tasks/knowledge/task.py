@@ -23,6 +23,7 @@ from selfedit.tasks.knowledge.prompts import EPOCHS, LEARNING_RATES, NOTES_SCHEM
 SENTENCE_TOKENS, PASSAGE_TOKENS = 80, 512
 # 12 notes of 160 characters, and the settings.
 NOTES_TOKENS = 768
+PLAN_BEGINS = '{"notes"'
 GRIDS: Mapping[str, Sequence[float | int]] = {"learning_rate": LEARNING_RATES, "epochs": EPOCHS}
 
 
@@ -93,20 +94,26 @@ class KnowledgeTask:
 def read_plan(text: str) -> tuple[str, dict[str, float | int]]:
     """The notes of a self-edit, one a line, and the settings that it names; free text is its own notes and names none.
 
+    A plan is a line of JSON; of several, about the parts of a long passage, the first one's settings count.
+
     Raises:
-        InvalidEditError: it begins as JSON and isn't the object that was asked for, or a setting is out of its grid.
+        InvalidEditError: it begins as a plan and isn't the object that was asked for, or a setting is out of its grid.
     """
-    if not text.lstrip().startswith("{"):
+    if not text.lstrip().startswith(PLAN_BEGINS):
         return text, {}
-    try:
-        plan = json.loads(text)
-        notes = [str(note) for note in plan["notes"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidEditError(f"not a JSON object with notes ({error})") from error
-    chosen = {name: plan[name] for name in GRIDS if name in plan}
-    for name, value in chosen.items():
-        if value not in GRIDS[name]:
-            raise InvalidEditError(f"{name} {value!r} is none of {', '.join(map(str, GRIDS[name]))}")
+    notes: list[str] = []
+    chosen: dict[str, float | int] = {}
+    for number, line in enumerate(text.strip().split("\n")):
+        try:
+            plan = json.loads(line)
+            notes += [str(note) for note in plan["notes"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidEditError(f"not a JSON object with notes ({error})") from error
+        for name, grid in GRIDS.items():
+            if name in plan and plan[name] not in grid:
+                raise InvalidEditError(f"{name} {plan[name]!r} is none of {', '.join(map(str, grid))}")
+            if name in plan and not number:
+                chosen[name] = grid[grid.index(plan[name])]
     return "\n".join(notes), chosen
 
 
