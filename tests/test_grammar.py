@@ -67,8 +67,8 @@ def test_a_self_edit_may_name_its_settings(lm: Any, style: str) -> None:
 def test_a_broken_plan_is_an_invalid_edit() -> None:
     assert read_plan("Notes.\nMore.") == ("Notes.\nMore.", {})
     assert read_plan('{"note": 1}')[1] == {} and read_plan('{"notes": ["a"], "epochs": 8.0}') == ("a", {"epochs": 8})
-    two = '{"notes": ["a"], "epochs": 4}\\n{"notes": ["b"], "epochs": 8}'
-    assert read_plan(two.replace("\\\\n", "\\n")) == ("a\\nb", {"epochs": 4})
+    two = "\n".join(('{"notes": ["a"], "epochs": 4}', '{"notes": ["b"], "epochs": 8}'))
+    assert read_plan(two) == ("a\nb", {"epochs": 4})
     for text in ('{"notes": ["cut', '{"notes": ["a"], "epochs": 3}', '{"notes": 3}'):
         with pytest.raises(InvalidEditError):
             read_plan(text)
