@@ -20,11 +20,12 @@ from selfedit.memory.ledger import Memory
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ("--set", "edit.sampling.max_new_tokens=16", "--set", "edit.form=plain", "--set", "settings.epochs=2", "--edits", 2)
+WITHIN = ("--workers", 0)  # no processes of their own for the trials; the tests of kills and of two workers leave it out
 
 
 def learn(command: Command, model: Path, passage: Path, quiz: Path | None, memory: Path, *more: object, **options: Any) -> Any:
     quiz_flags = ("--quiz", quiz) if quiz else ()
-    return command("learn", passage, *quiz_flags, "--memory", memory, "--model", model, *FAST, *more, **options)
+    return command("learn", passage, *quiz_flags, "--memory", memory, "--model", model, *FAST, *WITHIN, *more, **options)
 
 
 def without_times(data: Any) -> Any:
@@ -314,7 +315,7 @@ def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_
     flags = (
         "eval", "knowledge", "--data", "almanac", "--split", "dev", "--limit", 2, "--model", tiny_model,
         "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.form=plain", "--set", "settings.epochs=1",
-        "--set", "settings.rank=4",
+        "--set", "settings.rank=4", *WITHIN,
     )  # fmt: skip
     done = command(*flags, "--run", tmp_path / "run", "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
@@ -355,7 +356,7 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
 
 
 def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
-    first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=100")
+    first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=50")
     wait_for_candidates(taught, first)
     second = start_learning(passage_file, quiz_file, taught, tiny_model)
     told = [process.communicate(timeout=300)[1] for process in (first, second)]

@@ -102,7 +102,7 @@ def test_report_is_one_page_with_pictures_and_tables(command: Command, result_fi
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d.pop("articles"), "no field articles"),
+        (lambda d: d.pop("articles"), "neither articles nor server_reply"),
         (lambda d: d["articles"][1].pop("title"), "article 2: field title"),
         (lambda d: d["articles"][0]["completions"][1].pop("text"), "completion 2: field text"),
         (lambda d: d["articles"][0]["completions"][0]["questions"][2].pop("adapter_correct"), "question 3: field adapter_correct"),
@@ -116,3 +116,23 @@ def test_bad_results_name_the_field(result_file: Path, tmp_path: Path, change: C
     with pytest.raises(DataError, match=said):
         convert(result_file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_result_of_many_passages_becomes_a_table(command: Command, tmp_path: Path) -> None:
+    before, after = [True, False, False, False, True, False], [True, True, False, True, False, False]
+    data = {"overall": {"baseline_accuracy": 0.3333, "adapter_accuracy": 0.6, "gain": 0.1667}, "lora_params": {"rank": 32}}
+    reply = {"baseline_texts": ["?"] * 6, "adapter_texts": ["!"] * 6, "baseline_correct": before, "adapter_correct": after}
+    file = tmp_path / "cpt.json"
+    file.write_text(json.dumps(data | {"per_article": [], "server_reply": reply}))
+    done = command("convert", file, tmp_path / "run", "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["overall"] == {"baseline_accuracy": 0.3333, "adapter_accuracy": 0.5, "gain": 0.1667}
+    assert found["differs"] == ["adapter_accuracy"]
+    done = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "adapter - baseline" in page and "50.0" in page
+    file.write_text(json.dumps(data | {"server_reply": reply | {"adapter_correct": after[:-1]}}))
+    done = command("convert", file, tmp_path / "other")
+    assert done.returncode == 1 and "6 verdicts of the baseline and 5" in done.stderr and not (tmp_path / "other").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,6 +18,7 @@ from selfedit.contexts import Passage, Question
 from selfedit.errors import DataError
 from selfedit.runs import ROWS, keep_rows, read_rows
 from selfedit.selection import Scored, round_summary
+from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import flat_dataset
 
 # How far a file's own aggregate (rounded to 4 digits) may be from the one computed again.
@@ -34,6 +36,8 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     if folder.exists():
         raise DataError(f"{folder}: exists; give a folder that doesn't")
     data = _load(file)
+    if "server_reply" in data:
+        return _convert_corpus(file, data, folder)
     passages: list[Passage] = []
     edits, trials, scored = [], [], []
     for index, article in enumerate(data["articles"]):
@@ -57,18 +61,8 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     if not edits:
         raise DataError(f"{file}: no articles in it")
     overall = aggregates(scored)
-    stored: dict[str, Any] = data["overall"] if isinstance(data.get("overall"), dict) else {}
-    differs = [
-        name
-        for name, value in overall.items()
-        if isinstance(stored.get(name), (int, float)) and value is not None and abs(stored[name] - value) > ROUNDING
-    ]
-    scratch = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / "round-01").mkdir(parents=True)
-    settings = {key: value for key, value in data.items() if key not in ("articles", "overall")}
-    config = {"source": file.name, "reference": settings}
-    (scratch / "run.json").write_text(json.dumps({"version": __version__, "commit": None, "config": config}, indent=1) + "\n")
+    scratch = _started(file, data, folder)
+    (scratch / "round-01").mkdir()
     (scratch / "data.json").write_text(json.dumps(flat_dataset(passages), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     keep_rows(scratch / ROWS, trials)
     keep_rows(scratch / "round-01" / "edits.jsonl", edits)
@@ -76,7 +70,65 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     summary = {"round": 1, **round_summary(scored, [], "accuracy"), "overall": overall}
     keep_rows(scratch / "metrics.jsonl", [summary])
     scratch.rename(folder)
-    return {"overall": overall, "stored": stored, "differs": differs}
+    return _compared(overall, data)
+
+
+def _convert_corpus(file: Path, data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A result of many passages at once: one adapter, one verdict a question; a run folder of the kind ``eval``."""
+    reply = data["server_reply"]
+    verdicts: dict[str, list[float]] = {}
+    for method in ("baseline", "adapter"):
+        marks = reply.get(f"{method}_correct") if isinstance(reply, dict) else None
+        if not isinstance(marks, list) or not marks or not all(isinstance(mark, (bool, int)) and mark in (0, 1) for mark in marks):
+            raise DataError(f"{file}: field server_reply.{method}_correct is missing or no list of verdicts (true or false)")
+        verdicts[method] = [float(mark) for mark in marks]
+    before, after = verdicts["baseline"], verdicts["adapter"]
+    if len(before) != len(after):
+        raise DataError(f"{file}: server_reply has {len(before)} verdicts of the baseline and {len(after)} of the adapter")
+    overall = {
+        "baseline_accuracy": _rounded(fmean(before)),
+        "adapter_accuracy": _rounded(fmean(after)),
+        "gain": _rounded(fmean(after) - fmean(before)),
+    }
+    difference = asdict(paired_difference(after, before))
+    table = {
+        "n": len(before),
+        "questions": len(before),
+        "unit": "questions (the file does not say which passage each is of, so errors take no account of that)",
+        "config": {"data": data.get("dataset") or file.name, "split": "", "seed": None},
+        "methods": {method: {"accuracy": asdict(mean_and_error(marks))} for method, marks in verdicts.items()},
+        "differences": [{"method": "adapter", "control": "baseline", "measure": "accuracy", **difference}],
+        "passages": [
+            {"id": f"question {number}", "methods": {"baseline": {"accuracy": one}, "adapter": {"accuracy": other}}}
+            for number, (one, other) in enumerate(zip(before, after, strict=True), start=1)
+        ],
+    }
+    scratch = _started(file, data, folder)
+    (scratch / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    scratch.rename(folder)
+    return _compared(overall, data)
+
+
+def _started(file: Path, data: dict[str, Any], folder: Path) -> Path:
+    """The folder's unfinished form, with its ``run.json``."""
+    scratch = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    settings = {key: value for key, value in data.items() if key not in ("articles", "overall", "server_reply", "per_article")}
+    config = {"source": file.name, "reference": settings}
+    (scratch / "run.json").write_text(json.dumps({"version": __version__, "commit": None, "config": config}, indent=1) + "\n")
+    return scratch
+
+
+def _compared(overall: Mapping[str, float | None], data: dict[str, Any]) -> dict[str, Any]:
+    """What ``convert`` returns: aggregates, the file's own, and which of them differ."""
+    stored: dict[str, Any] = data["overall"] if isinstance(data.get("overall"), dict) else {}
+    differs = [
+        name
+        for name, value in overall.items()
+        if isinstance(stored.get(name), (int, float)) and value is not None and abs(stored[name] - value) > ROUNDING
+    ]
+    return {"overall": dict(overall), "stored": stored, "differs": differs}
 
 
 def aggregates(scored: list[Scored]) -> dict[str, float | None]:
@@ -187,8 +239,10 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: no such file; give a result of a run of trials (JSON with articles)") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: can't be read as JSON ({error})") from error
-    if not isinstance(data, dict) or not isinstance(data.get("articles"), list):
-        raise DataError(f"{file}: no field articles; give a result of a run of trials, not a data set")
+    if not isinstance(data, dict) or not (isinstance(data.get("articles"), list) or "server_reply" in data):
+        raise DataError(
+            f"{file}: neither articles nor server_reply in it; give a result of trials or of many passages, not a data set"
+        )
     return data
 
 

@@ -33,11 +33,11 @@ def report_command(
 
 
 def convert_command(
-    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result of a run of trials, of the reference code.")],
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result of the reference code: of trials, or of many passages.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder to make.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the aggregates there.")] = None,
 ) -> None:
-    """Makes a run folder of a result file of the reference code, for report and select.
+    """Makes a run folder of a result file of the reference code, for report and (trials) select.
 
     Every aggregate is computed again from the verdicts on single questions; where the file's own differs, it says so.
 

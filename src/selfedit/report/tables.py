@@ -121,8 +121,10 @@ def methods_table(run: RunData) -> Table:
         rows.append((method, *shares, _stored(of.get("logprob")), *(_number(of, name) for name in ("tokens", "steps", "seconds"))))
     config = table["config"]
     return Table(
-        f"Methods on {config['data']} {config['split']}",
-        f"{table['n']} passages, {table['questions']} questions, seed {config['seed']}; means and standard errors over passages.",
+        f"Methods on {config['data']} {config['split']}".strip(),
+        f"{table['n']} passages, {table['questions']} questions, seed {config['seed']}; means and standard errors over passages."
+        if "unit" not in table
+        else f"n = {table['n']} {table['unit']}.",
         (
             "method", "correct %", "in other words %", "no title %", "F1 %", "exact %", "elsewhere %", "log-prob", "tokens",
             "steps", "seconds",
