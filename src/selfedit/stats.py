@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special
 
 # Up to this many pairs every sign pattern is counted; above, this many random ones (with a fixed seed).
 EXACT_SIGNS = 14
@@ -54,7 +54,7 @@ def paired_difference(values: Sequence[float], control: Sequence[float]) -> Diff
     m = mean_and_error(differences)
     if m.n < 2:
         return Difference(m.n, m.mean, math.nan, math.nan, math.nan, math.nan)
-    half = float(scipy_stats.t.ppf(0.975, m.n - 1)) * m.se
+    half = float(special.stdtrit(m.n - 1, 0.975)) * m.se
     above = sign_flip_chance(differences)
     below = sign_flip_chance([-d for d in differences])
     return Difference(m.n, m.mean, m.se, m.mean - half, m.mean + half, min(1.0, 2 * min(above, below)))
@@ -76,7 +76,7 @@ def sign_flip_chance(differences: Sequence[float]) -> float:
 def tail_chance(gain: float, trials: int, rate: float) -> float:
     """The chance of at least ``gain`` (rounded up) successes in independent trials of a rate; 1 for no gain."""
     needed = math.ceil(gain - 1e-9)
-    return 1.0 if needed <= 0 else float(scipy_stats.binom.sf(needed - 1, trials, rate))
+    return 1.0 if needed <= 0 else float(special.bdtrc(needed - 1, trials, rate))
 
 
 def best_of(chance: float, tries: int) -> float:

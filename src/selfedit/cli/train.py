@@ -23,8 +23,6 @@ from selfedit.cli.common import (
 )
 from selfedit.config import TrainConfig
 from selfedit.errors import DataError
-from selfedit.report.read import Round, RunData
-from selfedit.report.tables import noise_table, retested_table
 
 app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
 
@@ -177,6 +175,9 @@ def _line(row: dict[str, Any]) -> str:
 
 def _show(result: dict[str, Any], folder: Path) -> None:
     """One row a round, how far the reward can be trusted, and what it cost."""
+    from selfedit.report.read import Round, RunData
+    from selfedit.report.tables import noise_table, retested_table
+
     rounds = [Round(row["round"], row, []) for row in result["rounds"]]
     run = RunData(folder.name, "train", {}, rounds)
     table = narrow_table()
