@@ -40,3 +40,21 @@ class Passage:
     def id(self) -> str:
         """12 hex digits of the SHA-256 of title and text: the same passage has the same id everywhere."""
         return hashlib.sha256(f"{self.title}\n{self.text}".encode()).hexdigest()[:12]
+
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """A context of the puzzle domain: demonstration pairs, and tests to be answered.
+
+    Attributes:
+        id: the task's name.
+        train: (input, output) grids, row by row, colours 0 to 9.
+        test: the same; the output is None where it isn't known.
+    """
+
+    id: str
+    train: tuple[tuple[Rows, Rows], ...]
+    test: tuple[tuple[Rows, Rows | None], ...]

@@ -1,0 +1,67 @@
+"""Grids as arrays and as text; every rendering inverts exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfedit.errors import DataError
+
+Grid = NDArray[np.int8]
+Rendering = Literal["python-list", "digits", "words"]
+COLOURS = ("black", "blue", "red", "green", "yellow", "gray", "magenta", "orange", "cyan", "maroon")
+LARGEST = 30
+
+
+def grid_of(rows: object, at: str) -> Grid:
+    """A checked grid (rows, columns) of colours 0 to 9.
+
+    Raises:
+        DataError: not a list of equally long rows of numbers 0 to 9, empty, or larger than 30x30; begins with ``at``.
+    """
+    if not isinstance(rows, (list, tuple)) or not rows or not all(isinstance(row, (list, tuple)) and row for row in rows):
+        raise DataError(f"{at}: a grid is a list of rows, each a list of colours; none may be empty")
+    if len({len(row) for row in rows}) > 1:
+        raise DataError(f"{at}: ragged rows of {', '.join(str(len(row)) for row in rows)} cells; all must be equally long")
+    for row in rows:
+        for cell in row:
+            if not isinstance(cell, int) or isinstance(cell, bool) or not 0 <= cell <= 9:
+                raise DataError(f"{at}: colour {cell!r}; colours are the numbers 0 to 9")
+    if len(rows) > LARGEST or len(rows[0]) > LARGEST:
+        raise DataError(f"{at}: {len(rows)}x{len(rows[0])} cells; a grid has at most {LARGEST}x{LARGEST}")
+    return np.array(rows, dtype=np.int8)
+
+
+def as_rows(grid: Grid) -> tuple[tuple[int, ...], ...]:
+    """Plain numbers, row by row."""
+    return tuple(tuple(int(cell) for cell in row) for row in grid)
+
+
+def render(grid: Grid, how: Rendering) -> str:
+    """A grid as text: ``python-list`` is the paper's, ``digits`` a row a line, ``words`` names of colours."""
+    if how == "python-list":
+        return str([list(row) for row in as_rows(grid)])
+    if how == "digits":
+        return "\n".join("".join(str(cell) for cell in row) for row in as_rows(grid))
+    return "\n".join(" ".join(COLOURS[cell] for cell in row) for row in as_rows(grid))
+
+
+def parse(text: str, how: Rendering) -> Grid | None:
+    """The grid at the beginning of a text; None where there is none."""
+    rows: Sequence[Sequence[int]]
+    try:
+        if how == "python-list":
+            end = text.index("]]") + 2
+            rows = json.loads(text[:end])
+        else:
+            lines = text.strip().split("\n\n")[0].split("\n")
+            cells = [list(line.strip()) for line in lines] if how == "digits" else [line.split() for line in lines]
+            known = {str(colour): colour for colour in range(10)} if how == "digits" else {c: i for i, c in enumerate(COLOURS)}
+            rows = [[known[cell] for cell in row] for row in cells]
+        return grid_of(rows, "answer")
+    except (ValueError, KeyError, TypeError):
+        return None
