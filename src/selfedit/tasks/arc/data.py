@@ -10,8 +10,8 @@ from selfedit.contexts import Puzzle
 from selfedit.errors import DataError
 from selfedit.tasks.arc.grids import as_rows, grid_of
 
-# The reference code's lists (its filter_dataset.py). The paper speaks of 11 and 8 tasks; its scripts shuffle and cut: PAPER_TRAIN_RUN
-# is what then runs (11 sub-tasks of 10 puzzles), PAPER_EVAL_RUN likewise (8).
+# The reference code's lists (its filter_dataset.py). The paper speaks of 11 and 8 tasks; its scripts shuffle and cut: what runs
+# then are the RUN lists (11 sub-tasks of 10 puzzles, and 8 puzzles).
 PAPER_TRAIN = (
     "44f52bb0", "4be741c5", "5582e5ca", "5614dbcf", "5bd6f4ac", "6150a2bd", "67e8384a", "6d0aefbc", "6e02f1e3", "8be77c9e",
     "8d5021e8", "8e1813be",

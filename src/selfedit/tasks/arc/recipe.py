@@ -1,0 +1,146 @@
+"""The self-edit of a puzzle: a recipe of augmentations and training settings, JSON under a schema (paper section 4.2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from selfedit.errors import InvalidEditError
+
+# Learning rates and epochs that a recipe may name; the paper's prompt leaves them free within bounds.
+LEARNING_RATES: tuple[float, ...] = (1e-5, 5e-5, 1e-4, 3e-4, 1e-3, 2e-3)
+EPOCHS: tuple[int, ...] = (1, 2, 3, 4, 5)
+RANKS: tuple[int, ...] = (8, 16, 32, 64, 128)
+BATCHES: tuple[int, ...] = (1, 2, 4, 8)
+ITEMS: tuple[int, ...] = (25, 50, 100, 250)
+SWITCHES = {
+    "use_basic_augmentations": "basic",
+    "use_size_augmentations": "size",
+    "use_chain_augmentations": "chain",
+    "use_repeat_augmentations": "repeat",
+}
+Strategy = Literal["train_using_all_tokens", "train_using_output_tokens"]
+
+
+class DataGeneration(BaseModel):
+    """Which groups of augmentations are used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    use_basic_augmentations: bool
+    use_size_augmentations: bool
+    use_chain_augmentations: bool
+    use_repeat_augmentations: bool
+
+
+class Training(BaseModel):
+    """Which tokens carry loss, and how long and how fast is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Strategy
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)]
+    num_train_epochs: Annotated[int, Field(ge=1, le=50, strict=True)]
+
+    @field_validator("learning_rate", "num_train_epochs")
+    @classmethod
+    def _in_grid(cls, value: float, info: Any) -> float:
+        grid: Sequence[float] = LEARNING_RATES if info.field_name == "learning_rate" else EPOCHS
+        if value not in grid:
+            raise ValueError(f"{value} is none of {', '.join(map(str, grid))}")
+        return value
+
+
+class Recipe(BaseModel):
+    """What a model writes about a puzzle.
+
+    Attributes:
+        rank, batch_size, items: beyond the paper; None: the run's own settings.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_generation: DataGeneration
+    training: Training
+    rank: int | None = None
+    batch_size: int | None = None
+    items: int | None = None
+
+    @field_validator("rank", "batch_size", "items")
+    @classmethod
+    def _known(cls, value: int | None, info: Any) -> int | None:
+        grid = {"rank": RANKS, "batch_size": BATCHES, "items": ITEMS}[info.field_name]
+        if value is not None and value not in grid:
+            raise ValueError(f"{value} is none of {', '.join(map(str, grid))}")
+        return value
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of augmentations that are switched on."""
+        return tuple(group for switch, group in SWITCHES.items() if getattr(self.data_generation, switch))
+
+    def text(self) -> str:
+        """Its JSON, in the form that the schema has a model write: equal recipes are equal texts."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def schema(extended: bool) -> dict[str, Any]:
+    """The JSON schema that constrained decoding holds a model to.
+
+    Args:
+        extended: whether a recipe may name rank, batch and number of items too.
+    """
+    switches = {name: {"type": "boolean"} for name in SWITCHES}
+    training = {
+        "strategy": {"enum": ["train_using_all_tokens", "train_using_output_tokens"]},
+        "learning_rate": {"enum": list(LEARNING_RATES)},
+        "num_train_epochs": {"enum": list(EPOCHS)},
+    }
+    fields: dict[str, Any] = {"data_generation": _object(switches), "training": _object(training)}
+    if extended:
+        fields |= {"rank": {"enum": list(RANKS)}, "batch_size": {"enum": list(BATCHES)}, "items": {"enum": list(ITEMS)}}
+    return _object(fields)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """The recipe in a text: the first JSON object in it, whatever stands around it (a code fence, a preamble).
+
+    Raises:
+        InvalidEditError: there is none, or a field is missing, unknown or out of bounds.
+    """
+    begin = text.find("{")
+    if begin < 0:
+        raise InvalidEditError("no JSON object in it")
+    try:
+        data, _ = json.JSONDecoder().raw_decode(text[begin:])
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+        raise InvalidEditError("; ".join(lines)) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidEditError(f"not JSON ({error})") from error
+
+
+def random_recipe(generator: np.random.Generator) -> Recipe:
+    """A uniform valid recipe: the control without a model."""
+
+    def pick(grid: Sequence[Any]) -> Any:
+        return grid[int(generator.integers(len(grid)))]
+
+    switches: Mapping[str, bool] = {name: bool(generator.integers(2)) for name in SWITCHES}
+    return Recipe(
+        data_generation=DataGeneration(**switches),
+        training=Training(
+            strategy=pick(("train_using_all_tokens", "train_using_output_tokens")),
+            learning_rate=pick(LEARNING_RATES),
+            num_train_epochs=pick(EPOCHS),
+        ),
+    )
+
+
+def _object(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
