@@ -1,8 +1,8 @@
 """Training items of a puzzle: its own demonstration pairs, left out one or two at a time, under a recipe's augmentations.
 
 Paper appendix A: leave-one-out and leave-two-out, every augmentation of the groups that are switched on, then colours and the
-order of the demonstrations permuted; at most 250 items. Departures: (1) everything is drawn from one seed; (2) items that come out equal are
-one; (3) the limit takes a random part over all augmentations, there the first ones.
+order of the demonstrations permuted; at most 250 items. Departures: (1) everything is drawn from one seed; (2) items that come
+out equal are one; (3) the limit takes a random part over all augmentations, there the first ones.
 """
 
 from __future__ import annotations
