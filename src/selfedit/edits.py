@@ -41,10 +41,12 @@ class Document:
     Attributes:
         text: what carries the loss.
         request: the turns that ``text`` answers, without loss; None for a plain document, which is ``text`` alone.
+        whole: whether the request carries loss too.
     """
 
     text: str
     request: Prompt | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

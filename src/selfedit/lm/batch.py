@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from selfedit.edits import Document, Message, Prompt
 from selfedit.errors import DataError
-from selfedit.lm.load import Identity, LanguageModel
+from selfedit.lm.load import Identity
 
 IGNORED = -100
 
@@ -32,7 +32,7 @@ class Row:
         return len(self.ids) - max(1, self.unlabelled)
 
 
-def encode_prompt(lm: LanguageModel, prompt: Prompt) -> tuple[int, ...]:
+def encode_prompt(lm: Identity, prompt: Prompt) -> tuple[int, ...]:
     """Ids of a prompt that the model is to continue: the chat template, or for base models the turns joined by newlines.
 
     A message of the role ``text`` stands for itself, without a template. A template that knows no system message gets its text at
@@ -56,7 +56,7 @@ def _templated(lm: Identity, prompt: Prompt) -> str:
     return str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
-def encode_answer(lm: LanguageModel, prompt: Prompt, answer: str) -> Row:
+def encode_answer(lm: Identity, prompt: Prompt, answer: str) -> Row:
     """A prompt with the answer that carries the loss, closed by the end of the turn."""
     head = encode_prompt(lm, prompt)
     text = answer if lm.chat else f" {answer}"
@@ -64,7 +64,7 @@ def encode_answer(lm: LanguageModel, prompt: Prompt, answer: str) -> Row:
     return Row(head + tail, len(head))
 
 
-def encode_document(lm: LanguageModel, document: Document) -> Row:
+def encode_document(lm: Identity, document: Document) -> Row:
     """A training document: a turn whose answer carries the loss, or plain text that carries it everywhere.
 
     Departure from the reference code: one end-of-text token closes a plain document; there every document is padded with
@@ -75,6 +75,7 @@ def encode_document(lm: LanguageModel, document: Document) -> Row:
     """
     if document.request is not None:
         row = encode_answer(lm, document.request, document.text)
+        row = Row(row.ids, 0) if document.whole else row
     else:
         row = Row((*lm.tokenizer(document.text)["input_ids"], lm.tokenizer.eos_token_id), 0)
     if row.unlabelled >= lm.window:

@@ -1,0 +1,44 @@
+"""All wording of the puzzle domain: what asks for a recipe, and how a puzzle is shown."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from selfedit.contexts import Puzzle, Rows
+from selfedit.edits import Message, Prompt
+from selfedit.tasks.arc.grids import Rendering, render
+from selfedit.tasks.arc.items import Item
+from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES
+
+SOLVE = "Find the rule that turns each input into its output, and write the last output."
+CHOOSE = (
+    "Below are the examples of a puzzle about grids of colours. A model will be trained on augmented copies of them. Choose how, "
+    "as one JSON object and nothing else:\n"
+    "data_generation: use_basic_augmentations (rotations, flips, reflections, shifts), use_size_augmentations (larger grids), "
+    "use_chain_augmentations (two in a row), use_repeat_augmentations (tiled grids), each true or false;\n"
+    "training: strategy (train_using_all_tokens or train_using_output_tokens), learning_rate (one of {rates}), num_train_epochs "
+    "(one of {epochs})."
+)
+
+
+def item_prompt(item: Item, how: Rendering, chat: bool) -> Prompt:
+    """An item as it is asked: the demonstrations, then the query; a base model goes on after the last ``Output:``."""
+    shown = [f"{_side('Input', given, how)}\n{_side('Output', wanted, how)}" for given, wanted in item.demonstrations]
+    body = "\n\n".join([*shown, f"{_side('Input', item.query, how)}\nOutput:"])
+    if chat:
+        return (Message("system", SOLVE), Message("user", body))
+    return (Message("text", f"{SOLVE}\n\n{body}\n"),)
+
+
+def recipe_prompt(puzzle: Puzzle, how: Rendering, chat: bool) -> Prompt:
+    """What asks for a recipe: the options and the puzzle's demonstrations; never a test's output."""
+    rates, epochs = (json.dumps(list(grid))[1:-1] for grid in (LEARNING_RATES, EPOCHS))
+    shown = "\n\n".join(f"{_side('Input', given, how)}\n{_side('Output', wanted, how)}" for given, wanted in puzzle.train)
+    asked = CHOOSE.replace("{rates}", rates).replace("{epochs}", epochs)
+    return (Message("user", f"{asked}\n\n{shown}" if chat else f"{asked}\n\n{shown}\n\nJSON:"),)
+
+
+def _side(name: str, rows: Rows, how: Rendering) -> str:
+    return f"{name}:\n{render(np.array(rows, dtype=np.int8), how)}"
