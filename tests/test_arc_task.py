@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfedit.config import Sampling, Settings
+from selfedit.config import RecipeConfig, Sampling, Settings
 from selfedit.contexts import Puzzle
 from selfedit.errors import InvalidEditError
 from selfedit.graders.attempts import AttemptsGrader
@@ -32,21 +32,26 @@ def recipe(**training: Any) -> str:
 
 
 def test_a_recipe_overrules_the_settings(lm: Any) -> None:
-    task = ArcTask(most_tokens=10**6)
+    task = ArcTask(RecipeConfig(most_tokens=10**6))
     plan = task.compile(lm, PUZZLE, recipe(), Settings(epochs=1, rank=4), 0)
     assert (plan.settings.epochs, plan.settings.learning_rate, plan.settings.rank) == (5, 1e-3, 4)
     assert plan.documents == task.compile(lm, PUZZLE, recipe(), Settings(epochs=1, rank=4), 0).documents
     every = task.compile(lm, PUZZLE, recipe(strategy="train_using_all_tokens"), Settings(rank=4), 0)
     rows = [encode_document(lm, one.documents[0]) for one in (plan, every)]
     assert len(rows[0].ids) == len(rows[1].ids) and rows[0].labelled < 5 < rows[1].labelled == len(rows[1].ids) - 1
-    with pytest.raises(InvalidEditError, match="tokens to train on, more than 100"):
-        ArcTask(most_tokens=100).compile(lm, PUZZLE, recipe(), Settings(), 0)
+    small = ArcTask(RecipeConfig(most_tokens=3000)).compile(lm, PUZZLE, recipe(), Settings(), 0)
+    sizes = [len(encode_document(lm, document).ids) for document in small.documents]
+    assert 0 < 5 * sum(sizes) <= 3000 and len(sizes) < len(plan.documents)
+    with pytest.raises(InvalidEditError, match="within 100 in all"):
+        ArcTask(RecipeConfig(most_tokens=100)).compile(lm, PUZZLE, recipe(), Settings(), 0)
+    with pytest.raises(InvalidEditError, match="optimiser steps, more than 10"):
+        ArcTask(RecipeConfig(most_tokens=10**6, most_steps=10)).compile(lm, PUZZLE, recipe(), Settings(), 0)
     with pytest.raises(InvalidEditError, match="no JSON"):
         task.compile(lm, PUZZLE, "rotate it", Settings(), 0)
 
 
 def test_written_recipes_parse_and_equal_ones_are_equal_texts(lm: Any) -> None:
-    task = ArcTask(most_tokens=10**6)
+    task = ArcTask(RecipeConfig(most_tokens=10**6))
     written = write_edits(lm, task, PUZZLE, 4, Sampling(temperature=1.5, top_p=1.0, max_new_tokens=400), 0)
     for one in written:
         assert task.compile(lm, PUZZLE, one.edit.text, Settings(), 0).documents and json.loads(one.texts[0]) == json.loads(
@@ -55,7 +60,7 @@ def test_written_recipes_parse_and_equal_ones_are_equal_texts(lm: Any) -> None:
 
 
 def test_training_at_test_time_solves_what_context_does_not(lm: Any) -> None:
-    task, settings = ArcTask(most_tokens=10**7), Settings(rank=8, alpha=16, layers="all", clip=1e6)
+    task, settings = ArcTask(RecipeConfig(most_tokens=10**7)), Settings(rank=8, alpha=16, layers="all", clip=1e6)
     before = mark_sitting(AttemptsGrader(), task.asked(PUZZLE), sit(lm, [(task, PUZZLE)])[0])
     plan = task.compile(lm, PUZZLE, recipe(), settings, 0)
     # The recipe's grid is for real models; a tiny random one needs larger steps, and no colour but 3 as the answer.

@@ -88,7 +88,7 @@ def toy_config(model: Path, seed: int, **more: Any) -> TrainConfig:
     inner = Settings(rank=4, alpha=8, layers="all", epochs=30, learning_rate=5e-2, clip=1e6)
     outer = Settings(rank=4, alpha=8, layers="all", epochs=4, learning_rate=1e-2, batch_size=4)
     sampling = {"sampling": {"temperature": 1.0, "top_p": 1.0, "resamples": 0}}
-    chosen = {"rounds": 3, "passages": 6, "edits": 8, "noise_passages": 1} | more
+    chosen = {"rounds": 3, "contexts": 6, "edits": 8, "noise_contexts": 1} | more
     return TrainConfig(model=str(model), dtype="float32", seed=seed, settings=inner, outer=outer, edit=sampling, **chosen)
 
 
@@ -99,7 +99,7 @@ def executor(toy_model: Path) -> Iterator[LocalExecutor]:
 
 
 def play(folder: Path, config: TrainConfig, executor: LocalExecutor) -> list[dict[str, Any]]:
-    contexts = [Place(f"place {n}") for n in range(config.rounds * config.passages)]
+    contexts = [Place(f"place {n}") for n in range(config.rounds * config.contexts)]
     run = Run(folder, config, resume=folder.exists())
     return list(train(config, OneLetter(), contexts, ExactMatchGrader(), run, executor, lambda event, details: None)["rounds"])
 

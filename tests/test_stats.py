@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from selfedit.stats import best_of, mean_and_error, paired_difference, sign_flip_chance, tail_chance
+from selfedit.stats import best_of, bootstrap, mean_and_error, paired_difference, sign_flip_chance, tail_chance, wilson
 
 
 def test_means_and_differences_against_scipy() -> None:
@@ -37,3 +37,12 @@ def test_chance_of_a_gain() -> None:
     assert tail_chance(2, 3, 0.1) == pytest.approx(3 * 0.01 * 0.9 + 0.001)
     assert tail_chance(1.5, 3, 0.1) == tail_chance(2, 3, 0.1) and tail_chance(0, 3, 0.1) == 1.0
     assert best_of(0.25, 1) == 0.25 and best_of(0.25, 4) == pytest.approx(1 - 0.75**4)
+
+
+def test_intervals_of_rates() -> None:
+    low, high = wilson(29, 40)
+    assert (round(low, 3), round(high, 3)) == (0.572, 0.839)
+    assert wilson(0, 8)[0] == 0.0 and wilson(8, 8)[1] == 1.0
+    low, high = bootstrap([[1.0] * 5, [0.0] * 5] * 4)
+    assert 0.1 < low < 0.35 and 0.65 < high < 0.9, "8 clusters, not 40 values"
+    assert bootstrap([[1.0, 1.0]] * 3) == (1.0, 1.0)

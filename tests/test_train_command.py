@@ -25,7 +25,7 @@ SMALL = (
 )  # fmt: skip
 TRAIN = (
     "train", "knowledge", "--rounds", 2, "--passages", 2, "--edits", 2, "--rule", "best", "--student", "base",
-    "--set", "noise_passages=1", "--set", "outer.epochs=1", "--set", "outer.rank=4", *SMALL,
+    "--set", "noise_contexts=1", "--set", "outer.epochs=1", "--set", "outer.rank=4", *SMALL,
 )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp
     from selfedit.lm.load import load_model
 
     flags = [*TRAIN, "--set", "algorithm=dpo", "--reward", "likelihood", "--repeats", 2, "--set", "halving=true"]
-    flags += ["--set", "noise_passages=0", "--set", "merge=true", "--edits", 4, "--rounds", 1, "--model", tiny_model]
+    flags += ["--set", "noise_contexts=0", "--set", "merge=true", "--edits", 4, "--rounds", 1, "--model", tiny_model]
     done = command(*flags, "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     repeats = [row["repeat"] for row in rows_of(tmp_path / "run" / "trials.jsonl")]

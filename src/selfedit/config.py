@@ -17,6 +17,7 @@ GraderName = Literal["recall", "em", "f1", "judge"]
 Unit = Literal["passage", "sentence"]
 PlainSplit = Literal["lines", "whole"]
 RewardName = Literal["accuracy", "likelihood", "mixed"]
+Rendering = Literal["python-list", "digits", "words"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
 METHODS = (
     "none",
@@ -30,6 +31,7 @@ METHODS = (
     "seal",
     "context",
 )
+ARC_METHODS = ("icl", "random", "ttt", "best-fixed", "seal", "oracle")
 # Methods in which something is written; each may name its style: self:rewrite.
 WRITTEN_METHODS = ("self", "external", "seal-writer", "seal")
 
@@ -88,10 +90,20 @@ class Sampling(Frozen):
         int | None,
         Field(ge=1, le=8192, description="longest answer to a prompt, in tokens; default 80 a sentence, 512 a passage"),
     ] = None
-    resamples: Annotated[int, Field(ge=0, le=10, description="how often a duplicate among the candidates is sampled again")] = 2
+    resamples: Annotated[int, Field(ge=0, le=10, description="how often a candidate that won't do is sampled again")] = 2
+    again: Annotated[
+        Literal["duplicates", "invalid"],
+        Field(description="what won't do: a duplicate among the candidates, or what can't be compiled"),
+    ] = "duplicates"
 
 
-class EditConfig(Frozen):
+class Writing(Frozen):
+    """How a domain's self-edits are written; each domain adds its own."""
+
+    sampling: Sampling = Sampling()
+
+
+class EditConfig(Writing):
     """What is written about a passage, and what it compiles to."""
 
     styles: Annotated[tuple[Style, ...], Field(min_length=1, description="prompt styles; candidates take them in turn (a mix)")] = (
@@ -102,7 +114,6 @@ class EditConfig(Frozen):
     )
     passes: Annotated[int, Field(ge=1, le=16, description="how often each sentence is asked about, within one self-edit")] = 2
     shots: Annotated[int, Field(ge=0, le=2, description="worked examples in the prompt (the paper: 0)")] = 2
-    sampling: Sampling = Sampling()
     form: Annotated[DocumentForm, Field(description="plain: title, newline, text (the paper); chat: lessons as turns")] = "chat"
     split: Annotated[PlainSplit, Field(description="plain form: a document a line, or whole self-edits")] = "lines"
     grounding: Annotated[
@@ -141,11 +152,10 @@ class LearnConfig(Frozen):
     settings: Settings = Settings()
 
 
-class TrainConfig(Frozen):
-    """Everything that decides what ``selfedit train`` does (paper algorithm 1 and section 4.1).
+class OuterConfig(Frozen):
+    """What decides the outer loop, whatever the domain (paper algorithm 1).
 
-    The paper: 2 rounds, 50 passages, 5 edits, 3 repeats, rule ``best``, reward ``accuracy``, student ``policy``; outer LoRA of
-    rank 64, alpha 128, 2 epochs, 3e-4, batch 10 (``recipes/paper``).
+    ``contexts`` are passages or puzzles.
     """
 
     model: str = DEFAULT_MODEL
@@ -153,18 +163,18 @@ class TrainConfig(Frozen):
     dtype: Dtype = "auto"
     data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets, put together")] = ("almanac",)
     split: str = "train"
-    rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new passages")] = 2
-    passages: Annotated[int, Field(ge=1, description="passages a round")] = 12
-    edits: Annotated[int, Field(ge=1, le=64, description="self-edits a passage")] = 5
+    rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new contexts")] = 2
+    contexts: Annotated[int, Field(ge=1, description="passages or puzzles a round")] = 12
+    edits: Annotated[int, Field(ge=1, le=64, description="self-edits a context")] = 5
     repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each self-edit, each with its own seed")] = 1
-    noise_passages: Annotated[
-        int, Field(ge=0, description="passages a round whose edits are tried at least twice, to estimate the reward's noise")
+    noise_contexts: Annotated[
+        int, Field(ge=0, description="contexts a round whose edits are tried at least twice, to estimate the reward's noise")
     ] = 4
     halving: Annotated[
-        bool, Field(description="successive halving: of each passage's self-edits only the better half gets the next repeat")
+        bool, Field(description="successive halving: of each context's self-edits only the better half gets the next repeat")
     ] = False
     algorithm: Annotated[
-        Literal["rest-em", "dpo"], Field(description="SFT on the selected, or preference for a passage's best over its worst")
+        Literal["rest-em", "dpo"], Field(description="SFT on the selected, or preference for a context's best over its worst")
     ] = "rest-em"
     dpo_beta: Annotated[float, Field(gt=0, le=10, description="weight of DPO's implicit KL penalty")] = 0.1
     rule: Annotated[SelectionRule, Field(description="which self-edits the policy is trained on")] = "best-positive"
@@ -177,15 +187,94 @@ class TrainConfig(Frozen):
     reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
     student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"
     merge: Annotated[bool, Field(description="write the last policy as a merged model too")] = False
-    control_of: Annotated[str, Field(description="a run whose passages and numbers of rows the rule random takes")] = ""
+    control_of: Annotated[str, Field(description="a run whose contexts and numbers of rows the rule random takes")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31, description="seed of everything that is random")] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
+    edit: Writing = Writing()
+    settings: Settings = Settings()
+    outer: Settings = Settings(layers="all", epochs=2, learning_rate=3e-4, batch_size=8)
+
+
+class TrainConfig(OuterConfig):
+    """Everything that decides what ``selfedit train knowledge`` does (paper section 4.1).
+
+    The paper: 2 rounds, 50 passages, 5 edits, 3 repeats, rule ``best``, reward ``accuracy``, student ``policy``; outer LoRA of
+    rank 64, alpha 128, 2 epochs, 3e-4, batch 10 (``recipes/paper``).
+    """
+
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
     edit: EditConfig = EditConfig()
-    settings: Settings = Settings()
-    outer: Settings = Settings(layers="all", epochs=2, learning_rate=3e-4, batch_size=8)
+
+
+class RecipeConfig(Writing):
+    """How a puzzle's recipe is written, what it may name, and how puzzles are shown and answered (paper section 4.2)."""
+
+    sampling: Sampling = Sampling(temperature=1.0, again="invalid")
+    rendering: Annotated[Rendering, Field(description="how grids are written; python-list is the paper's")] = "digits"
+    constrained: Annotated[bool, Field(description="recipes are held to the schema as they are written (the paper: no)")] = True
+    extended: Annotated[bool, Field(description="recipes may name rank, batch and number of items too (the paper: no)")] = False
+    most_tokens: Annotated[
+        int,
+        Field(ge=1, description="tokens of a recipe's items, all epochs together; those beyond are left out (paper: any)"),
+    ] = 25_000
+    most_steps: Annotated[int, Field(ge=1, description="a recipe of more optimiser steps is invalid")] = 375
+    orders: Annotated[int, Field(ge=1, le=8, description="orders of the demonstrations in which each test is answered")] = 1
+
+
+class ArcTrainConfig(OuterConfig):
+    """Everything that decides what ``selfedit train arc`` does (paper section 4.2).
+
+    The paper: one round, 15 recipes a puzzle, SFT on every recipe that solved its puzzle; outer LoRA of rank 16, alpha 16, 8
+    epochs, 5e-5 (``recipes/paper``). A puzzle's reward is the share of its tests that are solved, as above the baseline.
+    """
+
+    data: Annotated[tuple[str, ...], Field(min_length=1, description="arc-1, arc-2, files or folders")] = ("arc-1",)
+    split: str = "laptop-train"
+    rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new puzzles")] = 1
+    contexts: Annotated[int, Field(ge=1, description="puzzles a round")] = 8
+    edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle; equal ones are tried once and counted often")] = 8
+    noise_contexts: Annotated[
+        int, Field(ge=0, description="puzzles a round whose recipes are tried at least twice, to estimate the reward's noise")
+    ] = 2
+    rule: Annotated[SelectionRule, Field(description="which recipes the policy is trained on; the paper: all that solved")] = (
+        "positive"
+    )
+    student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "base"
+    edit: RecipeConfig = RecipeConfig()
+    settings: Settings = Settings(layers="all", batch_size=2)
+    outer: Settings = Settings(layers="all", rank=16, alpha=16, epochs=8, learning_rate=1e-3, batch_size=4)
+
+
+class ArcEvalConfig(Frozen):
+    """Everything that decides the table of ``selfedit eval arc``."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    data: Annotated[str, Field(description="arc-1, arc-2, a file or a folder")] = "arc-1"
+    split: str = "laptop-evaluation"
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("icl", "random", "ttt", "oracle")
+    limit: Annotated[int, Field(ge=0, description="first puzzles only; 0: all")] = 0
+    edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle of each method that writes or draws; averaged")] = 5
+    writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal")] = ""
+    fixed_of: Annotated[str, Field(description="run whose most successful recipe is best-fixed; default: the writer's")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
+    compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
+    edit: RecipeConfig = RecipeConfig()
+    settings: Settings = Settings(layers="all", batch_size=2)
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in value:
+            if method not in ARC_METHODS:
+                raise ValueError(f"method {method!r}: give {', '.join(ARC_METHODS)}")
+        if len(set(value)) < len(value):
+            raise ValueError("a method stands twice")
+        return value
 
 
 class CorpusConfig(Frozen):

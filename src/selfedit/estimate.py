@@ -52,12 +52,12 @@ class Estimate:
 def estimate_training(config: TrainConfig, known: Identity) -> Estimate:
     """Of ``selfedit train``."""
     shape = _Shape.of(known)
-    edits = config.rounds * config.passages * config.edits
-    noise = config.rounds * min(config.noise_passages, config.passages) * config.edits * max(0, 2 - config.repeats)
+    edits = config.rounds * config.contexts * config.edits
+    noise = config.rounds * min(config.noise_contexts, config.contexts) * config.edits * max(0, 2 - config.repeats)
     trials = 0 if config.rule == "random" else edits * config.repeats + noise
     flops = trials * (_trial(shape, config.settings, config.edit)) / TRAINING_SHARE
     flops += trials * _exam(shape) / WRITING_SHARE + edits * _writing(shape, config.edit) / WRITING_SHARE
-    rows = config.rounds * config.passages * REQUESTS
+    rows = config.rounds * config.contexts * REQUESTS
     per_row = shape.step(config.outer, READ + WRITTEN, WRITTEN)
     workers = default_workers(config.device)
     # The policy is trained by one process.

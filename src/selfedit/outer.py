@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import progress, seeds
-from selfedit.config import RewardName, Sampling, Settings, TrainConfig
+from selfedit.config import OuterConfig, RewardName, Sampling, Settings
 from selfedit.edits import Message, Prompt
 from selfedit.errors import DataError, DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
@@ -54,7 +54,7 @@ Trials = dict[tuple[str, int, int], dict[str, Any]]
 
 
 def train(
-    config: TrainConfig,
+    config: OuterConfig,
     task: Task,
     contexts: Sequence[Any],
     grader: Grader,
@@ -111,7 +111,7 @@ def train(
     return {"rounds": metrics.rows, "policy": policy.folder}
 
 
-def draw(config: TrainConfig, contexts: Sequence[Any]) -> list[list[Any]]:
+def draw(config: OuterConfig, contexts: Sequence[Any]) -> list[list[Any]]:
     """The contexts of each round, all different; of a control, those that the other run took rows of."""
     if config.control_of:
         by_id = {context.id: context for context in contexts}
@@ -120,14 +120,14 @@ def draw(config: TrainConfig, contexts: Sequence[Any]) -> list[list[Any]]:
         if missing:
             raise DataError(f"{config.control_of}: took passages that {', '.join(config.data)} doesn't have; give the same --data")
         return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
-    needed = config.rounds * config.passages
+    needed = config.rounds * config.contexts
     if len(contexts) < needed:
         raise DataError(
-            f"{config.rounds} rounds of {config.passages} need {needed} passages and {', '.join(config.data)} has {len(contexts)}; "
+            f"{config.rounds} rounds of {config.contexts} need {needed} passages and {', '.join(config.data)} has {len(contexts)}; "
             "give fewer rounds or passages, or more data"
         )
     order = sorted(contexts, key=lambda context: seeds.derive(config.seed, "draw", context.id))
-    return [order[at : at + config.passages] for at in range(0, needed, config.passages)]
+    return [order[at : at + config.contexts] for at in range(0, needed, config.contexts)]
 
 
 def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
@@ -145,7 +145,7 @@ def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
 class Round:
     """One round: write, try, weigh, select, reinforce."""
 
-    config: TrainConfig
+    config: OuterConfig
     task: Task
     known: Identity
     executor: LocalExecutor
@@ -233,7 +233,8 @@ class Round:
     def try_all(self, contexts: Sequence[Any], written: Lessons) -> Trials:
         """Every trial of the round, by (context, candidate, repeat).
 
-        The unit of work is a group of ``slots`` trials of one context; of a group that was cut off rows that are there stay.
+        The unit of work is a group of ``slots`` trials of one context; of a group that was cut off rows that are there stay. Equal
+        self-edits of a context are tried once and counted often.
         """
         rows = {(row["context"], row["candidate"], row["repeat"]): row for row in self.run.rows if row["round"] == self.number}
         self.check_policy(self.run.log, [row for row in self.run.rows if row["round"] == self.number])
@@ -243,7 +244,7 @@ class Round:
 
     def repeats(self, at: int) -> int:
         """Runs of each self-edit of the context at that place of the round: the first few have two at least, to show the noise."""
-        return max(self.config.repeats, 2) if at < self.config.noise_passages else self.config.repeats
+        return max(self.config.repeats, 2) if at < self.config.noise_contexts else self.config.repeats
 
     def survivors(
         self,
@@ -257,7 +258,7 @@ class Round:
         everyone = list(range(len(written[context.id]["edits"])))
         if repeat >= self.repeats(at):
             return []
-        if not repeat or not self.config.halving or at < self.config.noise_passages:
+        if not repeat or not self.config.halving or at < self.config.noise_contexts:
             return everyone
         before = {key: row for key, row in rows.items() if key[0] == context.id and key[2] < repeat}
         ranked = [
@@ -277,12 +278,18 @@ class Round:
     ) -> None:
         """The trials of some repeats; fills ``rows``."""
         groups: list[list[tuple[tuple[str, int, int], Trial]]] = []
+        twins: dict[tuple[str, int, int], tuple[str, int, int]] = {}
         for at, context in enumerate(contexts):
             trials = []
             chosen = {repeat: self.survivors(at, context, written, rows, repeat) for repeat in stage}
-            for candidate, edit in enumerate(written[context.id]["edits"]):
+            edits = written[context.id]["edits"]
+            for candidate, edit in enumerate(edits):
                 for repeat in (repeat for repeat in stage if candidate in chosen[repeat]):
                     key = (context.id, candidate, repeat)
+                    alike = (other for other in chosen[repeat] if other < candidate and edits[other]["text"] == edit["text"])
+                    if (first := next(alike, None)) is not None:
+                        twins[key] = (context.id, first, repeat)
+                        continue
                     seed = self.seed("train", context.id, candidate, repeat)
                     try:
                         plan = self.task.compile(self.known, context, edit["text"], self.config.settings, seed)
@@ -312,6 +319,10 @@ class Round:
                     fresh.append(rows[key])
             self.run.append(*fresh)
             self.told("tried", {"done": len(rows), "of": total + sum(row["status"] == "invalid" for row in rows.values())})
+        for key, leader in twins.items():
+            if key not in rows:
+                rows[key] = rows[leader] | {"candidate": key[1], "same_as": leader[1], "tokens": 0, "seconds": 0.0}
+                self.run.append(rows[key])
 
     def weigh(self, contexts: Sequence[Any], written: Lessons, tried: Trials) -> list[Scored]:
         """Each self-edit's reward, with every kind of reward beside it on the same trials."""
@@ -350,6 +361,7 @@ class Round:
                         runs=runs,
                         verdicts=tuple(tuple(v.correct for v in one.verdicts) for one in marks),
                         baseline_verdicts=tuple(v.correct for v in baseline.verdicts),
+                        same_as=rows[0].get("same_as"),
                     )
                 )
         return scored
@@ -512,7 +524,7 @@ def try_group(lm: LanguageModel, task: Task, trials: Sequence[Trial], slots: int
 
 
 def sft(
-    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int, policy: str | None, folder: str
+    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: OuterConfig, seed: int, policy: str | None, folder: str
 ) -> list[float]:
     """A job: one adapter trained on top of the policy, saved together with it as one adapter on the base; the losses."""
     before = [load_adapter(Path(policy))] if policy else []
@@ -528,7 +540,7 @@ def sft(
 
 
 def dpo(
-    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: TrainConfig, seed: int, policy: str | None, folder: str
+    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: OuterConfig, seed: int, policy: str | None, folder: str
 ) -> list[float]:
     """A job: as ``sft``, but direct preference optimisation of what was preferred over what was refused; reference: the policy."""
     before = [load_adapter(Path(policy))] if policy else []

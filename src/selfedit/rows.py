@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfedit import seeds
-from selfedit.config import SelectionRule, TrainConfig
+from selfedit.config import ArcTrainConfig, SelectionRule, TrainConfig
 from selfedit.convert import is_converted
 from selfedit.errors import DataError
 from selfedit.report.read import passages_of, scored_of
 from selfedit.runs import read_rows
 from selfedit.selection import select
+
+if TYPE_CHECKING:
+    from selfedit.tasks.base import Task
 
 
 def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: float, seed: int) -> list[dict[str, Any]]:
@@ -46,13 +49,22 @@ def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: floa
 def _own_rows(folder: Path, chosen: list[tuple[str, int]], written: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     # Here, since converted runs need no torch.
     from selfedit.lm.load import identify
+    from selfedit.tasks.arc.data import load_puzzles
+    from selfedit.tasks.arc.task import ArcTask
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
-    config = TrainConfig.model_validate(json.loads((folder / "run.json").read_text())["config"])
-    known, task, passages = identify(config.model), KnowledgeTask(config.edit), passages_of(folder)
+    settings = json.loads((folder / "run.json").read_text())["config"]
+    known = identify(settings["model"])
+    task: Task
+    contexts: dict[str, Any]
+    if "rendering" in settings["edit"]:
+        task = ArcTask(ArcTrainConfig.model_validate(settings).edit)
+        contexts = {puzzle.id: puzzle for puzzle in load_puzzles(str(folder / "data.json"), "")}
+    else:
+        task, contexts = KnowledgeTask(TrainConfig.model_validate(settings).edit), dict[str, Any](passages_of(folder))
     rows: list[dict[str, Any]] = []
     for context, candidate in chosen:
-        requests = task.requests(known, passages[context], candidate)
+        requests = task.requests(known, contexts[context], candidate)
         for request, text in zip(requests, written[context]["edits"][candidate]["texts"], strict=True):
             if not text.strip():
                 continue

@@ -27,6 +27,7 @@ class Scored:
         accuracy, baseline: share of questions answered with it and before; None if it was not tried.
         runs: each run's reward by kind.
         verdicts, baseline_verdicts: each run's marks, question by question, and those before.
+        same_as: the earlier candidate with the same text, whose runs these are; it counts in the loop, not in estimates of noise.
     """
 
     context: str
@@ -40,6 +41,7 @@ class Scored:
     runs: tuple[dict[str, float], ...] = ()
     verdicts: tuple[tuple[bool, ...], ...] = ()
     baseline_verdicts: tuple[bool, ...] = ()
+    same_as: int | None = None
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -104,9 +106,11 @@ def round_summary(scored: Sequence[Scored], chosen: Sequence[tuple[str, int]], k
         kind: the reward that chose.
     """
     by_context: dict[str, list[Scored]] = defaultdict(list)
+    apart: dict[str, list[Scored]] = defaultdict(list)
     for one in scored:
         by_context[one.context].append(one)
-    even = [ones for ones in by_context.values() if len({len(one.runs) for one in ones if one.usable}) == 1]
+        apart[one.context] += [one] if one.same_as is None else []
+    even = [ones for ones in apart.values() if len({len(one.runs) for one in ones if one.usable}) == 1]
     kinds = dict.fromkeys(name for one in scored for run in one.runs for name in run)
     by_run = {name: [[[run[name] for run in one.runs] for one in ones] for ones in even] for name in kinds}
     noise = {name: reliability([of for of in rewards if not _missing(of)]) for name, rewards in by_run.items()}

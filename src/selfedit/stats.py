@@ -73,6 +73,27 @@ def sign_flip_chance(differences: Sequence[float]) -> float:
     return float((((signs * np.abs(changed)).sum(1) >= seen).sum() + 1) / (RANDOM_SIGNS + 1))
 
 
+def wilson(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, for independent trials; (nan, nan) of none."""
+    if not trials:
+        return math.nan, math.nan
+    z = float(special.ndtri(0.975))
+    rate, scale = successes / trials, 1 + z * z / trials
+    middle = (rate + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % percentile interval of the mean over all values, whole clusters drawn with replacement (a fixed seed)."""
+    if not clusters:
+        return math.nan, math.nan
+    sums, sizes = (np.array([f(cluster) for cluster in clusters], dtype=float) for f in (sum, len))
+    drawn = np.random.default_rng(0).integers(len(clusters), size=(RANDOM_SIGNS, len(clusters)))
+    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
 def tail_chance(gain: float, trials: int, rate: float) -> float:
     """The chance of at least ``gain`` (rounded up) successes in independent trials of a rate; 1 for no gain."""
     needed = math.ceil(gain - 1e-9)

@@ -148,7 +148,7 @@ def knowledge_command(
     show(result)
 
 
-def _interval(row: dict[str, Any]) -> tuple[str, str]:
+def interval_cells(row: dict[str, Any]) -> tuple[str, str]:
     """A paired difference with its interval, and its p; of one passage there is neither."""
     if row["n"] < 2:
         return f"{100 * row['mean']:+.1f}", "-"
@@ -156,7 +156,7 @@ def _interval(row: dict[str, Any]) -> tuple[str, str]:
     return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", p
 
 
-def _value(value: dict[str, float] | None, scale: int, digits: int) -> str:
+def mean_cell(value: dict[str, float] | None, scale: int, digits: int) -> str:
     """A mean with its standard error, where there is one."""
     if value is None:
         return "-"
@@ -176,11 +176,11 @@ def show(result: dict[str, Any]) -> None:
     means = _table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
     costs = _table("log-prob", "elsewhere", "elsewhere %", "failed %", "tokens", "steps", "seconds")
     for method, of in result["methods"].items():
-        shares = [_value(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
+        shares = [mean_cell(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
         means.add_row(method, *shares)
         spent = (f"{of[name]['mean']:.0f}" for name in ("tokens", "steps", "seconds"))
-        far = _value(of.get("locality_logprob"), 1, 2), _value(of.get("locality"), 100, 1)
-        costs.add_row(method, _value(of.get("logprob"), 1, 2), *far, f"{100 * of['failed']['mean']:.0f}", *spent)
+        far = mean_cell(of.get("locality_logprob"), 1, 2), mean_cell(of.get("locality"), 100, 1)
+        costs.add_row(method, mean_cell(of.get("logprob"), 1, 2), *far, f"{100 * of['failed']['mean']:.0f}", *spent)
     out.print(means)
     out.print(
         "The gold answers here and elsewhere, questions right elsewhere; a trial's labelled tokens, steps, seconds with exam:"
@@ -191,7 +191,7 @@ def show(result: dict[str, Any]) -> None:
     rows = result["differences"]
     for accuracy in (row for row in rows if row["measure"] == "accuracy"):
         f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
-        cells = [text for row in (accuracy, f1) for text in _interval(row)]
+        cells = [text for row in (accuracy, f1) for text in interval_cells(row)]
         differences.add_row(f"{accuracy['method']} - {accuracy['control']}", *cells)
     out.print(differences)
 

@@ -33,7 +33,9 @@ def report_command(
 
 
 def convert_command(
-    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result of the reference code: of trials, or of many passages.")],
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT.json", help="A result of the reference code: of trials, or of many passages.")
+    ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder to make.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the aggregates there.")] = None,
 ) -> None:

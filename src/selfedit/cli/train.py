@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,8 +22,13 @@ from selfedit.cli.common import (
     styles_from,
     write_json,
 )
-from selfedit.config import TrainConfig
+from selfedit.config import ArcTrainConfig, OuterConfig, TrainConfig
 from selfedit.errors import DataError
+
+if TYPE_CHECKING:
+    from selfedit.graders import Grader
+    from selfedit.outer import Credit
+    from selfedit.tasks.base import Task
 
 app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
 
@@ -84,7 +90,7 @@ def knowledge_command(
         "data": tuple(part.strip() for part in data.split(",")) if data else None,
         "split": split,
         "rounds": rounds,
-        "passages": passages,
+        "contexts": passages,
         "edits": edits,
         "repeats": repeats,
         "rule": rule,
@@ -103,40 +109,142 @@ def knowledge_command(
         "slots": slots,
         "edit.styles": styles_from(style),
     }
-    if resume and (run is None or not (run / "run.json").is_file()):
-        raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None:
-        config = run / "run.json"
-    if control_of and config is None:
-        # With the settings of the run that it is held against; only the rule differs.
-        config = Path(control_of) / "run.json"
-        flags["rule"] = rule or "random"
-    resolved = build_config(TrainConfig, config, flags, sets or [])
+    resolved = _resolved(TrainConfig, flags, config, sets, run, resume)
     check_styles(list(resolved.edit.styles))
-    if resolved.control_of and resolved.rule != "random":
-        raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
     if dry_run:
         print_config(resolved)
         from selfedit.estimate import estimate_training
 
         estimates(resolved.model, lambda known: estimate_training(resolved, known))
         return
-    from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.lm.load import identify
-    from selfedit.outer import draw, train
-    from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import flat_dataset, load_dataset
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
     contexts = {
         passage.id: passage for name in resolved.data for passage in load_dataset(name, resolved.split) if passage.questions
     }
+    domain = KnowledgeTask(resolved.edit, margins=True)
+    grading = make_grader(resolved.grader, resolved.judge)
+    _train_on(
+        resolved, domain, list(contexts.values()), grading, run, resume, workers, json_file, flat_dataset, credit=domain.credit
+    )
+
+
+@app.command("arc")
+def arc_command(
+    data: Annotated[str | None, typer.Option(help="By commas: arc-1, arc-2, a task's JSON file, a folder, a file of many.")] = None,
+    split: Annotated[str | None, typer.Option(help="laptop-train, paper-train, train, ... of arc-1 and arc-2.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds, each with new puzzles.")] = None,
+    puzzles: Annotated[int | None, typer.Option(help="Puzzles a round.")] = None,
+    edits: Annotated[int | None, typer.Option(help="Recipes a puzzle.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Training runs of each recipe, each with its own seed.")] = None,
+    rule: Annotated[str | None, typer.Option(help="positive, best-positive, best, top-fraction, or random.")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="rest-em (SFT on the selected), or dpo (best over worst).")] = None,
+    reward: Annotated[str | None, typer.Option(help="accuracy (share of the tests solved), likelihood, or mixed.")] = None,
+    student: Annotated[str | None, typer.Option(help="Whose weights are trained on a recipe's items: base or policy.")] = None,
+    control_of: Annotated[str | None, typer.Option(help="A finished run: its puzzles and number of rows, drawn at random.")] = None,
+    unconstrained: Annotated[
+        bool | None, typer.Option("--unconstrained", help="Recipes are written freely and asked for again, as in the paper.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/train-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: edit.most_tokens=10000.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics of all rounds there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Rounds of ReST-EM on puzzles: write recipes, train on each one's items, answer the tests, keep the recipes that solved.
+
+    A recipe says which augmentations are made of a puzzle's examples, which tokens carry loss, how fast and how long is trained.
+
+    Example:
+        selfedit train arc --config recipes/laptop/arc.yaml --run runs/arc
+    """
+    flags: dict[str, Any] = {
+        "data": tuple(part.strip() for part in data.split(",")) if data else None,
+        "split": split,
+        "rounds": rounds,
+        "contexts": puzzles,
+        "edits": edits,
+        "repeats": repeats,
+        "rule": rule,
+        "reward": reward,
+        "algorithm": algorithm,
+        "student": student,
+        "control_of": control_of,
+        "edit.constrained": False if unconstrained else None,
+        "model": model,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "slots": slots,
+    }
+    resolved = _resolved(ArcTrainConfig, flags, config, sets, run, resume)
+    if dry_run:
+        print_config(resolved)
+        return
+    from selfedit.graders.attempts import AttemptsGrader
+    from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
+    from selfedit.tasks.arc.task import ArcTask
+
+    loaded = [puzzle for name in resolved.data for puzzle in load_puzzles(name, resolved.split)]
+    check_solved(loaded)
+    _train_on(resolved, ArcTask(resolved.edit), loaded, AttemptsGrader(), run, resume, workers, json_file, as_json)
+
+
+C = TypeVar("C", bound=OuterConfig)
+
+
+def _resolved(
+    kind: type[C], flags: dict[str, Any], config: Path | None, sets: list[str] | None, run: Path | None, resume: bool
+) -> C:
+    """The settings: of a run that goes on its own, of a control those of the run that it is held against."""
+    if resume and (run is None or not (run / "run.json").is_file()):
+        raise DataError("--resume: say which run with --run FOLDER")
+    if resume and config is None and run is not None:
+        config = run / "run.json"
+    if flags["control_of"] and config is None:
+        # Only the rule differs.
+        config = Path(flags["control_of"]) / "run.json"
+        flags["rule"] = flags["rule"] or "random"
+    resolved = build_config(kind, config, flags, sets or [])
+    if resolved.control_of and resolved.rule != "random":
+        raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
+    return resolved
+
+
+def _train_on(
+    resolved: OuterConfig,
+    domain: Task,
+    contexts: Sequence[Any],
+    grading: Grader,
+    run: Path | None,
+    resume: bool,
+    workers: int | None,
+    json_file: Path | None,
+    stored: Callable[[Sequence[Any]], Any],
+    credit: Credit | None = None,
+) -> None:
+    """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
+    from selfedit.executors.local import LocalExecutor, ModelChoice
+    from selfedit.lm.load import identify
+    from selfedit.outer import draw, train
+    from selfedit.runs import Run
+
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     identify(resolved.model)
-    drawn = [passage for part in draw(resolved, list(contexts.values())) for passage in part]
+    drawn = [context for part in draw(resolved, contexts) for context in part]
     opened = Run(folder, resolved, resume)
-    write_json(folder / "data.json", flat_dataset(drawn))
+    write_json(folder / "data.json", stored(drawn))
     err.print(f"run folder: {folder}", highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
@@ -157,11 +265,9 @@ def knowledge_command(
             elif event == "reinforced":
                 err.print(f"{head}: {_line(details)}", highlight=False)
 
-        grading = make_grader(resolved.grader, resolved.judge)
-        domain = KnowledgeTask(resolved.edit, margins=True)
         choice = ModelChoice(resolved.model, resolved.device, resolved.dtype, compiled=resolved.compiled)
         with LocalExecutor(choice, workers) as executor:
-            result = train(resolved, domain, list(contexts.values()), grading, opened, executor, told, domain.credit)
+            result = train(resolved, domain, contexts, grading, opened, executor, told, credit)
     if json_file is not None:
         write_json(json_file, result)
     _show(result, folder)
@@ -179,7 +285,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     from selfedit.report.tables import noise_table, retested_table
 
     rounds = [Round(row["round"], row, []) for row in result["rounds"]]
-    run = RunData(folder.name, "train", {}, rounds)
+    run = RunData(folder.name, folder, "train", {}, rounds)
     table = narrow_table()
     for name in ("round", "passages", "usable", "reward", "selected", "their reward", "rows", "tokens", "seconds"):
         table.add_column(name, justify="right")

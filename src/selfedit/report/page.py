@@ -6,15 +6,17 @@ import base64
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import yaml
 
 from selfedit.report import tables
 from selfedit.report.plots import Picture, pictures_of
+from selfedit.report.puzzles import galleries, puzzle_pictures, recipes_table, solved_table
 from selfedit.report.read import RunData, read_run
 
 
@@ -25,7 +27,7 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
         DataError: a folder isn't a run, or has nothing to show.
     """
     runs = [read_run(folder) for folder in folders]
-    pictures = pictures_of(runs)
+    pictures = pictures_of(runs) + puzzle_pictures(runs)
     sections = [(run, _tables(run)) for run in runs]
     compared = tables.comparison(runs) if len(runs) > 1 else None
     page = _template().render(
@@ -38,7 +40,7 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
         written.append(beside / f"{_slug(picture.name)}.png")
         written[-1].write_bytes(picture.png)
     for name, (run, found) in zip(_names(runs), sections, strict=True):
-        for table in [*found, *([tables.edits_table(run)] if run.kind == "train" else [])]:
+        for table in [*found, *_more(run)]:
             written.append(beside / f"{name}-{_slug(table.title)}.csv")
             written[-1].write_text(_csv(table), encoding="utf-8")
     scratch.write_text(page, encoding="utf-8")
@@ -47,10 +49,18 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
 
 
 def _tables(run: RunData) -> list[tables.Table]:
+    if run.kind == "puzzles":
+        return [solved_table(run), tables.differences_table(run)]
     if run.kind == "eval":
         return [tables.methods_table(run), tables.differences_table(run)]
     found = [tables.rounds_table(run), tables.noise_table(run), tables.retested_table(run), tables.cost_table(run)]
     return [table for table in found if table.rows]
+
+
+def _more(run: RunData) -> list[tables.Table]:
+    """What only the CSV files have."""
+    makers: dict[str, Callable[[RunData], tables.Table]] = {"train": tables.edits_table, "puzzles": recipes_table}
+    return [makers[run.kind](run)] if run.kind in makers else []
 
 
 def _section(run: RunData, found: Sequence[tables.Table]) -> dict[str, Any]:
@@ -69,6 +79,10 @@ def _section(run: RunData, found: Sequence[tables.Table]) -> dict[str, Any]:
         "tables": found,
         "round": shown.number if shown else None,
         "extremes": tables.extremes(shown) if shown else [],
+        "galleries": [
+            {"title": one["title"], "grids": [grid | {"svg": markupsafe.Markup(grid["svg"])} for grid in one["grids"]]}
+            for one in (galleries(run.folder) if run.kind == "puzzles" else [])
+        ],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     }
 

@@ -67,7 +67,7 @@ def pictures_of(runs: Sequence[RunData]) -> list[Picture]:
 
 
 def _reward_by_round(runs: Sequence[RunData]) -> Picture:
-    figure, axes = _new(4.6, 3.2)
+    figure, axes = new_figure(4.6, 3.2)
     for index, run in enumerate(runs):
         means = [
             mean_and_error(by_passage((e for e in one.edits if e.scored.accuracy is not None), "reward")) for one in run.rounds
@@ -82,13 +82,13 @@ def _reward_by_round(runs: Sequence[RunData]) -> Picture:
     _rounds_on_x(axes, runs)
     axes.set_title("Reward by round")
     _legend(axes, runs)
-    return _picture(
+    return picture_of(
         figure, "reward-by-round", "Mean reward (gain over the baseline) of a passage's self-edits; bars: 95 % over passages."
     )
 
 
 def _before_and_after(runs: Sequence[RunData]) -> Picture:
-    figure, axes = _new(4.6, 3.2)
+    figure, axes = new_figure(4.6, 3.2)
     labels: list[str] = []
     for index, run in enumerate(runs):
         for one in run.rounds:
@@ -104,13 +104,13 @@ def _before_and_after(runs: Sequence[RunData]) -> Picture:
     axes.invert_yaxis()
     axes.set_xlabel("questions right, %")
     axes.set_title("Before and after a self-edit")
-    return _picture(
+    return picture_of(
         figure, "before-and-after", "Grey: without the self-edit; coloured: with it. Means over passages, bars: standard errors."
     )
 
 
 def _spread(run: RunData) -> Picture:
-    figure, axes = _new(4.6, 3.2)
+    figure, axes = new_figure(4.6, 3.2)
     generator = np.random.default_rng(0)
     for one in run.rounds:
         tried = [edit for edit in one.edits if edit.scored.accuracy is not None]
@@ -123,7 +123,7 @@ def _spread(run: RunData) -> Picture:
     _rounds_on_x(axes, [run])
     axes.set_title("Every self-edit's reward")
     axes.legend(loc="best", fontsize=8)
-    return _picture(figure, "rewards", f"{run.name}: one dot a self-edit, the mean of its runs.")
+    return picture_of(figure, "rewards", f"{run.name}: one dot a self-edit, the mean of its runs.")
 
 
 def _texts(runs: Sequence[RunData]) -> Picture:
@@ -146,14 +146,14 @@ def _texts(runs: Sequence[RunData]) -> Picture:
         axes.set_title(title)
         if place == 0:
             _legend(axes, runs)
-    return _picture(
+    return picture_of(
         mpl_figure, "texts", "What is written: length, coverage of the gold answers, and what the passage doesn't say; bars: 95 %."
     )
 
 
 def _methods(run: RunData, index: int) -> Picture:
     methods = (run.table or {})["methods"]
-    figure, axes = _new(5.4, 0.5 + 0.36 * len(methods))
+    figure, axes = new_figure(5.4, 0.5 + 0.36 * len(methods))
     for at, of in enumerate(methods.values()):
         accuracy = of["accuracy"]
         axes.barh(
@@ -169,10 +169,11 @@ def _methods(run: RunData, index: int) -> Picture:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("questions right without the passage, %")
     axes.set_title(run.name)
-    return _picture(figure, f"methods-{index}", "Means over passages; bars: standard errors.")
+    return picture_of(figure, f"methods-{index}", "Means over passages; bars: standard errors.")
 
 
-def _new(width: float, height: float) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure in inches with one pair of axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -197,7 +198,8 @@ def _se(value: float | None) -> float:
     return 0.0 if value is None or np.isnan(value) else 100 * value
 
 
-def _picture(figure: Figure, name: str, caption: str) -> Picture:
+def picture_of(figure: Figure, name: str, caption: str) -> Picture:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     # Without the software's name and the date the same run gives the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -56,12 +56,14 @@ class RunData:
     """A run.
 
     Attributes:
-        kind: ``train`` (rounds of self-edits, ours or converted) or ``eval`` (a table of methods).
+        folder: where it lies.
+        kind: ``train`` (rounds of self-edits, ours or converted), ``eval`` (a table of methods), or ``puzzles`` (one of recipes).
         rounds: of a train run.
         table: of an eval run, as ``table.json`` has it.
     """
 
     name: str
+    folder: Path
     kind: str
     settings: dict[str, Any]
     rounds: list[Round] = field(default_factory=list)
@@ -80,17 +82,21 @@ def read_run(folder: Path) -> RunData:
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no run there ({error}); give the folder of a run of selfedit train, eval or convert") from error
     if (folder / "table.json").is_file():
-        return RunData(folder.name, "eval", settings, table=json.loads((folder / "table.json").read_text()))
+        table = json.loads((folder / "table.json").read_text())
+        return RunData(folder.name, folder, "puzzles" if "recipes" in table else "eval", settings, table=table)
     rounds = [_round(folder, index, metrics) for index, metrics in enumerate(read_rows(folder / "metrics.jsonl"), start=1)]
     if not rounds:
         raise DataError(f"{folder}: has no finished round and no table yet; let it end, or go on with it by --resume")
-    return RunData(folder.name, "train", settings, rounds)
+    return RunData(folder.name, folder, "train", settings, rounds)
 
 
 def passages_of(folder: Path) -> dict[str, Passage]:
     """Context id -> passage, of a run that keeps its data."""
     file = folder / "data.json"
-    return {passage.id: passage for passage in load_dataset(str(file))} if file.is_file() else {}
+    # Puzzles are an object by id.
+    if not file.is_file() or not isinstance(json.loads(file.read_text(encoding="utf-8")), list):
+        return {}
+    return {passage.id: passage for passage in load_dataset(str(file))}
 
 
 def scored_of(folder: Path, number: int) -> list[Scored]:

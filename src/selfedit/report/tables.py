@@ -203,7 +203,7 @@ def _value(edit: Edit) -> float:
 
 
 def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], dict[str, float]]]:
-    if first.kind == "eval":
+    if first.kind in ("eval", "puzzles"):
         methods = [m for m in (first.table or {})["methods"] if m in (other.table or {})["methods"]]
         return [(f"{m}, correct", _of_method(first, m), _of_method(other, m)) for m in methods]
     found = []

@@ -1,4 +1,4 @@
-"""What every writer shares: candidates of a context asked for in one batch, duplicates asked for again."""
+"""What every writer shares: candidates of a context asked for in one batch, and what won't do asked for again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from selfedit import seeds
-from selfedit.config import Sampling
+from selfedit.config import Sampling, Settings
 from selfedit.edits import SelfEdit
+from selfedit.errors import InvalidEditError
 from selfedit.lm.load import Identity
 from selfedit.tasks.base import Request, Task
 
@@ -37,7 +38,8 @@ class Written:
 def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling: Sampling, seed: int) -> list[Written]:
     """Writes ``count`` self-edits about one context (paper equation 1: SE ~ LM(. | C)).
 
-    A candidate that equals an earlier one is sampled again, at most ``sampling.resamples`` times; after that the duplicate stays.
+    A candidate that won't do is sampled again, at most ``sampling.resamples`` times; after that it stays as it is. What won't do is
+    one that equals an earlier one, or (``sampling.again="invalid"``) one that can't be compiled.
 
     Args:
         sampler: who writes.
@@ -54,10 +56,21 @@ def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling:
         for index, found in zip(open_candidates, answers, strict=True):
             written[index] = found
         texts = [one.edit.text for one in written if one is not None]
-        open_candidates = [index for index in open_candidates if texts[index] in texts[:index]]
+        if sampling.again == "invalid":
+            open_candidates = [index for index in open_candidates if not _compiles(sampler, task, context, texts[index])]
+        else:
+            open_candidates = [index for index in open_candidates if texts[index] in texts[:index]]
         if not open_candidates or sampling.temperature == 0:
             break
     return [one for one in written if one is not None]
+
+
+def _compiles(sampler: Sampler, task: Task, context: Any, text: str) -> bool:
+    try:
+        task.compile(sampler.known, context, text, Settings(), 0)
+    except InvalidEditError:
+        return False
+    return True
 
 
 def _batch(

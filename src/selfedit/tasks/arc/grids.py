@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfedit.config import Rendering
 from selfedit.errors import DataError
 
 Grid = NDArray[np.int8]
-Rendering = Literal["python-list", "digits", "words"]
 COLOURS = ("black", "blue", "red", "green", "yellow", "gray", "magenta", "orange", "cyan", "maroon")
+# ARC's own, colour by colour.
+PALETTE = ("#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25")
 LARGEST = 30
 
 

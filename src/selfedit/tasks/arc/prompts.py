@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 
+from selfedit.config import Rendering
 from selfedit.contexts import Puzzle, Rows
 from selfedit.edits import Message, Prompt
-from selfedit.tasks.arc.grids import Rendering, render
+from selfedit.tasks.arc.grids import render
 from selfedit.tasks.arc.items import Item
 from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES
 

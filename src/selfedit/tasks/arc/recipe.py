@@ -88,6 +88,18 @@ class Recipe(BaseModel):
         return json.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
+# The hand-made recipe of the method oracle, and of the screening of the split laptop (docs/lab-book.md).
+HAND_MADE = Recipe(
+    data_generation=DataGeneration(
+        use_basic_augmentations=True,
+        use_size_augmentations=False,
+        use_chain_augmentations=False,
+        use_repeat_augmentations=False,
+    ),
+    training=Training(strategy="train_using_output_tokens", learning_rate=1e-3, num_train_epochs=1),
+)
+
+
 def schema(extended: bool) -> dict[str, Any]:
     """The JSON schema that constrained decoding holds a model to.
 

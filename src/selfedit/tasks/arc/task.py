@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from selfedit import seeds
-from selfedit.config import Settings
+from selfedit.config import RecipeConfig, Settings
 from selfedit.contexts import Puzzle, Question, Rows
 from selfedit.edits import Document, Prompt, TrainingPlan
 from selfedit.errors import InvalidEditError
@@ -18,7 +18,7 @@ from selfedit.lm.batch import encode_answer, encode_document, encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.lm.score import log_probabilities
-from selfedit.tasks.arc.grids import Rendering, parse, render
+from selfedit.tasks.arc.grids import parse, render
 from selfedit.tasks.arc.items import MOST_ITEMS, Item, items_of
 from selfedit.tasks.arc.prompts import item_prompt, recipe_prompt
 from selfedit.tasks.arc.recipe import parse_recipe, schema
@@ -35,18 +35,10 @@ class ArcTask:
     """Puzzles.
 
     Attributes:
-        rendering: how grids are written.
-        extended: whether a recipe may name rank, batch and number of items too.
-        most_tokens: trained tokens of a recipe, all epochs together; longer ones are invalid (the paper: 375 steps).
-        orders: orders of the demonstrations in which each transformed test is answered.
-        constrained: whether recipes are held to the schema as they are written.
+        edit: what a recipe may name, how puzzles are shown and answered.
     """
 
-    rendering: Rendering = "digits"
-    extended: bool = False
-    most_tokens: int = 25_000
-    orders: int = 1
-    constrained: bool = True
+    edit: RecipeConfig = field(default_factory=RecipeConfig)
 
     def style(self, candidate: int) -> str:
         """All recipes are asked for alike."""
@@ -54,8 +46,8 @@ class ArcTask:
 
     def requests(self, lm: Identity, context: Puzzle, candidate: int) -> list[Request]:
         """One request: the options and the demonstrations."""
-        held = json.dumps(schema(self.extended)) if self.constrained else None
-        return [Request(recipe_prompt(context, self.rendering, lm.chat), RECIPE_TOKENS, held)]
+        held = json.dumps(schema(self.edit.extended)) if self.edit.constrained else None
+        return [Request(recipe_prompt(context, self.edit.rendering, lm.chat), RECIPE_TOKENS, held)]
 
     def joined(self, candidate: int, texts: Sequence[str]) -> str:
         """The recipe in its own form, so that equal recipes are equal texts; what is none stays as it is."""
@@ -67,8 +59,10 @@ class ArcTask:
     def compile(self, lm: Identity, context: Puzzle, text: str, settings: Settings, seed: int) -> TrainingPlan:
         """Items by the recipe, as documents; learning rate, epochs and what else it names overrule the settings.
 
+        Departure from the paper: items beyond ``most_tokens`` are left out, so that recipes cost about the same.
+
         Raises:
-            InvalidEditError: no recipe, no item that fits, or more trained tokens than allowed.
+            InvalidEditError: no recipe, no item that fits, or more steps than allowed.
         """
         recipe = parse_recipe(text)
         every = recipe.training.strategy == "train_using_all_tokens"
@@ -76,24 +70,29 @@ class ArcTask:
         documents = [self.document(item, lm.chat, every) for item in items]
         sizes = [len(encode_document(lm, document).ids) for document in documents]
         most = min(LONGEST_ITEM, lm.window)
-        kept = [document for document, size in zip(documents, sizes, strict=True) if size < most]
+        kept, left = [], self.edit.most_tokens // recipe.training.num_train_epochs
+        for document, size in zip(documents, sizes, strict=True):
+            if size < most and size <= left:
+                kept.append(document)
+                left -= size
         if not kept:
-            raise InvalidEditError(f"no training item of fewer than {most} tokens")
-        spent = recipe.training.num_train_epochs * sum(size for size in sizes if size < most)
-        if spent > self.most_tokens:
-            raise InvalidEditError(f"{spent} tokens to train on, more than {self.most_tokens}")
+            raise InvalidEditError(f"no training item of fewer than {most} tokens, or within {self.edit.most_tokens} in all")
         chosen = {
             "learning_rate": recipe.training.learning_rate,
             "epochs": recipe.training.num_train_epochs,
             **({"rank": recipe.rank, "alpha": settings.alpha / settings.rank * recipe.rank} if recipe.rank else {}),
             **({"batch_size": recipe.batch_size} if recipe.batch_size else {}),
         }
-        return TrainingPlan(tuple(kept), settings.model_copy(update=chosen), seed)
+        trained = settings.model_copy(update=chosen)
+        steps = trained.epochs * math.ceil(len(kept) / (trained.batch_size * trained.accumulation))
+        if steps > self.edit.most_steps:
+            raise InvalidEditError(f"{steps} optimiser steps, more than {self.edit.most_steps}")
+        return TrainingPlan(tuple(kept), trained, seed)
 
     def document(self, item: Item, chat: bool, every: bool) -> Document:
         """An item as a lesson: loss on the answer, or (``every``) on all its tokens."""
-        answer = render(np.array(item.answer, dtype=np.int8), self.rendering)
-        return Document(answer, item_prompt(item, self.rendering, chat), whole=every)
+        answer = render(np.array(item.answer, dtype=np.int8), self.edit.rendering)
+        return Document(answer, item_prompt(item, self.edit.rendering, chat), whole=every)
 
     def asked(self, context: Puzzle) -> tuple[Asked, ...]:
         """One question a test: its grid."""
@@ -106,9 +105,9 @@ class ArcTask:
         """Every test of each (slot, puzzle) in all its views, greedily, in one batch; the answer is the list of attempts."""
         rows: list[tuple[int, Puzzle, int, View]] = []
         for slot, puzzle in seats:
-            views = views_of(puzzle, seeds.derive(puzzle.id, "views"), self.orders)
+            views = views_of(puzzle, seeds.derive(puzzle.id, "views"), self.edit.orders)
             rows += [(slot, puzzle, test, view) for test in range(len(puzzle.test)) for view in views]
-        prompts = [item_prompt(view.shown(puzzle, test), self.rendering, lm.chat) for _, puzzle, test, view in rows]
+        prompts = [item_prompt(view.shown(puzzle, test), self.edit.rendering, lm.chat) for _, puzzle, test, view in rows]
         limits = [self._longest(lm, puzzle) for _, puzzle, _, _ in rows]
         slots = [slot for slot, *_ in rows]
         texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], limits, slots=slots, first=first)
@@ -122,11 +121,11 @@ class ArcTask:
         sittings = []
         at = 0
         for _, puzzle in seats:
-            count = len(views_of(puzzle, seeds.derive(puzzle.id, "views"), self.orders))
+            count = len(views_of(puzzle, seeds.derive(puzzle.id, "views"), self.edit.orders))
             answers, scores = [], []
             for _, wanted in puzzle.test:
                 own = zip(rows[at : at + count], texts[at : at + count], strict=True)
-                answers.append(json.dumps(voted([view.undone(parse(text, self.rendering)) for (*_, view), text in own])))
+                answers.append(json.dumps(voted([view.undone(parse(text, self.edit.rendering)) for (*_, view), text in own])))
                 scores.append(next(likelihoods) if wanted is not None else math.nan)
                 at += count
             sittings.append(Sitting(tuple(answers), tuple(scores), tuple(scores)))
@@ -138,10 +137,10 @@ class ArcTask:
         return 16 + 2 * max(len(lm.tokenizer(self._written(rows))["input_ids"]) for rows in grids)
 
     def _plain(self, lm: LanguageModel, puzzle: Puzzle, given: Rows) -> Prompt:
-        return item_prompt(Item(puzzle.train, given, ()), self.rendering, lm.chat)
+        return item_prompt(Item(puzzle.train, given, ()), self.edit.rendering, lm.chat)
 
     def _written(self, rows: Rows) -> str:
-        return render(np.array(rows, dtype=np.int8), self.rendering)
+        return render(np.array(rows, dtype=np.int8), self.edit.rendering)
 
 
 def _text(rows: Rows) -> str:

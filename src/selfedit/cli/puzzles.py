@@ -1,0 +1,211 @@
+"""``selfedit eval arc`` and ``selfedit solve``: puzzles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.columns import Columns
+from rich.console import Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from selfedit.cli.common import build_config, check_writable, err, narrow_table, out, print_config, write_json
+from selfedit.cli.evaluate import interval_cells, mean_cell
+from selfedit.config import ArcEvalConfig
+from selfedit.contexts import Rows
+from selfedit.errors import DataError
+
+
+def eval_arc_command(
+    data: Annotated[str | None, typer.Option(help="arc-1, arc-2, a task's JSON file, a folder, a file of many.")] = None,
+    split: Annotated[str | None, typer.Option(help="laptop-evaluation, paper-eval, evaluation, ... of arc-1 and arc-2.")] = None,
+    methods: Annotated[str | None, typer.Option(help="By commas: icl, random, ttt, best-fixed, seal, oracle.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "--n", min=0, help="The first so many puzzles; 0: all.")] = None,
+    edits: Annotated[int | None, typer.Option(help="Recipes a puzzle of each method; averaged, never selected.")] = None,
+    writer: Annotated[str | None, typer.Option(help="Run of selfedit train arc, or a policy's folder: for seal.")] = None,
+    fixed_of: Annotated[str | None, typer.Option(help="Run that best-fixed takes its recipe from; default: the writer's.")] = None,
+    unconstrained: Annotated[
+        bool | None, typer.Option("--unconstrained", help="Recipes are written freely and asked for again, as in the paper.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-arc-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: edit.orders=2, settings.rank=64.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Ways to come by a recipe for a puzzle, side by side.
+
+    - icl: in context, nothing trained
+    - random: a uniform valid recipe
+    - ttt: recipes of the untrained model
+    - best-fixed: the one recipe that solved most puzzles of a training run, no model in it
+    - seal: recipes of the trained writer (--writer)
+    - oracle: the hand-made one
+
+    Example: selfedit eval arc --methods icl,random,ttt,best-fixed,seal,oracle --writer runs/arc
+    """
+    flags: dict[str, Any] = {
+        "data": data,
+        "split": split,
+        "methods": tuple(part.strip() for part in methods.split(",")) if methods else None,
+        "limit": limit,
+        "edits": edits,
+        "writer": writer,
+        "fixed_of": fixed_of,
+        "edit.constrained": False if unconstrained else None,
+        "model": model,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "slots": slots,
+    }
+    if resume and (run is None or not (run / "run.json").is_file()):
+        raise DataError("--resume: say which run with --run FOLDER")
+    if resume and config is None and run is not None:
+        config = run / "run.json"
+    resolved = build_config(ArcEvalConfig, config, flags, sets or [])
+    if "seal" in resolved.methods and not resolved.writer:
+        raise DataError("the method seal needs a trained writer: give --writer RUN")
+    if "best-fixed" in resolved.methods and not (resolved.fixed_of or resolved.writer):
+        raise DataError("the method best-fixed needs a run of selfedit train arc: give --fixed-of RUN")
+    if dry_run:
+        print_config(resolved)
+        return
+    from selfedit.lm.load import identify
+    from selfedit.runs import Run
+    from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
+    from selfedit.tasks.arc.evaluate import evaluate
+
+    puzzles = load_puzzles(resolved.data, resolved.split)
+    puzzles = puzzles[: resolved.limit] if resolved.limit else puzzles
+    check_solved(puzzles)
+    folder = run or Path("runs") / time.strftime("eval-arc-%Y%m%d-%H%M%S")
+    check_writable(json_file)
+    identify(resolved.model)
+    opened = Run(folder, resolved, resume)
+    write_json(folder / "data.json", as_json(puzzles))
+    err.print(f"run folder: {folder}", highlight=False)
+    columns = (TextColumn("puzzles"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=len(puzzles))
+        result = evaluate(resolved, puzzles, opened, workers, lambda count: bar.update(task, completed=count))
+    write_json(folder / "table.json", result)
+    if json_file is not None:
+        write_json(json_file, result)
+    show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what was solved, what it cost, and the paired differences."""
+    config = result["config"]
+    out.print(
+        f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
+        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (runs taken as independent) "
+        "and by drawing whole puzzles; cells: right ones in the better attempt; bits: entropy of the recipes.",
+        highlight=False,
+    )
+    table = narrow_table()
+    for name in ("", "solved", "%", "Wilson", "by puzzle", "cells %", "valid %", "bits", "tokens", "seconds"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for method, of in result["methods"].items():
+        spread = result["intervals"][method]
+        wilson, bootstrap = (f"{100 * low:.0f}-{100 * high:.0f}" for low, high in (spread["wilson"], spread["bootstrap"]))
+        bits = result["entropy"][method]
+        table.add_row(
+            method,
+            f"{spread['solved']}/{spread['runs']}",
+            mean_cell(of["accuracy"], 100, 0),
+            wilson,
+            bootstrap,
+            f"{100 * of['cells']['mean']:.0f}",
+            f"{100 * of['valid']['mean']:.0f}",
+            "-" if bits is None else f"{bits:.1f}",
+            f"{of['tokens']['mean']:.0f}",
+            f"{of['seconds']['mean']:.0f}",
+        )
+    out.print(table)
+    if result["fixed"]:
+        out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
+    out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
+    differences = narrow_table()
+    for name in ("", "solved", "p"):
+        differences.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in result["differences"]:
+        differences.add_row(f"{row['method']} - {row['control']}", *interval_cells(row))
+    out.print(differences)
+
+
+def solve_command(
+    file: Annotated[str, typer.Argument(metavar="TASK.json", help="A task in the official form, or the id of one of arc-1.")],
+    recipe: Annotated[str | None, typer.Option(help="hand-made, or a file with a recipe; default: the model writes some.")] = None,
+    edits: Annotated[int, typer.Option(min=1, max=64, help="Recipes that the model writes; their answers are voted.")] = 3,
+    writer: Annotated[str, typer.Option(help="Run of selfedit train arc, or a policy's folder: it writes the recipes.")] = "",
+    model: Annotated[str, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = "builtin:smollm2-135m",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings of eval arc.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of eval arc: edit.most_tokens=10000.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write recipes and answers there.")] = None,
+) -> None:
+    """Solves one puzzle: answers in context, then trains on copies of its own examples by a recipe, and answers again.
+
+    Shows the grids before and after. Where the tests' outputs are known, it says whether they were found.
+
+    Example: selfedit solve 6150a2bd --recipe hand-made
+    """
+    flags = {"model": model, "seed": seed, "device": device, "dtype": dtype, "edits": edits, "writer": writer, "data": file}
+    resolved = build_config(ArcEvalConfig, config, flags, sets or [])
+    check_writable(json_file)
+    from selfedit.tasks.arc.data import load_puzzles, one_puzzle
+    from selfedit.tasks.arc.solve import read_recipe, solve
+
+    puzzle = one_puzzle(file) if not Path(file).exists() and not file.endswith(".json") else load_puzzles(file, "")[0]
+    given = read_recipe(recipe) if recipe else None
+    with err.status("loading the model") as status:
+        result = solve(resolved, puzzle, given, status.update)
+    out.print(f"[bold]{escape(puzzle.id)}[/]: {len(puzzle.train)} examples, {len(puzzle.test)} tests", highlight=False)
+    for number, (shown, answer) in enumerate(puzzle.train, start=1):
+        out.print(_side_by_side([(f"example {number}", shown), ("", answer)]))
+    for number, (shown, wanted) in enumerate(puzzle.test):
+        grids: list[tuple[str, Rows | None]] = [(f"test {number + 1}", shown)]
+        grids += [(f"in context, {index}", tried) for index, tried in enumerate(result["before"][number], start=1)]
+        grids += [(f"after training, {index}", tried) for index, tried in enumerate(result["after"][number], start=1)]
+        out.print(_side_by_side([*grids, *([("right", wanted)] if wanted is not None else [])]))
+    for row in result["recipes"]:
+        out.print(f"{row['status']}: {escape(row['recipe'])} {escape(row['reason'])}", highlight=False, soft_wrap=True)
+    verdict = {True: "[green]solved[/]", False: "[red]not solved[/]", None: "no outputs to compare with"}
+    out.print(f"in context: {verdict[result['solved_before']]}; after training: {verdict[result['solved']]}", highlight=False)
+    if json_file is not None:
+        write_json(json_file, result)
+
+
+def _side_by_side(grids: Sequence[tuple[str, Rows | None]]) -> Columns:
+    """Grids in a row, each under its name."""
+    return Columns([Group(Text(name), _coloured(rows)) for name, rows in grids], padding=(0, 3))
+
+
+def _coloured(rows: Rows | None) -> Text:
+    """A grid in ARC's colours, two columns of the terminal a cell."""
+    from selfedit.tasks.arc.grids import PALETTE
+
+    text = Text()
+    for row in rows or ():
+        for colour in row:
+            text.append(f"{colour} ", style=f"{'black' if colour in (4, 5, 7, 8) else 'white'} on {PALETTE[colour]}")
+        text.append("\n")
+    return text

@@ -1,0 +1,182 @@
+"""What a report shows of puzzles: success with its intervals, the recipes as a picture, grids in ARC's colours."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from selfedit.errors import InvalidEditError
+from selfedit.report.plots import COLOURS, SOFT, STYLE, Picture, new_figure, picture_of
+from selfedit.report.read import RunData
+from selfedit.report.tables import Table
+from selfedit.runs import ROWS, read_rows
+from selfedit.tasks.arc.grids import PALETTE
+from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES, SWITCHES, Recipe, parse_recipe
+
+# Puzzles whose grids are shown, and the size of a cell in the page's pixels.
+SHOWN, CELL = 12, 9
+
+
+def solved_table(run: RunData) -> Table:
+    """How many runs solved their puzzle, by method."""
+    table = run.table or {}
+    rows = []
+    for method, of in table["methods"].items():
+        spread = table["intervals"][method]
+        rows.append(
+            (
+                method,
+                f"{spread['solved']}/{spread['runs']}",
+                f"{100 * of['accuracy']['mean']:.1f}",
+                _range(spread["wilson"]),
+                _range(spread["bootstrap"]),
+                f"{100 * of['tests']['mean']:.1f}",
+                f"{100 * of['cells']['mean']:.1f}",
+                f"{100 * of['valid']['mean']:.0f}",
+                table["entropy"][method],
+                f"{of['tokens']['mean']:.0f}",
+                f"{of['seconds']['mean']:.0f}",
+            )
+        )
+    return Table(
+        f"Puzzles solved, {table['config']['data']} {table['config']['split']}",
+        f"{table['n']} puzzles, {table['questions']} tests, seed {table['config']['seed']}. A run solves a puzzle if each of its "
+        "tests is among two attempts. Wilson's interval takes the runs as independent; the other draws whole puzzles. "
+        "Cells: right ones in a test's better attempt. Bits: entropy of the recipes over all puzzles.",
+        (
+            "method", "solved", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "bits", "tokens", "seconds",
+        ),
+        tuple(rows),
+    )  # fmt: skip
+
+
+def recipes_table(run: RunData) -> Table:
+    """Every recipe, for the CSV."""
+    rows = [(row["puzzle"], row["method"], row["solved"], row["recipe"]) for row in (run.table or {})["recipes"]]
+    return Table("Recipes", "", ("puzzle", "method", "solved", "recipe"), tuple(rows))
+
+
+def puzzle_pictures(runs: Sequence[RunData]) -> list[Picture]:
+    """Success and recipes of each run on puzzles."""
+    found: list[Picture] = []
+    with mpl.rc_context(STYLE):
+        for run in runs:
+            if run.kind == "puzzles":
+                recipes = recipes_picture(run)
+                found += [solved_picture(run), *([recipes] if recipes else [])]
+    return found
+
+
+def recipes_picture(run: RunData) -> Picture | None:
+    """Learning rate against epochs of each method's recipes, coloured by success; below, how often each switch is on."""
+    by_method: dict[str, list[tuple[Recipe, bool]]] = {}
+    for row in (run.table or {})["recipes"]:
+        try:
+            by_method.setdefault(row["method"], []).append((parse_recipe(row["recipe"]), row["solved"]))
+        except InvalidEditError:
+            continue
+    if not by_method:
+        return None
+    figure = Figure(figsize=(2.6 * len(by_method) + 0.8, 4.6), layout="constrained")
+    panes = figure.subplots(2, len(by_method), squeeze=False, gridspec_kw={"height_ratios": (3, 2)}, sharey="row")
+    for at, (method, recipes) in enumerate(by_method.items()):
+        _scatter(panes[0][at], method, recipes)
+        _switches(panes[1][at], recipes)
+    panes[0][0].set_ylabel("epochs")
+    caption = (
+        f"{run.name}: recipes by method. Above: learning rate and epochs; size: how often; green: solved, red: not, share by "
+        "share. Below: share of recipes with each group of augmentations, and with loss on all tokens."
+    )
+    return picture_of(figure, f"recipes-{run.name}", caption)
+
+
+def solved_picture(run: RunData) -> Picture:
+    """Success by method with the interval over puzzles."""
+    figure, axes = new_figure(4.6, 3.2)
+    table = run.table or {}
+    for at, spread in enumerate(table["intervals"].values()):
+        share = 100 * spread["solved"] / max(1, spread["runs"])
+        low, high = (100 * value for value in spread["bootstrap"])
+        axes.barh(at, share, color=COLOURS[at % len(COLOURS)], height=0.6)
+        axes.plot([low, high], [at, at], color=SOFT, linewidth=2)
+    axes.set_yticks(range(len(table["intervals"])), list(table["intervals"]))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("runs that solved their puzzle, %")
+    axes.set_title("Puzzles solved")
+    return picture_of(figure, f"solved-{run.name}", f"{run.name}: bars: 95 % by drawing whole puzzles.")
+
+
+def galleries(folder: Path) -> list[dict[str, Any]]:
+    """``{title, grids: [{name, svg}]}`` of the first puzzles: each test, its right answer, and the methods' first attempts."""
+    data = json.loads((folder / "data.json").read_text())
+    found = []
+    for row in read_rows(folder / ROWS)[:SHOWN]:
+        puzzle = data[row["puzzle"]]
+        for at, test in enumerate(puzzle["test"]):
+            grids = [{"name": "input", "svg": svg(test["input"])}, {"name": "right", "svg": svg(test["output"])}]
+            for method in dict.fromkeys(trial["method"] for trial in row["trials"]):
+                tried = [
+                    json.loads(trial["sitting"]["answers"][at])
+                    for trial in row["trials"]
+                    if trial["method"] == method and trial["sitting"] is not None
+                ]
+                firsts = Counter(json.dumps(attempts[0]) for attempts in tried if attempts)
+                if firsts:
+                    most = json.loads(firsts.most_common(1)[0][0])
+                    mark = "✓" if any(test["output"] in attempts for attempts in tried) else "✗"
+                    grids.append({"name": f"{method} {mark}", "svg": svg(most)})
+            found.append({"title": f"{row['puzzle']}, test {at + 1}", "grids": grids})
+    return found
+
+
+def svg(rows: Sequence[Sequence[int]]) -> str:
+    """A grid as an SVG element."""
+    width, height = CELL * max(len(row) for row in rows), CELL * len(rows)
+    cells = "".join(
+        f'<rect x="{CELL * x}" y="{CELL * y}" width="{CELL}" height="{CELL}" fill="{PALETTE[int(colour)]}"/>'
+        for y, row in enumerate(rows)
+        for x, colour in enumerate(row)
+    )
+    return f'<svg width="{width}" height="{height}" role="img" stroke="#555" stroke-width=".5">{cells}</svg>'
+
+
+def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> None:
+    counts: Counter[tuple[int, int]] = Counter()
+    hits: Counter[tuple[int, int]] = Counter()
+    for recipe, solved in recipes:
+        at = LEARNING_RATES.index(recipe.training.learning_rate), recipe.training.num_train_epochs
+        counts[at] += 1
+        hits[at] += solved
+    shares = [hits[at] / counts[at] for at in counts]
+    sizes = [30 + 300 * counts[at] / len(recipes) for at in counts]
+    axes.scatter(
+        [x for x, _ in counts], [y for _, y in counts], s=sizes, c=shares, cmap="RdYlGn", vmin=0, vmax=1, edgecolors=SOFT,
+        linewidths=0.6,
+    )  # fmt: skip
+    axes.set_xticks(range(len(LEARNING_RATES)), [f"{rate:g}" for rate in LEARNING_RATES], rotation=60)
+    axes.set_yticks(EPOCHS)
+    axes.set_xlim(-0.6, len(LEARNING_RATES) - 0.4)
+    axes.set_ylim(min(EPOCHS) - 0.6, max(EPOCHS) + 0.6)
+    axes.set_title(f"{method} (n={len(recipes)})")
+
+
+def _switches(axes: Any, recipes: Sequence[tuple[Recipe, bool]]) -> None:
+    on = [[getattr(recipe.data_generation, switch) for switch in SWITCHES] for recipe, _ in recipes]
+    every = [recipe.training.strategy == "train_using_all_tokens" for recipe, _ in recipes]
+    shares = [*np.mean(np.array(on, dtype=float), axis=0), float(np.mean(every))]
+    axes.bar(range(len(shares)), shares, color=COLOURS[0], width=0.6)
+    axes.set_xticks(range(len(shares)), [*SWITCHES.values(), "all tokens"], rotation=60)
+    axes.set_ylim(0, 1)
+
+
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * low:.0f} to {100 * high:.0f}"

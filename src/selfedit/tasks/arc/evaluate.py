@@ -1,0 +1,307 @@
+"""``selfedit eval arc``: ways to come by a recipe, side by side on the same puzzles (paper table 1).
+
+``icl`` answers in context, nothing trained; ``random`` a uniform valid recipe; ``ttt`` recipes of the untrained writer;
+``best-fixed`` the one recipe that solved most training puzzles of a run, no model in it; ``seal`` recipes of the trained writer;
+``oracle`` the hand-made one. The base is trained on the items in every case. Nothing is selected: a method is the mean of its
+recipes. Equal recipes of a puzzle share one training run, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from selfedit import seeds
+from selfedit.config import ArcEvalConfig
+from selfedit.contexts import Puzzle
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
+from selfedit.graders.attempts import AttemptsGrader
+from selfedit.inner import Trial, run_trials, sit
+from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.stack import slots_that_fit
+from selfedit.marks import mark_sitting
+from selfedit.runs import BASE, Run, policy_of, read_rows
+from selfedit.samplers.local import write_edits
+from selfedit.stats import bootstrap, mean_and_error, paired_difference, wilson
+from selfedit.tasks.arc.recipe import HAND_MADE, random_recipe
+from selfedit.tasks.arc.task import ArcTask
+from selfedit.tasks.base import Sitting
+
+# What each method is held against, where both are there.
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "icl": (),
+    "random": ("icl",),
+    "ttt": ("icl", "random"),
+    "best-fixed": ("icl", "random", "ttt"),
+    "seal": ("icl", "random", "ttt", "best-fixed"),
+    "oracle": ("icl", "seal"),
+}
+MEASURES = ("accuracy", "tests", "cells", "logprob", "valid", "tokens", "steps", "seconds")
+# How often a random recipe is drawn again that can't be compiled.
+DRAWS = 50
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One puzzle and what a worker needs for it.
+
+    Attributes:
+        slots: adapters trained side by side.
+        policy: folder of the trained writer; None where no method needs one.
+        fixed: the recipe of ``best-fixed``.
+    """
+
+    config: ArcEvalConfig
+    puzzle: Puzzle
+    slots: int
+    policy: str | None
+    fixed: str | None
+
+
+def evaluate(
+    config: ArcEvalConfig, puzzles: Sequence[Puzzle], run: Run, workers: int | None, told: Callable[[int], None]
+) -> dict[str, Any]:
+    """Runs what is missing of a run and returns its table.
+
+    Args:
+        config: methods and settings.
+        puzzles: with their solutions.
+        run: the run's folder; finished puzzles are not done again.
+        workers: processes, by default as many as a short timing says; a puzzle is one lease.
+        told: called with the number of puzzles done.
+
+    Raises:
+        DataError: no policy, no run for ``best-fixed``, or rows of another policy.
+    """
+    known = identify(config.model)
+    policy = policy_of(config.writer, known.fingerprint) if "seal" in config.methods else BASE
+    fixed = best_fixed(Path(config.fixed_of or config.writer)) if "best-fixed" in config.methods else None
+    for row in run.rows:
+        if row["policy"] != policy.digest:
+            raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
+    done = {row["puzzle"] for row in run.rows}
+    waiting = [puzzle for puzzle in puzzles if puzzle.id not in done]
+    told(len(puzzles) - len(waiting))
+    if waiting:
+        slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
+        choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
+        leases = [(Lease(config, puzzle, slots, policy.folder, fixed),) for puzzle in waiting]
+        with LocalExecutor(choice, workers) as executor:
+            for row in executor.map(evaluate_puzzle, leases):
+                run.append(row | {"policy": policy.digest})
+                told(len(run.rows))
+    rows = {row["puzzle"]: row for row in run.rows}
+    return table(config, puzzles, [rows[puzzle.id] for puzzle in puzzles], fixed)
+
+
+def best_fixed(run: Path) -> str:
+    """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then by text.
+
+    Raises:
+        DataError: no such run, or nothing was solved in it.
+    """
+    rows = read_rows(run / "trials.jsonl")
+    written = {(one["context"], at): edit["text"] for path in sorted(run.glob("round-*/edits.jsonl")) for one in read_rows(path)
+               for at, edit in enumerate(one["edits"])}  # fmt: skip
+    data = json.loads((run / "data.json").read_text()) if (run / "data.json").is_file() else {}
+    solved: dict[str, set[str]] = defaultdict(set)
+    tried: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    for row in rows:
+        if row["sitting"] is None:
+            continue
+        recipe = written[row["context"], row["candidate"]]
+        wanted = [test["output"] for test in data[row["context"]]["test"]]
+        right = all(want in json.loads(answer) for want, answer in zip(wanted, row["sitting"]["answers"], strict=True))
+        tried[recipe] += 1
+        hits[recipe] += right
+        if right:
+            solved[recipe].add(row["context"])
+    if not solved:
+        raise DataError(f"{run}: no recipe there that solved a puzzle; give --fixed-of the folder of a run of selfedit train arc")
+    return min(solved, key=lambda recipe: (-len(solved[recipe]), -hits[recipe] / tried[recipe], recipe))
+
+
+def evaluate_puzzle(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
+    """A lease: every method on one puzzle; answers only, marking comes later."""
+    config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
+    trials: list[dict[str, Any]] = []
+    if "icl" in config.methods:
+        trials.append(_row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]))
+    recipes = [(method, text) for method in config.methods if method != "icl" for text in recipes_of(lm, lease, method)]
+    plans, failed = {}, {}
+    for text in dict.fromkeys(text for _, text in recipes):
+        try:
+            plans[text] = task.compile(lm, puzzle, text, config.settings, seeds.derive(config.seed, puzzle.id, "train", text))
+        except InvalidEditError as error:
+            failed[text] = str(error)
+    outcomes = dict(zip(plans, run_trials(lm, [task], [Trial(puzzle, plan) for plan in plans.values()], lease.slots), strict=True))
+    for method, text in recipes:
+        if text in failed:
+            trials.append(_row(method, text, "invalid", failed[text]))
+            continue
+        found = outcomes[text]
+        trials.append(
+            _row(method, text, found.status, found.reason, *found.sittings)
+            | {
+                "tokens": found.tokens,
+                "steps": len(found.losses),
+                "seconds": round(found.seconds, 2),
+                "items": len(plans[text].documents),
+            }
+        )
+    return {"puzzle": puzzle.id, "trials": trials}
+
+
+def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[str]:
+    """A method's recipes for a puzzle."""
+    config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
+    if method == "random":
+        return [_drawn(lm, task, puzzle, config, index) for index in range(config.edits)]
+    if method == "best-fixed":
+        return [lease.fixed] if lease.fixed else []
+    if method == "oracle":
+        return [HAND_MADE.text()]
+    with standing(lm, [load_adapter(Path(lease.policy))] if method == "seal" and lease.policy else []):
+        written = write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)
+    return [one.edit.text for one in written]
+
+
+def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConfig, index: int) -> str:
+    """A random recipe, drawn again while it can't be compiled: the control is to be uniform over the valid ones."""
+    generator = np.random.default_rng(seeds.derive(config.seed, puzzle.id, "random", index))
+    text = ""
+    for _ in range(DRAWS):
+        text = random_recipe(generator).text()
+        try:
+            task.compile(lm, puzzle, text, config.settings, 0)
+        except InvalidEditError:
+            continue
+        return text
+    return text
+
+
+def _row(method: str, recipe: str | None, status: str, reason: str, sitting: Sitting | None = None) -> dict[str, Any]:
+    return {
+        "method": method,
+        "recipe": recipe,
+        "status": status,
+        "reason": reason,
+        "sitting": asdict(sitting) if sitting else None,
+        "tokens": 0,
+        "steps": 0,
+        "seconds": 0.0,
+    }
+
+
+def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[str, Any]], fixed: str | None) -> dict[str, Any]:
+    """Means over puzzles with standard errors and intervals, paired differences, and the recipes that were written.
+
+    ``accuracy`` is the share of a method's recipes that solved the whole puzzle, both attempts at each test allowed; ``tests`` the
+    share of tests; ``cells`` the share of right cells in a test's better attempt; ``valid`` the share of recipes that were tried.
+    """
+    graded = [_graded(puzzle, row) for puzzle, row in zip(puzzles, rows, strict=True)]
+    values = {method: [{m: _mean([one[m] for one in of[method]]) for m in MEASURES} for of in graded] for method in config.methods}
+    methods, intervals = {}, {}
+    for method, by_puzzle in values.items():
+        kept = {m: [row[m] for row in by_puzzle if not math.isnan(row[m])] for m in MEASURES}
+        methods[method] = {m: asdict(mean_and_error(of)) for m, of in kept.items() if of}
+        clusters = [[one["accuracy"] for one in of[method]] for of in graded]
+        flat = [value for cluster in clusters for value in cluster]
+        intervals[method] = {
+            "solved": int(sum(flat)),
+            "runs": len(flat),
+            "wilson": wilson(sum(flat), len(flat)),
+            "bootstrap": bootstrap(clusters),
+        }
+    differences = [
+        {
+            "method": method,
+            "control": control,
+            "measure": "accuracy",
+            **asdict(paired_difference([r["accuracy"] for r in values[method]], [r["accuracy"] for r in values[control]])),
+        }
+        for method in config.methods
+        for control in CONTROLS[method]
+        if control in config.methods
+    ]
+    recipes = [
+        {"puzzle": puzzle.id, "method": trial["method"], "recipe": trial["recipe"], "solved": bool(one["accuracy"])}
+        for puzzle, row, of in zip(puzzles, rows, graded, strict=True)
+        for trial, one in _beside(row, of)
+        if trial["recipe"] is not None
+    ]
+    return {
+        "config": config.model_dump(mode="json"),
+        "n": len(puzzles),
+        "questions": sum(len(puzzle.test) for puzzle in puzzles),
+        "unit": f"puzzles, seed {config.seed}; means and standard errors over puzzles",
+        "methods": methods,
+        "intervals": intervals,
+        "differences": differences,
+        "entropy": {method: entropy([r["recipe"] for r in recipes if r["method"] == method]) for method in config.methods},
+        "fixed": fixed,
+        "recipes": recipes,
+        "passages": [
+            {"id": puzzle.id, "title": puzzle.id, "methods": {m: _plain(values[m][at]) for m in config.methods}}
+            for at, puzzle in enumerate(puzzles)
+        ],
+    }
+
+
+def entropy(recipes: Sequence[str]) -> float | None:
+    """Bits of the distribution of recipes, over all puzzles; None of none."""
+    if not recipes:
+        return None
+    shares = [count / len(recipes) for count in Counter(recipes).values()]
+    return round(-sum(share * math.log2(share) for share in shares) + 0.0, 3)
+
+
+def _graded(puzzle: Puzzle, row: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Method -> measures of each of its trials; one that failed has solved nothing."""
+    asked = ArcTask().asked(puzzle)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for trial in row["trials"]:
+        measures = dict.fromkeys(MEASURES, 0.0) | {"logprob": math.nan}
+        if trial["sitting"] is not None:
+            sat = {name: tuple(trial["sitting"][name]) for name in ("answers", "log_probabilities", "margins")}
+            marks = mark_sitting(AttemptsGrader(), asked, Sitting(**sat))
+            right = [verdict.correct for verdict in marks.verdicts]
+            measures |= {
+                "accuracy": float(all(right)),
+                "tests": fmean(map(float, right)),
+                "cells": fmean(verdict.score for verdict in marks.verdicts),
+                "logprob": fmean(trial["sitting"]["log_probabilities"]),
+                "valid": 1.0,
+            }
+        measures |= {name: float(trial[name]) for name in ("tokens", "steps", "seconds")}
+        found[trial["method"]].append(measures)
+    return found
+
+
+def _beside(row: dict[str, Any], graded: dict[str, list[dict[str, float]]]) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    at: Counter[str] = Counter()
+    found = []
+    for trial in row["trials"]:
+        found.append((trial, graded[trial["method"]][at[trial["method"]]]))
+        at[trial["method"]] += 1
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    there = [value for value in values if not math.isnan(value)]
+    return fmean(there) if there else math.nan
+
+
+def _plain(measures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in measures.items()}

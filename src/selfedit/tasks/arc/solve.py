@@ -1,0 +1,95 @@
+"""One puzzle from beginning to end: ``selfedit solve``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import ArcEvalConfig
+from selfedit.contexts import Puzzle, Rows
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.inner import Trial, run_trials, sit
+from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.load import load_model
+from selfedit.runs import policy_of
+from selfedit.samplers.local import write_edits
+from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
+from selfedit.tasks.arc.task import ArcTask
+from selfedit.tasks.arc.vote import solved, voted
+from selfedit.tasks.base import Sitting
+
+Attempts = list[list[Rows]]
+
+
+def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Callable[[str], None]) -> dict[str, Any]:
+    """Answers before and after training on a recipe, or on several; the attempts of several recipes are voted once more.
+
+    Args:
+        config: model, number of recipes, writer, settings.
+        puzzle: its tests may lack their outputs.
+        recipe: a recipe; None: the model (or the writer) writes ``config.edits`` of them.
+        told: called with what is being done.
+
+    Returns:
+        ``{task, before, after, solved_before, solved, recipes}``: attempts for each test, the first one best; None where a test's
+        output isn't known.
+    """
+    lm = load_model(config.model, config.device, config.dtype)
+    policy = policy_of(config.writer, lm.fingerprint)
+    task = ArcTask(config.edit)
+    told("answering in context")
+    before = _attempts(sit(lm, [(task, puzzle)])[0])
+    texts = [recipe] if recipe is not None else []
+    if not texts:
+        told("writing recipes")
+        with standing(lm, [load_adapter(Path(policy.folder))] if policy.folder else []):
+            texts = [one.edit.text for one in write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)]
+    rows: list[dict[str, Any]] = []
+    trials = []
+    for text in dict.fromkeys(texts):
+        row = {"recipe": text, "count": texts.count(text), "status": "invalid", "reason": "", "after": None}
+        try:
+            plan = task.compile(lm, puzzle, text, config.settings, seeds.derive(config.seed, puzzle.id, "train", text))
+            trials.append((row, Trial(puzzle, plan)))
+        except InvalidEditError as error:
+            row["reason"] = str(error)
+        rows.append(row)
+    told(f"training on {sum(len(trial.plan.documents) for _, trial in trials)} items")
+    for (row, _), outcome in zip(trials, run_trials(lm, [task], [t for _, t in trials], max(1, len(trials))), strict=True):
+        row |= {"status": outcome.status, "reason": outcome.reason, "tokens": outcome.tokens, "seconds": round(outcome.seconds, 2)}
+        row["after"] = _attempts(outcome.sittings[0]) if outcome.sittings else None
+    after: Attempts = []
+    for test in range(len(puzzle.test)):
+        after.append(voted([tried for row in rows if row["after"] for tried in row["after"][test] for _ in range(row["count"])]))
+    known = all(wanted is not None for _, wanted in puzzle.test)
+    return {
+        "task": puzzle.id,
+        "before": before,
+        "after": after,
+        "solved_before": solved(puzzle, before) if known else None,
+        "solved": solved(puzzle, after) if known else None,
+        "recipes": rows,
+    }
+
+
+def read_recipe(given: str) -> str:
+    """``hand-made``, or the recipe in a file.
+
+    Raises:
+        DataError: no such file, or no recipe in it; names the field.
+    """
+    if given == "hand-made":
+        return HAND_MADE.text()
+    try:
+        return parse_recipe(Path(given).read_text(encoding="utf-8")).text()
+    except OSError as error:
+        raise DataError(f"{given}: can't be read ({error}); give hand-made, or a file with a recipe") from error
+    except InvalidEditError as error:
+        raise DataError(f"{given}: {error}") from error
+
+
+def _attempts(sitting: Sitting) -> Attempts:
+    return [[tuple(tuple(row) for row in tried) for tried in json.loads(answer)] for answer in sitting.answers]

@@ -1,0 +1,149 @@
+"""``selfedit train arc``, ``eval arc`` and ``solve`` as processes on a tiny model, and what they leave on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = (
+    "--workers", 0, "--set", "settings.rank=4", "--set", "settings.alpha=8", "--set", "edit.sampling.max_new_tokens=400",
+    "--set", "edit.most_tokens=4000",
+)  # fmt: skip
+
+
+def one(number: int) -> dict[str, Any]:
+    """Whatever comes in, the answer is 3."""
+    pairs = [{"input": [[n]], "output": [[3]]} for n in (1, 2, 4)]
+    return {"train": pairs, "test": [{"input": [[number]], "output": [[3]]}]}
+
+
+@pytest.fixture(scope="module")
+def puzzles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("puzzles") / "tasks"
+    folder.mkdir()
+    for number in range(5, 9):
+        (folder / f"task{number}.json").write_text(json.dumps(one(number)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(command: Command, tiny_model: Path, puzzles: Path) -> Path:
+    """A finished run of one round; a random model solves nothing, so likelihood rewards."""
+    run = puzzles.parent / "run"
+    flags = ("--data", puzzles, "--puzzles", 2, "--edits", 3, "--reward", "likelihood", "--rule", "best", *SMALL)
+    done = command(
+        "train", "arc", "--model", tiny_model, *flags, "--set", "noise_contexts=1", "--set", "outer.epochs=1", "--run", run
+    )
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().split("\n") if line]
+
+
+def test_a_run_tries_recipes_and_trains_the_writer(command: Command, trained: Path, tmp_path: Path) -> None:
+    edits = rows_of(trained / "round-01" / "edits.jsonl")
+    assert len(edits) == 2 and all(parse_recipe(edit["text"]) for row in edits for edit in row["edits"])
+    trials = rows_of(trained / "trials.jsonl")
+    assert len(trials) == 2 * 3 + 1 * 3 and {row["status"] for row in trials} == {"ok"}
+    assert all(row["tokens"] > 0 or "same_as" in row for row in trials)
+    assert json.loads((trained / "round-01" / "policy" / "training.json").read_text())["rows"] == 2
+    assert set(json.loads((trained / "data.json").read_text())) == {row["context"] for row in edits}
+    done = command("select", trained, "--rule", "best", "--out", tmp_path / "rows.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert all(parse_recipe(row["completion"][0]["content"]) for row in rows_of(tmp_path / "rows.jsonl"))
+
+
+def test_equal_recipes_are_tried_once_and_counted_often(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    flags = ("--data", puzzles, "--puzzles", 1, "--edits", 3, "--rule", "positive", "--set", "edit.sampling.temperature=0", *SMALL)
+    done = command("train", "arc", "--model", tiny_model, *flags, "--set", "noise_contexts=0", "--run", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "run" / "trials.jsonl")
+    assert [row.get("same_as") for row in rows] == [None, 0, 0]
+    assert rows[0]["sitting"] == rows[1]["sitting"] and rows[0]["tokens"] > 0 == rows[1]["tokens"]
+
+
+def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: Path, trained: Path, tmp_path: Path) -> None:
+    # A solved trial in the run, so that there is a best recipe.
+    rows = rows_of(trained / "trials.jsonl")
+    rows[0]["sitting"]["answers"] = ["[[[3]]]"]
+    run = tmp_path / "trained"
+    import shutil
+
+    shutil.copytree(trained, run)
+    (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    methods = "icl,random,ttt,best-fixed,seal,oracle"
+    flags = ("--data", puzzles, "--limit", 2, "--methods", methods, "--edits", 2, "--writer", run, "--model", tiny_model, *SMALL)
+    done = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--json", tmp_path / "t.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "t.json").read_text())
+    assert list(table["methods"]) == methods.split(",") and table["n"] == 2
+    assert table["intervals"]["ttt"]["runs"] == 4 and table["intervals"]["oracle"]["runs"] == 2
+    low, high = table["intervals"]["icl"]["wilson"]
+    assert 0 <= low < high < 1
+    held = {(row["method"], row["control"]) for row in table["differences"]}
+    assert {("ttt", "icl"), ("seal", "ttt"), ("seal", "best-fixed")} <= held
+    written = {row["method"]: row["recipe"] for row in table["recipes"]}
+    assert written["oracle"] == HAND_MADE.text() and written["best-fixed"] == table["fixed"]
+    before = (tmp_path / "eval" / "trials.jsonl").read_text()
+    (tmp_path / "eval" / "trials.jsonl").write_text(before.split("\n")[0] + "\n")
+    again = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert [without_times(row) for row in rows_of(tmp_path / "eval" / "trials.jsonl")] == [
+        without_times(json.loads(line)) for line in before.split("\n") if line
+    ]
+    page = tmp_path / "page.html"
+    done = command("report", tmp_path / "eval", trained, "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert "<svg" in page.read_text() and "Puzzles solved" in page.read_text()
+    assert {"recipes-eval.png", "eval-recipes.csv"} <= {file.name for file in (tmp_path / "page-files").iterdir()}
+
+
+def without_times(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: without_times(value) for key, value in data.items() if key != "seconds"}
+    return [without_times(value) for value in data] if isinstance(data, list) else data
+
+
+def test_solve_shows_before_and_after(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(HAND_MADE.text())
+    small = SMALL[2:]
+    done = command(
+        "solve", puzzles / "task5.json", "--model", tiny_model, "--recipe", recipe, "--json", tmp_path / "s.json", *small
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert result["solved"] in (True, False) and len(result["before"]) == len(result["after"]) == 1
+    assert result["recipes"][0]["status"] == "ok" and result["recipes"][0]["tokens"] > 0
+    assert "after training:" in done.stdout and "example 1" in done.stdout
+    recipe.write_text("{}")
+    done = command("solve", puzzles / "task5.json", "--model", tiny_model, "--recipe", recipe)
+    assert done.returncode == 1 and "recipe.json" in done.stderr and "data_generation" in done.stderr
+
+
+BAD = {
+    "no demonstration": ({"train": [], "test": [{"input": [[1]], "output": [[1]]}]}, "no demonstration pair"),
+    "ragged": ({"train": [{"input": [[1, 2], [1]], "output": [[1]]}], "test": [{"input": [[1]]}]}, "train 1, input"),
+    "colour": ({"train": [{"input": [[10]], "output": [[1]]}], "test": [{"input": [[1]]}]}, "train 1, input"),
+    "large": ({"train": [{"input": [[1]], "output": [[1] * 31]}], "test": [{"input": [[1]]}]}, "train 1, output"),
+    "no solution": ({"train": [{"input": [[1]], "output": [[1]]}], "test": [{"input": [[1]]}]}, "test 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_puzzles_name_the_task_and_the_field(command: Command, tiny_model: Path, tmp_path: Path, case: str) -> None:
+    task, told = BAD[case]
+    (tmp_path / "bad.json").write_text(json.dumps(task))
+    done = command("eval", "arc", "--data", tmp_path / "bad.json", "--model", tiny_model, "--run", tmp_path / "run")
+    assert done.returncode == 1 and "bad" in done.stderr and told in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
