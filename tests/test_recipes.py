@@ -11,12 +11,26 @@ from typer.testing import CliRunner
 from selfedit.cli.main import app
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-COMMANDS = {"learn": ("learn", "almanac:dev:1"), "train": ("train", "knowledge"), "eval": ("eval", "knowledge")}
+COMMANDS = {
+    "arc": ("train", "arc"),
+    "arc-eval": ("eval", "arc"),
+    "learn": ("learn", "almanac:dev:1"),
+    "train": ("train", "knowledge"),
+    "eval": ("eval", "knowledge"),
+}
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_dry_run_of_every_recipe(recipe: Path) -> None:
-    done = CliRunner().invoke(app, [*COMMANDS[recipe.stem.split("-")[0]], "--config", str(recipe), "--dry-run"])
+    done = CliRunner().invoke(
+        app,
+        [
+            *COMMANDS[next(name for name in sorted(COMMANDS, key=len, reverse=True) if recipe.stem.startswith(name))],
+            "--config",
+            str(recipe),
+            "--dry-run",
+        ],
+    )
     assert done.exit_code == 0, done.output
     resolved, asked = yaml.safe_load(done.stdout), yaml.safe_load(recipe.read_text())
     for key, value in asked.items():

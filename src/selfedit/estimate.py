@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from selfedit.config import EditConfig, EvalConfig, Settings, TrainConfig
+from selfedit.config import ArcEvalConfig, ArcTrainConfig, EditConfig, EvalConfig, Settings, TrainConfig
 from selfedit.evaluate import WRITERS, method_name
 from selfedit.executors.local import default_workers
 from selfedit.lm.load import Identity, resolve_device
@@ -22,6 +22,8 @@ from selfedit.lm.stack import slots_that_fit
 DOCUMENTS, TOKENS, PASSAGE_TOKENS, LABELLED = 28, 48, 220, 0.3
 # Requests for a self-edit, tokens written and read for each; exam questions of a passage with their other wordings.
 REQUESTS, WRITTEN, READ, QUESTIONS, ASKED_TOKENS, ANSWER_TOKENS = 24, 35, 90, 10, 60, 8
+# A small puzzle with its examples, the views that a test is answered in, a recipe.
+PUZZLE_TOKENS, VIEWS, RECIPE_TOKENS = 400, 7, 90
 TRAINING_SHARE, WRITING_SHARE = 0.6, 0.25
 
 
@@ -87,6 +89,32 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     workers = default_workers(config.device)
     seconds = passages * per_passage / _speed(config.device) / workers
     return Estimate(trials, seconds, 8000.0 * trials + 2000.0 * passages, _memory(known, shape, config, workers), workers)
+
+
+def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, puzzles: int) -> Estimate:
+    """Of ``selfedit train arc``, or of ``selfedit eval arc`` on so many puzzles; equal recipes, tried once, are not foreseen."""
+    shape, writing, rows = _Shape.of(known), 0, 0
+    if isinstance(config, ArcTrainConfig):
+        noise = config.rounds * min(config.noise_contexts, config.contexts) * config.edits * max(0, 2 - config.repeats)
+        writing = rows = puzzles * config.edits
+        trials = 0 if config.rule == "random" else writing * config.repeats + noise
+    else:
+        each = {"icl": 0, "best-fixed": 1, "oracle": 1}
+        trials = puzzles * sum(each.get(method, config.edits) for method in config.methods)
+        writing = puzzles * config.edits * sum(method in ("ttt", "seal") for method in config.methods)
+    tokens = float(config.edit.most_tokens)
+    training = shape.step(config.settings, tokens, LABELLED * tokens) + tokens / 2 * shape.below(config.settings)
+    exam = VIEWS * config.edit.orders * PUZZLE_TOKENS * shape.reading()
+    flops = (
+        trials * training / TRAINING_SHARE + ((trials + puzzles) * exam + writing * PUZZLE_TOKENS * shape.reading()) / WRITING_SHARE
+    )
+    workers, alone, adapters = default_workers(config.device), 0.0, 0.0
+    if isinstance(config, ArcTrainConfig):
+        alone = config.outer.epochs * rows * shape.step(config.outer, PUZZLE_TOKENS, RECIPE_TOKENS) / TRAINING_SHARE
+        adapters = config.rounds * (config.rounds + 1) / 2 * shape.adapter_bytes(config.outer)
+    speed = _speed(config.device)
+    seconds = flops / speed / workers + alone / speed
+    return Estimate(trials, seconds, adapters + 3000.0 * trials, _memory(known, shape, config, workers), workers)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from selfedit.cli.common import build_config, check_writable, err, narrow_table, out, print_config, write_json
+from selfedit.cli.common import build_config, check_writable, err, estimates, narrow_table, out, print_config, write_json
 from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Rows
@@ -84,6 +84,11 @@ def eval_arc_command(
         raise DataError("the method best-fixed needs a run of selfedit train arc: give --fixed-of RUN")
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_puzzles
+        from selfedit.tasks.arc.data import load_puzzles
+
+        count = resolved.limit or len(load_puzzles(resolved.data, resolved.split))
+        estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
     from selfedit.lm.load import identify
     from selfedit.runs import Run

@@ -190,6 +190,9 @@ def arc_command(
     resolved = _resolved(ArcTrainConfig, flags, config, sets, run, resume)
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_puzzles
+
+        estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, resolved.rounds * resolved.contexts))
         return
     from selfedit.graders.attempts import AttemptsGrader
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles

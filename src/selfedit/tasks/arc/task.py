@@ -112,7 +112,7 @@ class ArcTask:
         slots = [slot for slot, *_ in rows]
         texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], limits, slots=slots, first=first)
         golds = [
-            (slot, encode_answer(lm, self._plain(lm, puzzle, given), self._written(wanted)))
+            (slot, encode_answer(lm, self._plain(lm, puzzle, given), self.written(wanted)))
             for slot, puzzle in seats
             for given, wanted in puzzle.test
             if wanted is not None
@@ -134,12 +134,13 @@ class ArcTask:
     def _longest(self, lm: LanguageModel, puzzle: Puzzle) -> int:
         """Tokens of the largest grid that the puzzle's pairs make likely: twice the largest of its own, and some."""
         grids = [rows for pair in puzzle.train for rows in pair] + [given for given, _ in puzzle.test]
-        return 16 + 2 * max(len(lm.tokenizer(self._written(rows))["input_ids"]) for rows in grids)
+        return 16 + 2 * max(len(lm.tokenizer(self.written(rows))["input_ids"]) for rows in grids)
 
     def _plain(self, lm: LanguageModel, puzzle: Puzzle, given: Rows) -> Prompt:
         return item_prompt(Item(puzzle.train, given, ()), self.edit.rendering, lm.chat)
 
-    def _written(self, rows: Rows) -> str:
+    def written(self, rows: Rows) -> str:
+        """A grid as text."""
         return render(np.array(rows, dtype=np.int8), self.edit.rendering)
 
 
