@@ -356,9 +356,10 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
 
 
 def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
-    first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=50")
+    within = tuple(map(str, WITHIN))
+    first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=50", *within)
     wait_for_candidates(taught, first)
-    second = start_learning(passage_file, quiz_file, taught, tiny_model)
+    second = start_learning(passage_file, quiz_file, taught, tiny_model, *within)
     told = [process.communicate(timeout=300)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), told
     assert "in use by another process" not in told[0] and "in use by another process" in told[1]
