@@ -231,7 +231,7 @@ class ArcTrainConfig(OuterConfig):
     """
 
     data: Annotated[tuple[str, ...], Field(min_length=1, description="arc-1, arc-2, files or folders")] = ("arc-1",)
-    split: str = "laptop-train"
+    split: str = "paper-train-run"
     rounds: Annotated[int, Field(ge=1, le=100, description="rounds of ReST-EM, each with new puzzles")] = 1
     contexts: Annotated[int, Field(ge=1, description="puzzles a round")] = 8
     edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle; equal ones are tried once and counted often")] = 8
@@ -254,7 +254,7 @@ class ArcEvalConfig(Frozen):
     device: str = "auto"
     dtype: Dtype = "auto"
     data: Annotated[str, Field(description="arc-1, arc-2, a file or a folder")] = "arc-1"
-    split: str = "laptop-evaluation"
+    split: str = "paper-eval-run"
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("icl", "random", "ttt", "oracle")
     limit: Annotated[int, Field(ge=0, description="first puzzles only; 0: all")] = 0
     edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle of each method that writes or draws; averaged")] = 5

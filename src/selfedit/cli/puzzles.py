@@ -23,7 +23,7 @@ from selfedit.errors import DataError
 
 def eval_arc_command(
     data: Annotated[str | None, typer.Option(help="arc-1, arc-2, a task's JSON file, a folder, a file of many.")] = None,
-    split: Annotated[str | None, typer.Option(help="laptop-evaluation, paper-eval, evaluation, ... of arc-1 and arc-2.")] = None,
+    split: Annotated[str | None, typer.Option(help="paper-eval-run, paper-eval, evaluation, ... of arc-1 and arc-2.")] = None,
     methods: Annotated[str | None, typer.Option(help="By commas: icl, random, ttt, best-fixed, seal, oracle.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--n", min=0, help="The first so many puzzles; 0: all.")] = None,
     edits: Annotated[int | None, typer.Option(help="Recipes a puzzle of each method; averaged, never selected.")] = None,

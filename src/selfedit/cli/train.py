@@ -133,7 +133,7 @@ def knowledge_command(
 @app.command("arc")
 def arc_command(
     data: Annotated[str | None, typer.Option(help="By commas: arc-1, arc-2, a task's JSON file, a folder, a file of many.")] = None,
-    split: Annotated[str | None, typer.Option(help="laptop-train, paper-train, train, ... of arc-1 and arc-2.")] = None,
+    split: Annotated[str | None, typer.Option(help="paper-train-run, paper-train, train, ... of arc-1 and arc-2.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds, each with new puzzles.")] = None,
     puzzles: Annotated[int | None, typer.Option(help="Puzzles a round.")] = None,
     edits: Annotated[int | None, typer.Option(help="Recipes a puzzle.")] = None,
@@ -166,7 +166,7 @@ def arc_command(
     A recipe says which augmentations are made of a puzzle's examples, which tokens carry loss, how fast and how long is trained.
 
     Example:
-        selfedit train arc --config recipes/laptop/arc.yaml --run runs/arc
+        selfedit train arc --puzzles 8 --edits 8 --run runs/arc
     """
     flags: dict[str, Any] = {
         "data": tuple(part.strip() for part in data.split(",")) if data else None,
