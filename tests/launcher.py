@@ -29,7 +29,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             become(request, out.fileno(), err.fileno())
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+        signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
         signal.alarm(int(request["timeout"]))
         _, status = os.waitpid(child, 0)
         signal.alarm(0)

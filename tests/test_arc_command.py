@@ -15,7 +15,7 @@ from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     "--workers", 0, "--set", "settings.rank=4", "--set", "settings.alpha=8", "--set", "edit.sampling.max_new_tokens=400",
-    "--set", "edit.most_tokens=4000",
+    "--set", "edit.most_tokens=4000", "--set", "edit.orders=1",
 )  # fmt: skip
 
 
@@ -81,17 +81,24 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
 
     shutil.copytree(trained, run)
     (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    methods = "icl,random,ttt,best-fixed,seal,oracle"
+    methods = "icl,random,ttt,best-fixed,seal-writer,seal,oracle"
     flags = ("--data", puzzles, "--limit", 2, "--methods", methods, "--edits", 2, "--writer", run, "--model", tiny_model, *SMALL)
     done = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "t.json").read_text())
     assert list(table["methods"]) == methods.split(",") and table["n"] == 2
-    assert table["intervals"]["ttt"]["runs"] == 4 and table["intervals"]["oracle"]["runs"] == 2
+    assert (
+        table["intervals"]["ttt"]["runs"] == 4 >= table["intervals"]["ttt"]["trained"] and table["intervals"]["oracle"]["runs"] == 2
+    )
     low, high = table["intervals"]["icl"]["wilson"]
     assert 0 <= low < high < 1
     held = {(row["method"], row["control"]) for row in table["differences"]}
-    assert {("ttt", "icl"), ("seal", "ttt"), ("seal", "best-fixed")} <= held
+    assert {("ttt", "icl"), ("seal", "ttt"), ("seal-writer", "best-fixed")} <= held
+    assert set(table["seen"]) <= {"task5", "task6"}, "the run's own puzzles are named"
+    assert table["methods"]["ttt"]["readable"]["mean"] == 1.0 and table["methods"]["oracle"]["read"]["mean"] > 0
+    by_method = {row["method"]: row for row in rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]}
+    assert by_method["seal"]["recipe"] == by_method["seal-writer"]["recipe"]
+    assert by_method["seal"]["sitting"] != by_method["seal-writer"]["sitting"], "another student"
     written = {row["method"]: row["recipe"] for row in table["recipes"]}
     assert written["oracle"] == HAND_MADE.text() and written["best-fixed"] == table["fixed"]
     before = (tmp_path / "eval" / "trials.jsonl").read_text()
@@ -112,6 +119,26 @@ def without_times(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: without_times(value) for key, value in data.items() if key != "seconds"}
     return [without_times(value) for value in data] if isinstance(data, list) else data
+
+
+def test_unreadable_recipes_are_asked_for_again(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    flags = ("--data", puzzles, "--limit", 1, "--methods", "ttt", "--edits", 2, "--unconstrained", "--model", tiny_model, *SMALL)
+    done = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--set", "edit.sampling.resamples=3")
+    assert done.returncode == 0, done.stderr
+    trials = rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]
+    assert [(trial["status"], trial["attempts"]) for trial in trials] == [("invalid", 4)] * 2, "a random model writes no JSON"
+    assert json.loads((tmp_path / "eval" / "table.json").read_text())["methods"]["ttt"]["readable"]["mean"] == 0.0
+
+
+def test_a_puzzle_that_is_too_long_is_unsolved(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    pair = {"input": [[1] * 30] * 30, "output": [[1] * 30] * 30}
+    (tmp_path / "long.json").write_text(json.dumps({"train": [pair] * 3, "test": [pair]}))
+    done = command("eval", "arc", "--data", tmp_path / "long.json", "--model", tiny_model, "--run", tmp_path / "eval", *SMALL)
+    assert done.returncode == 0, done.stderr
+    trials = rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]
+    assert {trial["status"] for trial in trials} == {"too long"} and "long:" in trials[0]["reason"]
+    done = command("solve", tmp_path / "long.json", "--model", tiny_model)
+    assert done.returncode == 1 and "window" in done.stderr
 
 
 def test_solve_shows_before_and_after(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:

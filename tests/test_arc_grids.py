@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from selfedit.errors import DataError
 from selfedit.tasks.arc import augment
-from selfedit.tasks.arc.grids import Grid, as_rows, grid_of, parse, render
+from selfedit.tasks.arc.grids import Grid, as_rows, ended, grid_of, parse, render
 
 GRIDS = arrays(np.int8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))
 
@@ -20,6 +20,16 @@ def test_renderings_invert(grid: Grid, how: str) -> None:
     text = render(grid, how)  # type: ignore[arg-type]
     found = parse(text + "\n\nmore", how)  # type: ignore[arg-type]
     assert found is not None and np.array_equal(found, grid)
+
+
+def test_grids_among_other_text() -> None:
+    for how, text in (("digits", "12\n34"), ("words", "blue red\ngreen yellow"), ("python-list", "[[1, 2], [3, 4]]")):
+        assert parse(f"Output:\n{text}\nInput:\n5", how) is not None, how  # type: ignore[arg-type]
+        found = parse(f"```\n{text}\n```", how)  # type: ignore[arg-type]
+        assert found is not None and as_rows(found) == ((1, 2), (3, 4))
+        assert ended(f"{text}\n\n", how) and not ended(text[:-1], how)  # type: ignore[arg-type]
+    assert not ended("Output:\n12\n34", "digits") and ended("Output:\n12\n34\nInput:\n", "digits")
+    assert parse("[" * 100_000 + "]]", "python-list") is None and parse("12\n3", "digits") is None
 
 
 @given(GRIDS, st.sampled_from(sorted(augment.INVERSES)))

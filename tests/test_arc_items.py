@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from selfedit.contexts import Puzzle
+from selfedit.tasks.arc.augment import GROUPS
 from selfedit.tasks.arc.items import Item, items_of, left_out
 
 PAIRS = tuple((((n, 0), (0, 0)), ((0, 0), (0, n))) for n in (1, 2, 3))
@@ -12,7 +13,7 @@ PUZZLE = Puzzle("p", PAIRS, ((((4, 0), (0, 0)), None),))
 
 
 def plain(puzzle: Puzzle) -> list[Item]:
-    return items_of(puzzle, [], 0, permute=False)
+    return items_of(puzzle, [], 0, permutations=0)
 
 
 def test_one_and_two_are_left_out() -> None:
@@ -33,24 +34,24 @@ def test_groups_against_an_independent_way() -> None:
             Item(tuple((of(a), of(b)) for a, b in item.demonstrations), of(item.query), of(item.answer)) for item in plain(PUZZLE)
         }
 
-    size = set(items_of(PUZZLE, ["size"], 0, 10_000, permute=False))
+    size = set(items_of(PUZZLE, GROUPS["size"], 0, 10_000, permutations=0))
     assert size == set(plain(PUZZLE)) | expected(lambda g: np.kron(g, np.ones((2, 2), int))) | expected(
         lambda g: np.kron(g, np.ones((2, 1), int))
     ) | expected(lambda g: np.kron(g, np.ones((1, 2), int)))
-    repeat = set(items_of(PUZZLE, ["repeat"], 0, 10_000, permute=False))
+    repeat = set(items_of(PUZZLE, GROUPS["repeat"], 0, 10_000, permutations=0))
     assert expected(lambda g: np.block([[g, g], [g, g]])) <= repeat and expected(lambda g: np.block([[g, g]])) <= repeat
-    basic = set(items_of(PUZZLE, ["basic"], 0, 10_000, permute=False))
+    basic = set(items_of(PUZZLE, GROUPS["basic"], 0, 10_000, permutations=0))
     for change in (lambda g: g[::-1, ::-1], lambda g: g.T, lambda g: g[::-1], lambda g: np.block([[g, g[:, ::-1]]])):
         assert expected(change) <= basic
 
 
 def test_seeds_limits_and_large_grids() -> None:
-    groups = ["basic", "size", "chain", "repeat"]
-    assert items_of(PUZZLE, groups, 1) == items_of(PUZZLE, groups, 1) != items_of(PUZZLE, groups, 2)
-    assert len(items_of(PUZZLE, groups, 1)) == 250 and len(items_of(PUZZLE, groups, 1, 40)) == 40
+    names = [name for group in GROUPS.values() for name in group]
+    assert items_of(PUZZLE, names, 1) == items_of(PUZZLE, names, 1) != items_of(PUZZLE, names, 2)
+    assert len(items_of(PUZZLE, names, 1)) == 250 and len(items_of(PUZZLE, names, 1, 40)) == 40
     large = tuple((tuple([n] * 20 for n in range(2)), ((n,),)) for n in range(2))
     wide = Puzzle("w", tuple((tuple(tuple(row) for row in a), b) for a, b in large), PUZZLE.test)
-    assert all(max(len(item.query), len(item.query[0])) <= 30 for item in items_of(wide, groups, 0, 10_000))
+    assert all(max(len(item.query), len(item.query[0])) <= 30 for item in items_of(wide, names, 0, 10_000))
 
 
 def test_colours_are_permuted_in_all_grids_alike() -> None:

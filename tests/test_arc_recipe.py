@@ -23,8 +23,20 @@ GOOD: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
+def test_a_thousand_constrained_samples_of_the_embedded_model() -> None:
+    from selfedit.lm.load import load_model
+    from selfedit.tasks.arc.task import RECIPE_TOKENS
+
+    lm, held = load_model("builtin:smollm2-135m", dtype="float32"), [json.dumps(schema(extended=False))] * 100
+    prompt = tuple(lm.tokenizer("Write a recipe as JSON:\n")["input_ids"])
+    for part in range(10):
+        texts = generate(lm, [prompt] * 100, RECIPE_TOKENS, 1.0, 1.0, list(range(100 * part, 100 * part + 100)), schemas=held)
+        assert all(parse_recipe(text) for text in texts)
+
+
 def test_every_constrained_sample_is_a_recipe(lm: Any) -> None:
-    texts = generate(lm, [(5, 6)] * 30, 400, 2.0, 1.0, list(range(30)), schemas=[json.dumps(schema(extended=True))] * 30)
+    texts = generate(lm, [(5, 6)] * 30, 1400, 2.0, 1.0, list(range(30)), schemas=[json.dumps(schema(extended=True))] * 30)
     recipes = [parse_recipe(text) for text in texts]
     assert len({recipe.text() for recipe in recipes}) > 15 and all(recipe.rank for recipe in recipes)
     assert all(parse_recipe(recipe.text()) == recipe for recipe in recipes)
@@ -54,7 +66,11 @@ def test_what_is_no_recipe_says_why(change: Any, said: str) -> None:
     change(recipe)
     with pytest.raises(InvalidEditError, match=said):
         parse_recipe(json.dumps(recipe))
-    for text in ("", "{", "no"):
+    free = json.loads(json.dumps(GOOD)) | {"training": GOOD["training"] | {"learning_rate": 2e-4}}
+    assert parse_recipe(json.dumps(free), free=True).training.learning_rate == 2e-4
+    with pytest.raises(InvalidEditError, match="only with the setting extended"):
+        parse_recipe(json.dumps(GOOD | {"rank": 64}), extended=False)
+    for text in ("", "{", "no", "{" * 5000):
         with pytest.raises(InvalidEditError):
             parse_recipe(text)
 

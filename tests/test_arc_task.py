@@ -51,7 +51,7 @@ def test_a_recipe_overrules_the_settings(lm: Any) -> None:
 
 
 def test_written_recipes_parse_and_equal_ones_are_equal_texts(lm: Any) -> None:
-    task = ArcTask(RecipeConfig(most_tokens=10**6))
+    task = ArcTask(RecipeConfig(most_tokens=10**6, most_steps=10**4))
     written = write_edits(lm, task, PUZZLE, 4, Sampling(temperature=1.5, top_p=1.0, max_new_tokens=400), 0)
     for one in written:
         assert task.compile(lm, PUZZLE, one.edit.text, Settings(), 0).documents and json.loads(one.texts[0]) == json.loads(

@@ -31,7 +31,7 @@ METHODS = (
     "seal",
     "context",
 )
-ARC_METHODS = ("icl", "random", "ttt", "best-fixed", "seal", "oracle")
+ARC_METHODS = ("icl", "random", "ttt", "best-fixed", "seal-writer", "seal", "oracle")
 # Methods in which something is written; each may name its style: self:rewrite.
 WRITTEN_METHODS = ("self", "external", "seal-writer", "seal")
 
@@ -92,8 +92,8 @@ class Sampling(Frozen):
     ] = None
     resamples: Annotated[int, Field(ge=0, le=10, description="how often a candidate that won't do is sampled again")] = 2
     again: Annotated[
-        Literal["duplicates", "invalid"],
-        Field(description="what won't do: a duplicate among the candidates, or what can't be compiled"),
+        Literal["duplicates", "unreadable"],
+        Field(description="what won't do: a duplicate among the candidates, or what isn't in the form that was asked for"),
     ] = "duplicates"
 
 
@@ -211,16 +211,29 @@ class TrainConfig(OuterConfig):
 class RecipeConfig(Writing):
     """How a puzzle's recipe is written, what it may name, and how puzzles are shown and answered (paper section 4.2)."""
 
-    sampling: Sampling = Sampling(temperature=1.0, again="invalid")
+    sampling: Sampling = Sampling(temperature=1.0, again="unreadable")
     rendering: Annotated[Rendering, Field(description="how grids are written; python-list is the paper's")] = "digits"
-    constrained: Annotated[bool, Field(description="recipes are held to the schema as they are written (the paper: no)")] = True
-    extended: Annotated[bool, Field(description="recipes may name rank, batch and number of items too (the paper: no)")] = False
+    constrained: Annotated[
+        bool,
+        Field(description="recipes are held to the schema as they are written, with its grids of rates and epochs (the paper: no)"),
+    ] = True
+    extended: Annotated[
+        bool, Field(description="recipes switch augmentations one by one and name rank, batch and items (the paper: groups only)")
+    ] = False
+    permutations: Annotated[
+        int, Field(ge=0, le=50, description="copies of each item with other colours, and with the demonstrations in another order")
+    ] = 1
     most_tokens: Annotated[
         int,
         Field(ge=1, description="tokens of a recipe's items, all epochs together; those beyond are left out (paper: any)"),
     ] = 25_000
     most_steps: Annotated[int, Field(ge=1, description="a recipe of more optimiser steps is invalid")] = 375
-    orders: Annotated[int, Field(ge=1, le=8, description="orders of the demonstrations in which each test is answered")] = 1
+    orders: Annotated[int, Field(ge=1, le=8, description="orders of the demonstrations in which each test is answered")] = 2
+    recolour: Annotated[bool, Field(description="each test is answered in permuted colours too, but for the plain view")] = False
+    samples: Annotated[
+        int, Field(ge=0, le=16, description="sampled answers to each view beside the greedy one (the paper: none)")
+    ] = 0
+    answer_temperature: Annotated[float, Field(gt=0, le=5, description="of the sampled answers")] = 0.7
 
 
 class ArcTrainConfig(OuterConfig):
@@ -241,7 +254,6 @@ class ArcTrainConfig(OuterConfig):
     rule: Annotated[SelectionRule, Field(description="which recipes the policy is trained on; the paper: all that solved")] = (
         "positive"
     )
-    student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "base"
     edit: RecipeConfig = RecipeConfig()
     settings: Settings = Settings(layers="all", batch_size=2)
     outer: Settings = Settings(layers="all", rank=16, alpha=16, epochs=8, learning_rate=1e-3, batch_size=4)
@@ -258,7 +270,8 @@ class ArcEvalConfig(Frozen):
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("icl", "random", "ttt", "oracle")
     limit: Annotated[int, Field(ge=0, description="first puzzles only; 0: all")] = 0
     edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle of each method that writes or draws; averaged")] = 5
-    writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal")] = ""
+    writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal and seal-writer")] = ""
+    oracle: Annotated[str, Field(description="the recipe of the method oracle, as JSON; default: the hand-made one")] = ""
     fixed_of: Annotated[str, Field(description="run whose most successful recipe is best-fixed; default: the writer's")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0

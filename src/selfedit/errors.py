@@ -18,6 +18,10 @@ class InvalidEditError(SelfeditError, ValueError):
     """A self-edit compiles to nothing that can be trained on; the trial is recorded with reward 0 and this reason."""
 
 
+class UnreadableEditError(InvalidEditError):
+    """A self-edit that is to be in a form, such as JSON, and isn't; a writer may be asked again."""
+
+
 class DivergedError(SelfeditError, ArithmeticError):
     """The loss of an inner run stopped being finite; the trial is recorded with reward 0 and this reason."""
 

@@ -102,7 +102,7 @@ def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, pu
         each = {"icl": 0, "best-fixed": 1, "oracle": 1}
         trials = puzzles * sum(each.get(method, config.edits) for method in config.methods)
         writing = puzzles * config.edits * sum(method in ("ttt", "seal") for method in config.methods)
-    tokens = float(config.edit.most_tokens)
+    tokens = float(min(config.edit.most_tokens, config.edit.most_steps * config.settings.batch_size * PUZZLE_TOKENS))
     training = shape.step(config.settings, tokens, LABELLED * tokens) + tokens / 2 * shape.below(config.settings)
     exam = VIEWS * config.edit.orders * PUZZLE_TOKENS * shape.reading()
     flops = (

@@ -60,10 +60,19 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
             raise DataError(f"--set {text}: the value can't be read as YAML") from error
         _put(values, path, parsed)
     try:
-        return kind.model_validate(values)
+        # A section that is given in part keeps the rest of the command's own defaults.
+        return kind.model_validate(_merged(kind().model_dump(), values))
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
         raise DataError(f"{file or 'settings'}: " + "; ".join(lines)) from error
+
+
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    known = dict(defaults)
+    for name, value in given.items():
+        old = known.get(name)
+        known[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return known
 
 
 def _put(values: dict[str, Any], path: str, value: Any) -> None:

@@ -24,7 +24,7 @@ from selfedit.errors import DataError
 def eval_arc_command(
     data: Annotated[str | None, typer.Option(help="arc-1, arc-2, a task's JSON file, a folder, a file of many.")] = None,
     split: Annotated[str | None, typer.Option(help="paper-eval-run, paper-eval, evaluation, ... of arc-1 and arc-2.")] = None,
-    methods: Annotated[str | None, typer.Option(help="By commas: icl, random, ttt, best-fixed, seal, oracle.")] = None,
+    methods: Annotated[str | None, typer.Option(help="By commas; they stand below.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--n", min=0, help="The first so many puzzles; 0: all.")] = None,
     edits: Annotated[int | None, typer.Option(help="Recipes a puzzle of each method; averaged, never selected.")] = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train arc, or a policy's folder: for seal.")] = None,
@@ -53,7 +53,8 @@ def eval_arc_command(
     - random: a uniform valid recipe
     - ttt: recipes of the untrained model
     - best-fixed: the one recipe that solved most puzzles of a training run, no model in it
-    - seal: recipes of the trained writer (--writer)
+    - seal: the trained writer (--writer) writes, and is trained on the items
+    - seal-writer: the trained writer writes, the base is trained on the items
     - oracle: the hand-made one
 
     Example: selfedit eval arc --methods icl,random,ttt,best-fixed,seal,oracle --writer runs/arc
@@ -78,8 +79,8 @@ def eval_arc_command(
     if resume and config is None and run is not None:
         config = run / "run.json"
     resolved = build_config(ArcEvalConfig, config, flags, sets or [])
-    if "seal" in resolved.methods and not resolved.writer:
-        raise DataError("the method seal needs a trained writer: give --writer RUN")
+    if {"seal", "seal-writer"} & set(resolved.methods) and not resolved.writer:
+        raise DataError("seal and seal-writer need a trained writer: give --writer RUN")
     if "best-fixed" in resolved.methods and not (resolved.fixed_of or resolved.writer):
         raise DataError("the method best-fixed needs a run of selfedit train arc: give --fixed-of RUN")
     if dry_run:
@@ -87,7 +88,8 @@ def eval_arc_command(
         from selfedit.estimate import estimate_puzzles
         from selfedit.tasks.arc.data import load_puzzles
 
-        count = resolved.limit or len(load_puzzles(resolved.data, resolved.split))
+        found = len(load_puzzles(resolved.data, resolved.split))
+        count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
     from selfedit.lm.load import identify
@@ -119,8 +121,9 @@ def show(result: dict[str, Any]) -> None:
     config = result["config"]
     out.print(
         f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
-        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (runs taken as independent) "
-        "and by drawing whole puzzles; cells: right ones in the better attempt; bits: entropy of the recipes.",
+        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (different recipes taken as "
+        "independent) and by drawing whole puzzles; cells: right ones in the better attempt; bits: entropy of the recipes; tokens: "
+        "of the items, all epochs.",
         highlight=False,
     )
     table = narrow_table()
@@ -128,7 +131,10 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for method, of in result["methods"].items():
         spread = result["intervals"][method]
-        wilson, bootstrap = (f"{100 * low:.0f}-{100 * high:.0f}" for low, high in (spread["wilson"], spread["bootstrap"]))
+        wilson, bootstrap = (
+            f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f}" if interval else "-"
+            for interval in (spread["wilson"], spread["bootstrap"])
+        )
         bits = result["entropy"][method]
         table.add_row(
             method,
@@ -139,10 +145,12 @@ def show(result: dict[str, Any]) -> None:
             f"{100 * of['cells']['mean']:.0f}",
             f"{100 * of['valid']['mean']:.0f}",
             "-" if bits is None else f"{bits:.1f}",
-            f"{of['tokens']['mean']:.0f}",
+            f"{of['read']['mean']:.0f}",
             f"{of['seconds']['mean']:.0f}",
         )
     out.print(table)
+    if result["seen"]:
+        out.print(f"[bold red]Trained on these too:[/] {', '.join(result['seen'])}: no evidence for what comes from that run")
     if result["fixed"]:
         out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
@@ -157,12 +165,12 @@ def show(result: dict[str, Any]) -> None:
 def solve_command(
     file: Annotated[str, typer.Argument(metavar="TASK.json", help="A task in the official form, or the id of one of arc-1.")],
     recipe: Annotated[str | None, typer.Option(help="hand-made, or a file with a recipe; default: the model writes some.")] = None,
-    edits: Annotated[int, typer.Option(min=1, max=64, help="Recipes that the model writes; their answers are voted.")] = 3,
-    writer: Annotated[str, typer.Option(help="Run of selfedit train arc, or a policy's folder: it writes the recipes.")] = "",
-    model: Annotated[str, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = "builtin:smollm2-135m",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    edits: Annotated[int | None, typer.Option(help="Recipes that the model writes; their answers are voted. Default: 5.")] = None,
+    writer: Annotated[str | None, typer.Option(help="Run of selfedit train arc, or a policy's folder: it writes.")] = None,
+    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings of eval arc.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of eval arc: edit.most_tokens=10000.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write recipes and answers there.")] = None,
@@ -179,7 +187,12 @@ def solve_command(
     from selfedit.tasks.arc.data import load_puzzles, one_puzzle
     from selfedit.tasks.arc.solve import read_recipe, solve
 
-    puzzle = one_puzzle(file) if not Path(file).exists() and not file.endswith(".json") else load_puzzles(file, "")[0]
+    if Path(file).exists() or file.endswith(".json"):
+        puzzle, *others = load_puzzles(file, "")
+        if others:
+            raise DataError(f"{file}: has {len(others) + 1} tasks; give a file with one, or eval arc --data for all")
+    else:
+        puzzle = one_puzzle(file)
     given = read_recipe(recipe) if recipe else None
     with err.status("loading the model") as status:
         result = solve(resolved, puzzle, given, status.update)

@@ -195,12 +195,17 @@ def arc_command(
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, resolved.rounds * resolved.contexts))
         return
     from selfedit.graders.attempts import AttemptsGrader
+    from selfedit.lm.load import identify
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
     from selfedit.tasks.arc.task import ArcTask
 
     loaded = [puzzle for name in resolved.data for puzzle in load_puzzles(name, resolved.split)]
     check_solved(loaded)
-    _train_on(resolved, ArcTask(resolved.edit), loaded, AttemptsGrader(), run, resume, workers, json_file, as_json)
+    known, task = identify(resolved.model), ArcTask(resolved.edit)
+    shown = [puzzle for puzzle in loaded if task.too_long(known, puzzle) is None]
+    if len(shown) < len(loaded):
+        err.print(f"{len(loaded) - len(shown)} of {len(loaded)} puzzles are too long for the model and left out", highlight=False)
+    _train_on(resolved, task, shown, AttemptsGrader(), run, resume, workers, json_file, as_json)
 
 
 C = TypeVar("C", bound=OuterConfig)

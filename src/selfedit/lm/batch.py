@@ -59,7 +59,7 @@ def _templated(lm: Identity, prompt: Prompt) -> str:
 def encode_answer(lm: Identity, prompt: Prompt, answer: str) -> Row:
     """A prompt with the answer that carries the loss, closed by the end of the turn."""
     head = encode_prompt(lm, prompt)
-    text = answer if lm.chat else f" {answer}"
+    text = answer if lm.chat or prompt[-1].content.endswith("\n") else f" {answer}"
     tail = (*lm.tokenizer(text, add_special_tokens=False)["input_ids"], lm.tokenizer.eos_token_id)
     return Row(head + tail, len(head))
 

@@ -36,22 +36,24 @@ def solved_table(run: RunData) -> Table:
                 f"{spread['solved']}/{spread['runs']}",
                 f"{100 * of['accuracy']['mean']:.1f}",
                 _range(spread["wilson"]),
-                _range(spread["bootstrap"]),
+                _range(spread["bootstrap"]) if spread["bootstrap"] else None,
                 f"{100 * of['tests']['mean']:.1f}",
                 f"{100 * of['cells']['mean']:.1f}",
                 f"{100 * of['valid']['mean']:.0f}",
+                f"{100 * of['readable']['mean']:.0f}",
                 table["entropy"][method],
-                f"{of['tokens']['mean']:.0f}",
+                f"{of['read']['mean']:.0f}",
                 f"{of['seconds']['mean']:.0f}",
             )
         )
     return Table(
         f"Puzzles solved, {table['config']['data']} {table['config']['split']}",
         f"{table['n']} puzzles, {table['questions']} tests, seed {table['config']['seed']}. A run solves a puzzle if each of its "
-        "tests is among two attempts. Wilson's interval takes the runs as independent; the other draws whole puzzles. "
+        "tests is among two attempts. Wilson's interval takes different recipes as independent; the other draws whole puzzles. "
         "Cells: right ones in a test's better attempt. Bits: entropy of the recipes over all puzzles.",
         (
-            "method", "solved", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "bits", "tokens", "seconds",
+            "method", "solved", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "readable %",
+            "bits", "tokens", "seconds",
         ),
         tuple(rows),
     )  # fmt: skip
@@ -79,7 +81,7 @@ def recipes_picture(run: RunData) -> Picture | None:
     by_method: dict[str, list[tuple[Recipe, bool]]] = {}
     for row in (run.table or {})["recipes"]:
         try:
-            by_method.setdefault(row["method"], []).append((parse_recipe(row["recipe"]), row["solved"]))
+            by_method.setdefault(row["method"], []).append((parse_recipe(row["recipe"], free=True), row["solved"]))
         except InvalidEditError:
             continue
     if not by_method:
@@ -103,9 +105,9 @@ def solved_picture(run: RunData) -> Picture:
     table = run.table or {}
     for at, spread in enumerate(table["intervals"].values()):
         share = 100 * spread["solved"] / max(1, spread["runs"])
-        low, high = (100 * value for value in spread["bootstrap"])
         axes.barh(at, share, color=COLOURS[at % len(COLOURS)], height=0.6)
-        axes.plot([low, high], [at, at], color=SOFT, linewidth=2)
+        if spread["bootstrap"]:
+            axes.plot([100 * value for value in spread["bootstrap"]], [at, at], color=SOFT, linewidth=2)
     axes.set_yticks(range(len(table["intervals"])), list(table["intervals"]))
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -118,7 +120,7 @@ def galleries(folder: Path) -> list[dict[str, Any]]:
     """``{title, grids: [{name, svg}]}`` of the first puzzles: each test, its right answer, and the methods' first attempts."""
     data = json.loads((folder / "data.json").read_text())
     found = []
-    for row in read_rows(folder / ROWS)[:SHOWN]:
+    for row in sorted(read_rows(folder / ROWS), key=lambda row: str(row["puzzle"]))[:SHOWN]:
         puzzle = data[row["puzzle"]]
         for at, test in enumerate(puzzle["test"]):
             grids = [{"name": "input", "svg": svg(test["input"])}, {"name": "right", "svg": svg(test["output"])}]
@@ -131,8 +133,8 @@ def galleries(folder: Path) -> list[dict[str, Any]]:
                 firsts = Counter(json.dumps(attempts[0]) for attempts in tried if attempts)
                 if firsts:
                     most = json.loads(firsts.most_common(1)[0][0])
-                    mark = "✓" if any(test["output"] in attempts for attempts in tried) else "✗"
-                    grids.append({"name": f"{method} {mark}", "svg": svg(most)})
+                    right = sum(test["output"] in attempts for attempts in tried)
+                    grids.append({"name": f"{method}: {right} of {len(tried)}", "svg": svg(most)})
             found.append({"title": f"{row['puzzle']}, test {at + 1}", "grids": grids})
     return found
 
@@ -149,10 +151,10 @@ def svg(rows: Sequence[Sequence[int]]) -> str:
 
 
 def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> None:
-    counts: Counter[tuple[int, int]] = Counter()
-    hits: Counter[tuple[int, int]] = Counter()
+    counts: Counter[tuple[float, int]] = Counter()
+    hits: Counter[tuple[float, int]] = Counter()
     for recipe, solved in recipes:
-        at = LEARNING_RATES.index(recipe.training.learning_rate), recipe.training.num_train_epochs
+        at = recipe.training.learning_rate, recipe.training.num_train_epochs
         counts[at] += 1
         hits[at] += solved
     shares = [hits[at] / counts[at] for at in counts]
@@ -161,9 +163,11 @@ def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> 
         [x for x, _ in counts], [y for _, y in counts], s=sizes, c=shares, cmap="RdYlGn", vmin=0, vmax=1, edgecolors=SOFT,
         linewidths=0.6,
     )  # fmt: skip
-    axes.set_xticks(range(len(LEARNING_RATES)), [f"{rate:g}" for rate in LEARNING_RATES], rotation=60)
+    axes.set_xscale("log")
+    axes.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES], rotation=60)
+    axes.minorticks_off()
     axes.set_yticks(EPOCHS)
-    axes.set_xlim(-0.6, len(LEARNING_RATES) - 0.4)
+    axes.set_xlim(min(LEARNING_RATES) / 2, max(LEARNING_RATES) * 2)
     axes.set_ylim(min(EPOCHS) - 0.6, max(EPOCHS) + 0.6)
     axes.set_title(f"{method} (n={len(recipes)})")
 

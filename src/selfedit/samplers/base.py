@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from selfedit import seeds
 from selfedit.config import Sampling, Settings
 from selfedit.edits import SelfEdit
-from selfedit.errors import InvalidEditError
+from selfedit.errors import InvalidEditError, UnreadableEditError
 from selfedit.lm.load import Identity
 from selfedit.tasks.base import Request, Task
 
@@ -29,17 +29,21 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A self-edit, and the answers that it was joined of, one for each request: what the outer loop trains the writer on."""
+    """A self-edit, and the answers that it was joined of, one for each request: what the outer loop trains the writer on.
+
+    ``attempts``: how often it was sampled.
+    """
 
     edit: SelfEdit
     texts: tuple[str, ...]
+    attempts: int = 1
 
 
 def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling: Sampling, seed: int) -> list[Written]:
     """Writes ``count`` self-edits about one context (paper equation 1: SE ~ LM(. | C)).
 
     A candidate that won't do is sampled again, at most ``sampling.resamples`` times; after that it stays as it is. What won't do is
-    one that equals an earlier one, or (``sampling.again="invalid"``) one that can't be compiled.
+    one that equals an earlier one, or (``sampling.again="unreadable"``) one that isn't in the form that was asked for.
 
     Args:
         sampler: who writes.
@@ -56,8 +60,8 @@ def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling:
         for index, found in zip(open_candidates, answers, strict=True):
             written[index] = found
         texts = [one.edit.text for one in written if one is not None]
-        if sampling.again == "invalid":
-            open_candidates = [index for index in open_candidates if not _compiles(sampler, task, context, texts[index])]
+        if sampling.again == "unreadable":
+            open_candidates = [index for index in open_candidates if not _readable(sampler, task, context, texts[index])]
         else:
             open_candidates = [index for index in open_candidates if texts[index] in texts[:index]]
         if not open_candidates or sampling.temperature == 0:
@@ -65,11 +69,14 @@ def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling:
     return [one for one in written if one is not None]
 
 
-def _compiles(sampler: Sampler, task: Task, context: Any, text: str) -> bool:
+def _readable(sampler: Sampler, task: Task, context: Any, text: str) -> bool:
+    """Whether it is in its form; what else may be wrong with it under the run's settings is not looked at."""
     try:
         task.compile(sampler.known, context, text, Settings(), 0)
-    except InvalidEditError:
+    except UnreadableEditError:
         return False
+    except InvalidEditError:
+        return True
     return True
 
 
@@ -86,5 +93,5 @@ def _batch(
     found = []
     for index, requests in zip(candidates, asked, strict=True):
         own = tuple(next(texts) for _ in requests)
-        found.append(Written(SelfEdit(context.id, task.style(index), task.joined(index, own)), own))
+        found.append(Written(SelfEdit(context.id, task.style(index), task.joined(index, own)), own, attempt + 1))
     return found

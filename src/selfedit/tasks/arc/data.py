@@ -110,8 +110,10 @@ def as_json(puzzles: Sequence[Puzzle]) -> dict[str, Any]:
 
 
 def check_solved(puzzles: Sequence[Puzzle]) -> None:
-    """Raises DataError for a puzzle without a test's solution: it can be solved, but not scored."""
-    for puzzle in puzzles:
+    """Raises DataError for a puzzle without a test's solution, which can be solved but not scored, and for two of one id."""
+    for number, puzzle in enumerate(puzzles):
+        if any(other.id == puzzle.id for other in puzzles[:number]):
+            raise DataError(f"task {puzzle.id}: stands there twice; give data sets that don't overlap")
         for index, (_, wanted) in enumerate(puzzle.test, start=1):
             if wanted is None:
                 raise DataError(f"task {puzzle.id}, test {index}: the field output is missing, so no answer can be scored")

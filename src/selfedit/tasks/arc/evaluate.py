@@ -1,15 +1,19 @@
 """``selfedit eval arc``: ways to come by a recipe, side by side on the same puzzles (paper table 1).
 
 ``icl`` answers in context, nothing trained; ``random`` a uniform valid recipe; ``ttt`` recipes of the untrained writer;
-``best-fixed`` the one recipe that solved most training puzzles of a run, no model in it; ``seal`` recipes of the trained writer;
-``oracle`` the hand-made one. The base is trained on the items in every case. Nothing is selected: a method is the mean of its
-recipes. Equal recipes of a puzzle share one training run, whoever wrote them.
+``best-fixed`` the one recipe that solved most training puzzles of a run, no model in it; ``seal`` the trained policy writes and is
+trained on the items, as in the paper; ``seal-writer`` it writes and the base is trained; ``oracle`` the hand-made recipe.
+Nothing is selected: a method is the mean of its recipes.
+
+Departures from the paper: (1) equal recipes of a puzzle share one training run of the same student, whoever wrote them, and
+intervals count such runs once; (2) a puzzle that the model can't be shown, being too long, counts as unsolved by every method.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,18 +26,20 @@ import numpy as np
 from selfedit import seeds
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Puzzle
+from selfedit.edits import TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders.attempts import AttemptsGrader
-from selfedit.inner import Trial, run_trials, sit
+from selfedit.inner import Outcome, Trial, run_trials, sit
 from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import mark_sitting
 from selfedit.runs import BASE, Run, policy_of, read_rows
 from selfedit.samplers.local import write_edits
 from selfedit.stats import bootstrap, mean_and_error, paired_difference, wilson
-from selfedit.tasks.arc.recipe import HAND_MADE, random_recipe
+from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe, random_recipe
 from selfedit.tasks.arc.task import ArcTask
 from selfedit.tasks.base import Sitting
 
@@ -43,10 +49,13 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "random": ("icl",),
     "ttt": ("icl", "random"),
     "best-fixed": ("icl", "random", "ttt"),
-    "seal": ("icl", "random", "ttt", "best-fixed"),
-    "oracle": ("icl", "seal"),
+    "seal-writer": ("icl", "random", "ttt", "best-fixed"),
+    "seal": ("icl", "random", "ttt", "best-fixed", "seal-writer"),
+    "oracle": ("icl", "seal-writer", "seal"),
 }
-MEASURES = ("accuracy", "tests", "cells", "logprob", "valid", "tokens", "steps", "seconds")
+MEASURES = ("accuracy", "tests", "cells", "logprob", "valid", "readable", "tokens", "read", "steps", "seconds")
+ON_POLICY = ("seal",)
+BY_POLICY = ("seal", "seal-writer")
 # How often a random recipe is drawn again that can't be compiled.
 DRAWS = 50
 
@@ -84,9 +93,11 @@ def evaluate(
         DataError: no policy, no run for ``best-fixed``, or rows of another policy.
     """
     known = identify(config.model)
-    policy = policy_of(config.writer, known.fingerprint) if "seal" in config.methods else BASE
+    policy = policy_of(config.writer, known.fingerprint) if set(BY_POLICY) & set(config.methods) else BASE
     fixed = best_fixed(Path(config.fixed_of or config.writer)) if "best-fixed" in config.methods else None
     for row in run.rows:
+        if row["fixed"] != fixed:
+            raise DataError(f"{run.folder}: has rows of the fixed recipe {row['fixed']}, now it is {fixed}; give a new --run")
         if row["policy"] != policy.digest:
             raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
     done = {row["puzzle"] for row in run.rows}
@@ -98,10 +109,19 @@ def evaluate(
         leases = [(Lease(config, puzzle, slots, policy.folder, fixed),) for puzzle in waiting]
         with LocalExecutor(choice, workers) as executor:
             for row in executor.map(evaluate_puzzle, leases):
-                run.append(row | {"policy": policy.digest})
+                run.append(row | {"policy": policy.digest, "fixed": fixed})
                 told(len(run.rows))
     rows = {row["puzzle"]: row for row in run.rows}
-    return table(config, puzzles, [rows[puzzle.id] for puzzle in puzzles], fixed)
+    return table(config, puzzles, [rows[puzzle.id] for puzzle in puzzles], fixed) | {"seen": seen(config, puzzles)}
+
+
+def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
+    """The puzzles that the writer, or the fixed recipe, comes from: what is solved there is no evidence."""
+    known: set[str] = set()
+    for folder in (config.writer, config.fixed_of):
+        file = Path(folder) / "data.json" if folder else None
+        known |= set(json.loads(file.read_text())) if file and file.is_file() else set()
+    return [puzzle.id for puzzle in puzzles if puzzle.id in known]
 
 
 def best_fixed(run: Path) -> str:
@@ -118,11 +138,10 @@ def best_fixed(run: Path) -> str:
     tried: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     for row in rows:
-        if row["sitting"] is None:
-            continue
         recipe = written[row["context"], row["candidate"]]
         wanted = [test["output"] for test in data[row["context"]]["test"]]
-        right = all(want in json.loads(answer) for want, answer in zip(wanted, row["sitting"]["answers"], strict=True))
+        answers = [json.loads(answer) for answer in (row["sitting"] or {"answers": ["[]"] * len(wanted)})["answers"]]
+        right = all(want in attempts for want, attempts in zip(wanted, answers, strict=True))
         tried[recipe] += 1
         hits[recipe] += right
         if right:
@@ -136,45 +155,57 @@ def evaluate_puzzle(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     """A lease: every method on one puzzle; answers only, marking comes later."""
     config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
     trials: list[dict[str, Any]] = []
+    reason = task.too_long(lm, puzzle)
+    if reason is not None:
+        return {"puzzle": puzzle.id, "trials": [_row(method, None, "too long", reason) for method in config.methods]}
     if "icl" in config.methods:
-        trials.append(_row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]))
-    recipes = [(method, text) for method in config.methods if method != "icl" for text in recipes_of(lm, lease, method)]
+        start = time.perf_counter()
+        trials.append(_row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]) | {"seconds": time.perf_counter() - start})
+    written = {method: recipes_of(lm, lease, method) for method in config.methods if method != "icl"}
     plans, failed = {}, {}
-    for text in dict.fromkeys(text for _, text in recipes):
+    for text, _ in (one for ones in written.values() for one in ones):
         try:
             plans[text] = task.compile(lm, puzzle, text, config.settings, seeds.derive(config.seed, puzzle.id, "train", text))
         except InvalidEditError as error:
             failed[text] = str(error)
-    outcomes = dict(zip(plans, run_trials(lm, [task], [Trial(puzzle, plan) for plan in plans.values()], lease.slots), strict=True))
-    for method, text in recipes:
-        if text in failed:
-            trials.append(_row(method, text, "invalid", failed[text]))
-            continue
-        found = outcomes[text]
-        trials.append(
-            _row(method, text, found.status, found.reason, *found.sittings)
-            | {
-                "tokens": found.tokens,
-                "steps": len(found.losses),
-                "seconds": round(found.seconds, 2),
-                "items": len(plans[text].documents),
-            }
-        )
+    for on_policy in (False, True):
+        chosen = {method: ones for method, ones in written.items() if (method in ON_POLICY) == on_policy}
+        texts = [text for text in dict.fromkeys(text for ones in chosen.values() for text, _ in ones) if text in plans]
+        with standing(lm, [load_adapter(Path(lease.policy))] if on_policy and lease.policy else []):
+            outcomes = dict(zip(texts, run_trials(lm, [task], [Trial(puzzle, plans[t]) for t in texts], lease.slots), strict=True))
+        for method, ones in chosen.items():
+            for text, attempts in ones:
+                trials.append(_tried(lm, method, text, outcomes.get(text), plans.get(text), failed.get(text)))
+                trials[-1]["attempts"] = attempts
     return {"puzzle": puzzle.id, "trials": trials}
 
 
-def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[str]:
-    """A method's recipes for a puzzle."""
+def _tried(
+    lm: LanguageModel, method: str, text: str, found: Outcome | None, plan: TrainingPlan | None, failed: str | None
+) -> dict[str, Any]:
+    if found is None or plan is None:
+        return _row(method, text, "invalid", failed or "")
+    return _row(method, text, found.status, found.reason, *found.sittings) | {
+        "tokens": found.tokens,
+        "read": plan.settings.epochs * sum(len(encode_document(lm, document).ids) for document in plan.documents),
+        "steps": len(found.losses),
+        "seconds": round(found.seconds, 2),
+        "items": len(plan.documents),
+    }
+
+
+def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, int]]:
+    """A method's recipes for a puzzle, each with how often it was sampled until it could be read."""
     config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
     if method == "random":
-        return [_drawn(lm, task, puzzle, config, index) for index in range(config.edits)]
+        return [(_drawn(lm, task, puzzle, config, index), 1) for index in range(config.edits)]
     if method == "best-fixed":
-        return [lease.fixed] if lease.fixed else []
+        return [(lease.fixed, 1)] if lease.fixed else []
     if method == "oracle":
-        return [HAND_MADE.text()]
-    with standing(lm, [load_adapter(Path(lease.policy))] if method == "seal" and lease.policy else []):
+        return [(config.oracle or HAND_MADE.text(), 1)]
+    with standing(lm, [load_adapter(Path(lease.policy))] if method in BY_POLICY and lease.policy else []):
         written = write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)
-    return [one.edit.text for one in written]
+    return [(one.edit.text, one.attempts) for one in written]
 
 
 def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConfig, index: int) -> str:
@@ -182,7 +213,7 @@ def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConf
     generator = np.random.default_rng(seeds.derive(config.seed, puzzle.id, "random", index))
     text = ""
     for _ in range(DRAWS):
-        text = random_recipe(generator).text()
+        text = random_recipe(generator, config.edit.extended).text()
         try:
             task.compile(lm, puzzle, text, config.settings, 0)
         except InvalidEditError:
@@ -198,7 +229,9 @@ def _row(method: str, recipe: str | None, status: str, reason: str, sitting: Sit
         "status": status,
         "reason": reason,
         "sitting": asdict(sitting) if sitting else None,
+        "attempts": 1,
         "tokens": 0,
+        "read": 0,
         "steps": 0,
         "seconds": 0.0,
     }
@@ -208,7 +241,8 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
     """Means over puzzles with standard errors and intervals, paired differences, and the recipes that were written.
 
     ``accuracy`` is the share of a method's recipes that solved the whole puzzle, both attempts at each test allowed; ``tests`` the
-    share of tests; ``cells`` the share of right cells in a test's better attempt; ``valid`` the share of recipes that were tried.
+    share of tests; ``cells`` the share of right cells in a test's better attempt; ``valid`` the share of recipes that were trained;
+    ``readable`` the share that could be read when first sampled; ``tokens`` labelled ones, ``read`` all of the items, every epoch.
     """
     graded = [_graded(puzzle, row) for puzzle, row in zip(puzzles, rows, strict=True)]
     values = {method: [{m: _mean([one[m] for one in of[method]]) for m in MEASURES} for of in graded] for method in config.methods}
@@ -218,11 +252,14 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
         methods[method] = {m: asdict(mean_and_error(of)) for m, of in kept.items() if of}
         clusters = [[one["accuracy"] for one in of[method]] for of in graded]
         flat = [value for cluster in clusters for value in cluster]
+        trained = sum(len({trial["recipe"] for trial in row["trials"] if trial["method"] == method}) for row in rows)
         intervals[method] = {
             "solved": int(sum(flat)),
             "runs": len(flat),
-            "wilson": wilson(sum(flat), len(flat)),
-            "bootstrap": bootstrap(clusters),
+            "trained": trained,
+            "wilson": wilson(fmean(flat) * trained, trained),
+            # Where all runs went alike, drawing puzzles again says nothing.
+            "bootstrap": bootstrap(clusters) if 0 < sum(flat) < len(flat) else None,
         }
     differences = [
         {
@@ -251,7 +288,7 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
         "differences": differences,
         "entropy": {method: entropy([r["recipe"] for r in recipes if r["method"] == method]) for method in config.methods},
         "fixed": fixed,
-        "recipes": recipes,
+        "recipes": sorted(recipes, key=lambda row: row["puzzle"]),
         "passages": [
             {"id": puzzle.id, "title": puzzle.id, "methods": {m: _plain(values[m][at]) for m in config.methods}}
             for at, puzzle in enumerate(puzzles)
@@ -259,12 +296,21 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
     }
 
 
-def entropy(recipes: Sequence[str]) -> float | None:
-    """Bits of the distribution of recipes, over all puzzles; None of none."""
+def entropy(texts: Sequence[str]) -> float | None:
+    """Bits of the distribution of those texts that are recipes, over all puzzles; at most the logarithm of how many."""
+    recipes = [text for text in texts if _is_recipe(text)]
     if not recipes:
         return None
     shares = [count / len(recipes) for count in Counter(recipes).values()]
     return round(-sum(share * math.log2(share) for share in shares) + 0.0, 3)
+
+
+def _is_recipe(text: str) -> bool:
+    try:
+        parse_recipe(text, free=True)
+    except InvalidEditError:
+        return False
+    return True
 
 
 def _graded(puzzle: Puzzle, row: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
@@ -276,15 +322,17 @@ def _graded(puzzle: Puzzle, row: dict[str, Any]) -> dict[str, list[dict[str, flo
         if trial["sitting"] is not None:
             sat = {name: tuple(trial["sitting"][name]) for name in ("answers", "log_probabilities", "margins")}
             marks = mark_sitting(AttemptsGrader(), asked, Sitting(**sat))
-            right = [verdict.correct for verdict in marks.verdicts]
+            attempts = [json.loads(answer) for answer in trial["sitting"]["answers"]]
+            wanted = [json.loads(one.question.answer) for one in asked]
             measures |= {
-                "accuracy": float(all(right)),
-                "tests": fmean(map(float, right)),
+                "accuracy": marks.accuracy,
+                "tests": fmean(float(want in tried) for want, tried in zip(wanted, attempts, strict=True)),
                 "cells": fmean(verdict.score for verdict in marks.verdicts),
                 "logprob": fmean(trial["sitting"]["log_probabilities"]),
                 "valid": 1.0,
             }
-        measures |= {name: float(trial[name]) for name in ("tokens", "steps", "seconds")}
+        measures["readable"] = float(trial["recipe"] is not None and trial["attempts"] == 1 and _is_recipe(trial["recipe"]))
+        measures |= {name: float(trial[name]) for name in ("tokens", "read", "steps", "seconds")}
         found[trial["method"]].append(measures)
     return found
 

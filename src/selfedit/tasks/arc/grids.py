@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ COLOURS = ("black", "blue", "red", "green", "yellow", "gray", "magenta", "orange
 # ARC's own, colour by colour.
 PALETTE = ("#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25")
 LARGEST = 30
+DIGITS = {str(colour): colour for colour in range(10)}
+WORDS = {name: colour for colour, name in enumerate(COLOURS)}
 
 
 def grid_of(rows: object, at: str) -> Grid:
@@ -52,17 +54,28 @@ def render(grid: Grid, how: Rendering) -> str:
 
 
 def parse(text: str, how: Rendering) -> Grid | None:
-    """The grid at the beginning of a text; None where there is none."""
-    rows: Sequence[Sequence[int]]
+    """The first grid in a text, whatever stands before it (``Output:``, a code fence) and after it; None where there is none."""
     try:
         if how == "python-list":
-            end = text.index("]]") + 2
-            rows = json.loads(text[:end])
-        else:
-            lines = text.strip().split("\n\n")[0].split("\n")
-            cells = [list(line.strip()) for line in lines] if how == "digits" else [line.split() for line in lines]
-            known = {str(colour): colour for colour in range(10)} if how == "digits" else {c: i for i, c in enumerate(COLOURS)}
-            rows = [[known[cell] for cell in row] for row in cells]
-        return grid_of(rows, "answer")
-    except (ValueError, KeyError, TypeError):
+            begin = text.index("[[")
+            return grid_of(json.loads(text[begin : text.index("]]", begin) + 2]), "answer")
+        rows = [_cells(line, how) for line in text.split("\n")]
+        begin = next(at for at, row in enumerate(rows) if row)
+        return grid_of(list(itertools.takewhile(bool, rows[begin:])), "answer")
+    except (ValueError, StopIteration, TypeError, RecursionError):
         return None
+
+
+def ended(text: str, how: Rendering) -> bool:
+    """Whether a text that is being written has a whole grid and has gone on after it."""
+    if how == "python-list":
+        return "[[" in text and "]]" in text[text.index("[[") :]
+    rows = [bool(_cells(line, how)) for line in text.split("\n")[:-1]]
+    return any(before and not after for before, after in itertools.pairwise(rows))
+
+
+def _cells(line: str, how: Rendering) -> list[int]:
+    """The colours of a line that is a row of a grid; none of another."""
+    cells = list(line.strip()) if how == "digits" else line.split()
+    known = DIGITS if how == "digits" else WORDS
+    return [known[cell] for cell in cells] if all(cell in known for cell in cells) else []

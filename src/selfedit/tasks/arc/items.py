@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfedit.contexts import Puzzle, Rows
-from selfedit.tasks.arc.augment import GEOMETRIC, GROUPS, TRANSLATE, colour_permutation, fits, recoloured, translated
+from selfedit.tasks.arc.augment import GEOMETRIC, TRANSLATE, colour_permutation, fits, recoloured, translated
 from selfedit.tasks.arc.grids import Grid, as_rows
 
 MOST_ITEMS = 250
@@ -33,21 +33,21 @@ class Item:
 Pairs = list[tuple[Grid, Grid]]
 
 
-def items_of(puzzle: Puzzle, groups: Sequence[str], seed: int, limit: int = MOST_ITEMS, permute: bool = True) -> list[Item]:
+def items_of(puzzle: Puzzle, names: Sequence[str], seed: int, limit: int = MOST_ITEMS, permutations: int = 1) -> list[Item]:
     """The items that a recipe trains on, in random order.
 
     Args:
-        groups: names of ``GROUPS`` that are switched on; the plain items are always there.
+        names: augmentations that are switched on; the plain items are always there.
         seed: of the translations, permutations, order and choice.
         limit: most items.
-        permute: whether each item also comes with permuted colours and with its demonstrations in another order.
+        permutations: how often each item also comes with permuted colours, and with its demonstrations in another order.
     """
     generator = np.random.default_rng(seed)
     found: dict[Item, None] = {}
     for pairs in left_out([(np.array(given), np.array(wanted)) for given, wanted in puzzle.train]):
-        for changed in _augmented(pairs, groups, generator):
+        for changed in _augmented(pairs, names, generator):
             found.setdefault(_item(changed))
-            if permute:
+            for _ in range(permutations):
                 colours = colour_permutation(generator, keep_black=False)
                 found.setdefault(_item([(recoloured(a, colours), recoloured(b, colours)) for a, b in changed]))
                 order = [*generator.permutation(len(changed) - 1), len(changed) - 1]
@@ -69,10 +69,10 @@ def left_out(pairs: Pairs) -> Iterator[Pairs]:
                 yield [*kept, pairs[query]]
 
 
-def _augmented(pairs: Pairs, groups: Sequence[str], generator: np.random.Generator) -> Iterator[Pairs]:
+def _augmented(pairs: Pairs, names: Sequence[str], generator: np.random.Generator) -> Iterator[Pairs]:
     """The pairs as they are, then under each augmentation; one that makes a grid larger than 30x30 is left out."""
     yield pairs
-    for name in (name for group in groups for name in GROUPS[group]):
+    for name in names:
         if name == TRANSLATE:
             down, right = (int(step) for step in generator.integers(1, 5, 2))
             changed = [(translated(a, down, right), translated(b, down, right)) for a, b in pairs]

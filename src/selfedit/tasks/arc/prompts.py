@@ -11,7 +11,7 @@ from selfedit.contexts import Puzzle, Rows
 from selfedit.edits import Message, Prompt
 from selfedit.tasks.arc.grids import render
 from selfedit.tasks.arc.items import Item
-from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES
+from selfedit.tasks.arc.recipe import AUGMENTATIONS, BATCHES, EPOCHS, ITEMS, LEARNING_RATES, RANKS
 
 SOLVE = "Find the rule that turns each input into its output, and write the last output."
 CHOOSE = (
@@ -33,12 +33,19 @@ def item_prompt(item: Item, how: Rendering, chat: bool) -> Prompt:
     return (Message("text", f"{SOLVE}\n\n{body}\n"),)
 
 
-def recipe_prompt(puzzle: Puzzle, how: Rendering, chat: bool) -> Prompt:
+def recipe_prompt(puzzle: Puzzle, how: Rendering, chat: bool, extended: bool = False) -> Prompt:
     """What asks for a recipe: the options and the puzzle's demonstrations; never a test's output."""
     rates, epochs = (json.dumps(list(grid))[1:-1] for grid in (LEARNING_RATES, EPOCHS))
     shown = "\n\n".join(f"{_side('Input', given, how)}\n{_side('Output', wanted, how)}" for given, wanted in puzzle.train)
     asked = CHOOSE.replace("{rates}", rates).replace("{epochs}", epochs)
-    return (Message("user", f"{asked}\n\n{shown}" if chat else f"{asked}\n\n{shown}\n\nJSON:"),)
+    if extended:
+        ranks, batches, items = (json.dumps(list(grid))[1:-1] for grid in (RANKS, BATCHES, ITEMS))
+        names = ", ".join(AUGMENTATIONS)
+        asked += (
+            f"\nBesides: augmentations, an object that says true or false for each of {names}, and is what counts; rank (one of "
+            f"{ranks}), batch_size (one of {batches}) and items, how many at most (one of {items})."
+        )
+    return (Message("user" if chat else "text", f"{asked}\n\n{shown}" if chat else f"{asked}\n\n{shown}\n\nJSON:\n"),)
 
 
 def _side(name: str, rows: Rows, how: Rendering) -> str:

@@ -1,4 +1,8 @@
-"""The self-edit of a puzzle: a recipe of augmentations and training settings, JSON under a schema (paper section 4.2)."""
+"""The self-edit of a puzzle: a recipe of augmentations and training settings, JSON under a schema (paper section 4.2).
+
+Departures from the paper: (1) learning rate and epochs come from grids (unless recipes are written freely, ``free``); (2) the
+schema can hold a writer to the form; (3) an extended recipe switches augmentations one by one and names rank, batch and items.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from selfedit.errors import InvalidEditError
+from selfedit.errors import UnreadableEditError
+from selfedit.tasks.arc.augment import GROUPS
 
 # Learning rates and epochs that a recipe may name; the paper's prompt leaves them free within bounds.
 LEARNING_RATES: tuple[float, ...] = (1e-5, 5e-5, 1e-4, 3e-4, 1e-3, 2e-3)
@@ -17,6 +22,9 @@ EPOCHS: tuple[int, ...] = (1, 2, 3, 4, 5)
 RANKS: tuple[int, ...] = (8, 16, 32, 64, 128)
 BATCHES: tuple[int, ...] = (1, 2, 4, 8)
 ITEMS: tuple[int, ...] = (25, 50, 100, 250)
+AUGMENTATIONS = tuple(name for names in GROUPS.values() for name in names)
+# What only an extended recipe names.
+BEYOND = ("augmentations", "rank", "batch_size", "items")
 SWITCHES = {
     "use_basic_augmentations": "basic",
     "use_size_augmentations": "size",
@@ -48,9 +56,9 @@ class Training(BaseModel):
 
     @field_validator("learning_rate", "num_train_epochs")
     @classmethod
-    def _in_grid(cls, value: float, info: Any) -> float:
+    def _in_grid(cls, value: float, info: ValidationInfo) -> float:
         grid: Sequence[float] = LEARNING_RATES if info.field_name == "learning_rate" else EPOCHS
-        if value not in grid:
+        if value not in grid and not (info.context or {}).get("free"):
             raise ValueError(f"{value} is none of {', '.join(map(str, grid))}")
         return value
 
@@ -59,6 +67,7 @@ class Recipe(BaseModel):
     """What a model writes about a puzzle.
 
     Attributes:
+        augmentations: beyond the paper, one by one; None: those of the groups that are switched on.
         rank, batch_size, items: beyond the paper; None: the run's own settings.
     """
 
@@ -66,17 +75,40 @@ class Recipe(BaseModel):
 
     data_generation: DataGeneration
     training: Training
+    augmentations: dict[str, bool] | None = None
     rank: int | None = None
     batch_size: int | None = None
     items: int | None = None
 
     @field_validator("rank", "batch_size", "items")
     @classmethod
-    def _known(cls, value: int | None, info: Any) -> int | None:
-        grid = {"rank": RANKS, "batch_size": BATCHES, "items": ITEMS}[info.field_name]
+    def _known(cls, value: int | None, info: ValidationInfo) -> int | None:
+        grid = {"rank": RANKS, "batch_size": BATCHES, "items": ITEMS}[str(info.field_name)]
         if value is not None and value not in grid:
             raise ValueError(f"{value} is none of {', '.join(map(str, grid))}")
         return value
+
+    @field_validator("augmentations")
+    @classmethod
+    def _named(cls, value: dict[str, bool] | None) -> dict[str, bool] | None:
+        unknown = set(value or {}) - set(AUGMENTATIONS)
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))}: unknown")
+        return value
+
+    @model_validator(mode="after")
+    def _within(self, info: ValidationInfo) -> Recipe:
+        beyond = [name for name in BEYOND if getattr(self, name) is not None]
+        if beyond and not (info.context or {"extended": True}).get("extended"):
+            raise ValueError(f"{', '.join(beyond)}: only with the setting extended")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The augmentations that are on, in the order of their groups."""
+        if self.augmentations is not None:
+            return tuple(name for name in AUGMENTATIONS if self.augmentations.get(name))
+        return tuple(name for group in self.groups for name in GROUPS[group])
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -88,7 +120,7 @@ class Recipe(BaseModel):
         return json.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-# The hand-made recipe of the method oracle, and of the screening of the split laptop (docs/lab-book.md).
+# The hand-made recipe: of the method oracle by default, and of the screening of the split laptop.
 HAND_MADE = Recipe(
     data_generation=DataGeneration(
         use_basic_augmentations=True,
@@ -114,30 +146,35 @@ def schema(extended: bool) -> dict[str, Any]:
     }
     fields: dict[str, Any] = {"data_generation": _object(switches), "training": _object(training)}
     if extended:
+        fields |= {"augmentations": _object({name: {"type": "boolean"} for name in AUGMENTATIONS})}
         fields |= {"rank": {"enum": list(RANKS)}, "batch_size": {"enum": list(BATCHES)}, "items": {"enum": list(ITEMS)}}
     return _object(fields)
 
 
-def parse_recipe(text: str) -> Recipe:
+def parse_recipe(text: str, extended: bool = True, free: bool = False) -> Recipe:
     """The recipe in a text: the first JSON object in it, whatever stands around it (a code fence, a preamble).
 
+    Args:
+        extended: whether it may name what is beyond the paper.
+        free: whether learning rate and epochs may lie between the grids' values, as in the paper.
+
     Raises:
-        InvalidEditError: there is none, or a field is missing, unknown or out of bounds.
+        UnreadableEditError: there is none, or a field is missing, unknown or out of bounds.
     """
     begin = text.find("{")
     if begin < 0:
-        raise InvalidEditError("no JSON object in it")
+        raise UnreadableEditError("no JSON object in it")
     try:
         data, _ = json.JSONDecoder().raw_decode(text[begin:])
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(data, context={"extended": extended, "free": free})
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        raise InvalidEditError("; ".join(lines)) from error
+        raise UnreadableEditError("; ".join(lines)) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidEditError(f"not JSON ({error})") from error
+        raise UnreadableEditError(f"not JSON ({error})") from error
 
 
-def random_recipe(generator: np.random.Generator) -> Recipe:
+def random_recipe(generator: np.random.Generator, extended: bool = False) -> Recipe:
     """A uniform valid recipe: the control without a model."""
 
     def pick(grid: Sequence[Any]) -> Any:
@@ -150,6 +187,16 @@ def random_recipe(generator: np.random.Generator) -> Recipe:
             strategy=pick(("train_using_all_tokens", "train_using_output_tokens")),
             learning_rate=pick(LEARNING_RATES),
             num_train_epochs=pick(EPOCHS),
+        ),
+        **(
+            {
+                "augmentations": {name: bool(generator.integers(2)) for name in AUGMENTATIONS},
+                "rank": pick(RANKS),
+                "batch_size": pick(BATCHES),
+                "items": pick(ITEMS),
+            }
+            if extended
+            else {}
         ),
     )
 

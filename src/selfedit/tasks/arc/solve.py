@@ -14,6 +14,7 @@ from selfedit.errors import DataError, InvalidEditError
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.adapter import load_adapter, standing
 from selfedit.lm.load import load_model
+from selfedit.lm.stack import slots_that_fit
 from selfedit.runs import policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
@@ -40,6 +41,8 @@ def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Calla
     lm = load_model(config.model, config.device, config.dtype)
     policy = policy_of(config.writer, lm.fingerprint)
     task = ArcTask(config.edit)
+    if (reason := task.too_long(lm, puzzle)) is not None:
+        raise DataError(f"{reason}; a model with a longer one may do, or another --set edit.rendering")
     told("answering in context")
     before = _attempts(sit(lm, [(task, puzzle)])[0])
     texts = [recipe] if recipe is not None else []
@@ -57,13 +60,22 @@ def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Calla
         except InvalidEditError as error:
             row["reason"] = str(error)
         rows.append(row)
+    slots = config.slots or min(slots_that_fit(lm, config.settings, config.device, 1), max(1, len(trials)))
     told(f"training on {sum(len(trial.plan.documents) for _, trial in trials)} items")
-    for (row, _), outcome in zip(trials, run_trials(lm, [task], [t for _, t in trials], max(1, len(trials))), strict=True):
+    for (row, _), outcome in zip(trials, run_trials(lm, [task], [t for _, t in trials], slots), strict=True):
         row |= {"status": outcome.status, "reason": outcome.reason, "tokens": outcome.tokens, "seconds": round(outcome.seconds, 2)}
         row["after"] = _attempts(outcome.sittings[0]) if outcome.sittings else None
     after: Attempts = []
     for test in range(len(puzzle.test)):
-        after.append(voted([tried for row in rows if row["after"] for tried in row["after"][test] for _ in range(row["count"])]))
+        # A recipe's first attempt weighs twice its second.
+        votes = [
+            tried
+            for row in rows
+            if row["after"]
+            for at, tried in enumerate(row["after"][test])
+            for _ in range(row["count"] * (2 - at))
+        ]
+        after.append(voted(votes))
     known = all(wanted is not None for _, wanted in puzzle.test)
     return {
         "task": puzzle.id,
@@ -85,7 +97,7 @@ def read_recipe(given: str) -> str:
         return HAND_MADE.text()
     try:
         return parse_recipe(Path(given).read_text(encoding="utf-8")).text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{given}: can't be read ({error}); give hand-made, or a file with a recipe") from error
     except InvalidEditError as error:
         raise DataError(f"{given}: {error}") from error

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,18 +15,18 @@ from selfedit.config import RecipeConfig, Settings
 from selfedit.contexts import Puzzle, Question, Rows
 from selfedit.edits import Document, Prompt, TrainingPlan
 from selfedit.errors import InvalidEditError
-from selfedit.lm.batch import encode_answer, encode_document, encode_prompt
+from selfedit.lm.batch import encode_answer, encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.lm.score import log_probabilities
-from selfedit.tasks.arc.grids import parse, render
+from selfedit.tasks.arc.grids import ended, parse, render
 from selfedit.tasks.arc.items import MOST_ITEMS, Item, items_of
 from selfedit.tasks.arc.prompts import item_prompt, recipe_prompt
-from selfedit.tasks.arc.recipe import parse_recipe, schema
+from selfedit.tasks.arc.recipe import Recipe, parse_recipe, schema
 from selfedit.tasks.arc.vote import View, views_of, voted
 from selfedit.tasks.base import Asked, Request, Sitting
 
-RECIPE_TOKENS = 128
+RECIPE_TOKENS, EXTENDED_TOKENS = 200, 640
 # One item's tokens at most, as in the paper.
 LONGEST_ITEM = 8192
 
@@ -47,32 +48,36 @@ class ArcTask:
     def requests(self, lm: Identity, context: Puzzle, candidate: int) -> list[Request]:
         """One request: the options and the demonstrations."""
         held = json.dumps(schema(self.edit.extended)) if self.edit.constrained else None
-        return [Request(recipe_prompt(context, self.edit.rendering, lm.chat), RECIPE_TOKENS, held)]
+        prompt = recipe_prompt(context, self.edit.rendering, lm.chat, self.edit.extended)
+        return [Request(prompt, EXTENDED_TOKENS if self.edit.extended else RECIPE_TOKENS, held)]
 
     def joined(self, candidate: int, texts: Sequence[str]) -> str:
         """The recipe in its own form, so that equal recipes are equal texts; what is none stays as it is."""
         try:
-            return parse_recipe(texts[0]).text()
+            return self.read(texts[0]).text()
         except InvalidEditError:
             return texts[0]
 
     def compile(self, lm: Identity, context: Puzzle, text: str, settings: Settings, seed: int) -> TrainingPlan:
         """Items by the recipe, as documents; learning rate, epochs and what else it names overrule the settings.
 
-        Departure from the paper: items beyond ``most_tokens`` are left out, so that recipes cost about the same.
+        Departure from the paper: (1) items beyond ``most_tokens`` are left out, so that recipes cost about the same.
 
         Raises:
             InvalidEditError: no recipe, no item that fits, or more steps than allowed.
         """
-        recipe = parse_recipe(text)
+        recipe = self.read(text)
         every = recipe.training.strategy == "train_using_all_tokens"
-        items = items_of(context, recipe.groups, seeds.derive(seed, "items"), recipe.items or MOST_ITEMS)
-        documents = [self.document(item, lm.chat, every) for item in items]
-        sizes = [len(encode_document(lm, document).ids) for document in documents]
+        limit = recipe.items or MOST_ITEMS
+        items = items_of(context, recipe.names, seeds.derive(seed, "items"), limit, self.edit.permutations)
         most = min(LONGEST_ITEM, lm.window)
-        kept, left = [], self.edit.most_tokens // recipe.training.num_train_epochs
-        for document, size in zip(documents, sizes, strict=True):
-            if size < most and size <= left:
+        kept: list[Document] = []
+        left = self.edit.most_tokens // recipe.training.num_train_epochs
+        for document in (self.document(item, lm.chat, every) for item in items):
+            size = len(encode_prompt(lm, document.request or ())) + len(lm.tokenizer(document.text)["input_ids"]) + 2
+            if size > left:
+                break
+            if size < most:
                 kept.append(document)
                 left -= size
         if not kept:
@@ -89,6 +94,17 @@ class ArcTask:
             raise InvalidEditError(f"{steps} optimiser steps, more than {self.edit.most_steps}")
         return TrainingPlan(tuple(kept), trained, seed)
 
+    def read(self, text: str) -> Recipe:
+        """The recipe in a text, as far as this task's settings let it go. Raises UnreadableEditError."""
+        return parse_recipe(text, self.edit.extended, free=not self.edit.constrained)
+
+    def too_long(self, lm: Identity, context: Puzzle) -> str | None:
+        """Why a puzzle can't be shown to a model; None where it can."""
+        prompts = [item_prompt(Item(context.train, given, ()), self.edit.rendering, lm.chat) for given, _ in context.test]
+        prompts.append(recipe_prompt(context, self.edit.rendering, lm.chat, self.edit.extended))
+        longest = max(len(encode_prompt(lm, prompt)) for prompt in prompts) + self._longest(lm, context)
+        return f"task {context.id}: {longest} tokens, the model's window has {lm.window}" if longest > lm.window else None
+
     def document(self, item: Item, chat: bool, every: bool) -> Document:
         """An item as a lesson: loss on the answer, or (``every``) on all its tokens."""
         answer = render(np.array(item.answer, dtype=np.int8), self.edit.rendering)
@@ -101,16 +117,30 @@ class ArcTask:
             for index, (_, wanted) in enumerate(context.test)
         )
 
+    def views(self, puzzle: Puzzle) -> list[View]:
+        """The views that a puzzle's tests are answered in: the same for everyone who is examined."""
+        return views_of(puzzle, seeds.derive(puzzle.id, "views"), self.edit.orders, self.edit.recolour)
+
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Puzzle]], first: int) -> list[Sitting]:
-        """Every test of each (slot, puzzle) in all its views, greedily, in one batch; the answer is the list of attempts."""
+        """Every test of each (slot, puzzle) in all its views, greedily and so often sampled, each kind in one batch.
+
+        An answer ends where its grid does; the answer to a test is the list of voted attempts.
+        """
+        edit = self.edit
         rows: list[tuple[int, Puzzle, int, View]] = []
         for slot, puzzle in seats:
-            views = views_of(puzzle, seeds.derive(puzzle.id, "views"), self.edit.orders)
-            rows += [(slot, puzzle, test, view) for test in range(len(puzzle.test)) for view in views]
+            rows += [(slot, puzzle, test, view) for test in range(len(puzzle.test)) for view in self.views(puzzle)]
         prompts = [item_prompt(view.shown(puzzle, test), self.edit.rendering, lm.chat) for _, puzzle, test, view in rows]
         limits = [self._longest(lm, puzzle) for _, puzzle, _, _ in rows]
         slots = [slot for slot, *_ in rows]
-        texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], limits, slots=slots, first=first)
+        encoded = [encode_prompt(lm, prompt) for prompt in prompts]
+        stop = partial(ended, how=edit.rendering)
+        texts = [[text] for text in generate(lm, encoded, limits, stop=stop, slots=slots, first=first)]
+        for sample in range(edit.samples):
+            row_seeds = [seeds.derive(puzzle.id, "answer", test, sample, *view.key) for _, puzzle, test, view in rows]
+            drawn = generate(lm, encoded, limits, edit.answer_temperature, 1.0, row_seeds, stop, slots, first)
+            for found, text in zip(texts, drawn, strict=True):
+                found.append(text)
         golds = [
             (slot, encode_answer(lm, self._plain(lm, puzzle, given), self.written(wanted)))
             for slot, puzzle in seats
@@ -121,17 +151,18 @@ class ArcTask:
         sittings = []
         at = 0
         for _, puzzle in seats:
-            count = len(views_of(puzzle, seeds.derive(puzzle.id, "views"), self.edit.orders))
+            count = len(self.views(puzzle))
             answers, scores = [], []
             for _, wanted in puzzle.test:
                 own = zip(rows[at : at + count], texts[at : at + count], strict=True)
-                answers.append(json.dumps(voted([view.undone(parse(text, self.edit.rendering)) for (*_, view), text in own])))
+                tried = [view.undone(parse(text, edit.rendering)) for (*_, view), written in own for text in written]
+                answers.append(json.dumps(voted(tried)))
                 scores.append(next(likelihoods) if wanted is not None else math.nan)
                 at += count
             sittings.append(Sitting(tuple(answers), tuple(scores), tuple(scores)))
         return sittings
 
-    def _longest(self, lm: LanguageModel, puzzle: Puzzle) -> int:
+    def _longest(self, lm: Identity, puzzle: Puzzle) -> int:
         """Tokens of the largest grid that the puzzle's pairs make likely: twice the largest of its own, and some."""
         grids = [rows for pair in puzzle.train for rows in pair] + [given for given, _ in puzzle.test]
         return 16 + 2 * max(len(lm.tokenizer(self.written(rows))["input_ids"]) for rows in grids)

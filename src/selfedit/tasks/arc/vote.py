@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ class View:
     order: tuple[int, ...]
     colours: tuple[int, ...]
 
+    @property
+    def key(self) -> tuple[int | str, ...]:
+        """Tells views of a puzzle apart."""
+        return (self.transform, *self.order, *self.colours)
+
     def shown(self, puzzle: Puzzle, test: int) -> Item:
         """The test as it is shown; the answer is empty."""
         pairs = [puzzle.train[at] for at in self.order]
@@ -46,22 +52,28 @@ class View:
 
 
 def views_of(puzzle: Puzzle, seed: int, orders: int = 2, recolour: bool = False) -> list[View]:
-    """The views that a test is answered in: every transform with the demonstrations in so many orders, the first as they stand.
+    """The views that a test is answered in: every transform with the demonstrations in so many orders.
 
     Args:
+        orders: different ones, the first as they stand; fewer where there are no more.
         recolour: whether all but the plain view also permute the colours.
     """
     generator = np.random.default_rng(seed)
     plain = tuple(range(10))
     found = []
+    count = len(puzzle.train)
+    plainly = tuple(range(count))
+    every = min(orders, math.factorial(count))
     for transform in TRANSFORMS:
-        for index in range(orders):
-            count = len(puzzle.train)
-            order = tuple(range(count)) if not index else tuple(int(at) for at in generator.permutation(count))
+        drawn = [plainly]
+        while len(drawn) < every:
+            order = tuple(int(at) for at in generator.permutation(count))
+            drawn += [order] if order not in drawn else []
+        for index, order in enumerate(drawn):
             first = not transform and not index
             colours = plain if first or not recolour else tuple(int(c) for c in colour_permutation(generator, keep_black=False))
             found.append(View(transform, order, colours))
-    return list(dict.fromkeys(found))
+    return found
 
 
 def voted(answers: Sequence[Rows | None], attempts: int = ATTEMPTS) -> list[Rows]:
