@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
     "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "graders", "lm", "tasks", "samplers", "marks",
-    "rewards", "selection", "runs", "inner", "executors", "memory", "convert", "learn", "outer", "evaluate", "corpus",
+    "rewards", "selection", "runs", "inner", "executors", "memory", "convert", "learn", "outer", "evaluate", "corpus", "puzzles",
     "report", "rows", "estimate", "bench", "cli", "__main__",
 ]  # fmt: skip
 

@@ -93,9 +93,9 @@ def eval_arc_command(
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
     from selfedit.lm.load import identify
+    from selfedit.puzzles.evaluate import evaluate
     from selfedit.runs import Run
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
-    from selfedit.tasks.arc.evaluate import evaluate
 
     puzzles = load_puzzles(resolved.data, resolved.split)
     puzzles = puzzles[: resolved.limit] if resolved.limit else puzzles
@@ -184,8 +184,8 @@ def solve_command(
     flags = {"model": model, "seed": seed, "device": device, "dtype": dtype, "edits": edits, "writer": writer, "data": file}
     resolved = build_config(ArcEvalConfig, config, flags, sets or [])
     check_writable(json_file)
+    from selfedit.puzzles.solve import read_recipe, solve
     from selfedit.tasks.arc.data import load_puzzles, one_puzzle
-    from selfedit.tasks.arc.solve import read_recipe, solve
 
     if Path(file).exists() or file.endswith(".json"):
         puzzle, *others = load_puzzles(file, "")

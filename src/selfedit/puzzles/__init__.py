@@ -1,0 +1,1 @@
+"""Commands of the puzzle domain: methods side by side, and one puzzle from beginning to end."""
