@@ -34,7 +34,6 @@ from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import load_dataset
-from selfedit.tasks.knowledge.exam import exam_questions
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
 SETTINGS: dict[str, dict[str, Any]] = {
