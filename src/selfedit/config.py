@@ -240,7 +240,7 @@ class ArcTrainConfig(OuterConfig):
     """Everything that decides what ``selfedit train arc`` does (paper section 4.2).
 
     The paper: one round, 15 recipes a puzzle, SFT on every recipe that solved its puzzle; outer LoRA of rank 16, alpha 16, 8
-    epochs, 5e-5 (``recipes/paper``). A puzzle's reward is the share of its tests that are solved, as above the baseline.
+    epochs, 5e-5 (``recipes/paper``). A puzzle's reward is 1 if all of its tests are solved, less what the baseline has.
     """
 
     data: Annotated[tuple[str, ...], Field(min_length=1, description="arc-1, arc-2, files or folders")] = ("arc-1",)

@@ -9,7 +9,7 @@ Departure from the reference code: the adapter is trained with the same engine a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,22 @@ from selfedit.config import EvalConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import Document, Message
 from selfedit.errors import DivergedError
-from selfedit.evaluate import FORMS, ON_POLICY, Lease, check_rows, leases, method_name, plans_of, row_of, student, table, untrained
+from selfedit.evaluate import (
+    FORMS,
+    ON_POLICY,
+    UNTRAINED,
+    Lease,
+    check_rows,
+    leases,
+    method_name,
+    plans_of,
+    row_of,
+    table,
+    untrained,
+)
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders import Grader
-from selfedit.lm.adapter import install
+from selfedit.lm.adapter import install, policy_standing
 from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train import fully_trained
@@ -62,11 +74,11 @@ def evaluate_corpus(
             plans = [plan for passage in passages for plan in written[passage.id]["plans"] if plan["method"] == method]
             documents = tuple(dict.fromkeys(_document(one) for plan in plans for one in plan["documents"]))
             for variant in config.corpus.variants or ({},):
-                label = " ".join([method, *(f"{key}={value}" for key, value in variant.items())])
+                label = label_of(method, variant)
                 if label not in trained:
                     folder = policy.folder if method_name(method) in ON_POLICY else None
                     settings = config.settings.model_copy(update=variant)
-                    jobs.append((label, method, config, documents, settings, tuple(passages), folder))
+                    jobs.append((label, config, documents, settings, tuple(passages), folder))
         for row in executor.map(train_on_all, jobs):
             run.append(row | {"policy": policy.digest})
             told(len(run.rows))
@@ -77,20 +89,24 @@ def evaluate_corpus(
     for passage in passages:
         own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
         rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
-    labels = [method for method in config.methods if method in ("none", "policy-none", "context")]
+    labels = [method for method in config.methods if method in UNTRAINED]
     return table(config, passages, rows, [*labels, *trained], grader)
 
 
 def labels_of(config: EvalConfig) -> list[str]:
     """Every method with every variant, in the order of the settings."""
     variants = config.corpus.variants or ({},)
-    return [" ".join([m, *(f"{key}={value}" for key, value in v.items())]) for m in config.methods for v in variants]
+    return [label_of(method, variant) for method in config.methods for variant in variants]
+
+
+def label_of(method: str, variant: Mapping[str, float | int | str]) -> str:
+    """A table's row: the method, and the settings that differ."""
+    return " ".join([method, *(f"{key}={value}" for key, value in variant.items())])
 
 
 def trainings(config: EvalConfig) -> int:
     """How many trainings a run makes."""
-    untrained_methods = {"none", "policy-none", "context"}
-    return len([m for m in config.methods if m not in untrained_methods]) * max(1, len(config.corpus.variants))
+    return len([method for method in config.methods if method not in UNTRAINED]) * max(1, len(config.corpus.variants))
 
 
 def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
@@ -106,7 +122,6 @@ def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
 def train_on_all(
     lm: LanguageModel,
     label: str,
-    method: str,
     config: EvalConfig,
     documents: tuple[Document, ...],
     settings: Settings,
@@ -119,7 +134,7 @@ def train_on_all(
     seed = seeds.derive(config.seed, "corpus", label)
     more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
     try:
-        with student(lm, policy):
+        with policy_standing(lm, policy):
             if config.corpus.full:
                 with fully_trained(lm, rows, settings, seed) as (losses, tokens):
                     sittings = _sit_all(lm, config, passages)

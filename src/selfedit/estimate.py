@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from selfedit.config import ArcEvalConfig, ArcTrainConfig, EditConfig, EvalConfig, Settings, TrainConfig
-from selfedit.evaluate import WRITERS, method_name
+from selfedit.evaluate import UNTRAINED, WRITERS, method_name
 from selfedit.executors.local import default_workers
 from selfedit.lm.load import Identity, resolve_device
 from selfedit.lm.stack import slots_that_fit
@@ -74,7 +74,7 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     """Of ``selfedit eval`` on so many passages."""
     shape = _Shape.of(known)
     names = [method_name(method) for method in config.methods]
-    trained = [name for name in names if name not in ("none", "policy-none", "context")]
+    trained = [name for name in names if name not in UNTRAINED]
     each = {name: config.edits if name in WRITERS else 1 for name in set(trained)}
     trial = _trial(shape, config.settings, config.edit)
     short = shape.step(config.settings, PASSAGE_TOKENS, PASSAGE_TOKENS) * config.settings.epochs

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +24,7 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
@@ -33,7 +32,7 @@ from selfedit.runs import BASE, Log, Policy, Run, policy_of
 from selfedit.samplers.base import write_with
 from selfedit.samplers.local import write_edits
 from selfedit.samplers.remote import RemoteSampler
-from selfedit.stats import mean_and_error, paired_difference
+from selfedit.stats import known_figures, mean_and_error, mean_of_known, paired_difference
 from selfedit.tasks.base import Asked, Sitting, Task
 from selfedit.tasks.knowledge.compile import passage_matched, passage_only, split_passage
 from selfedit.tasks.knowledge.data import load_edits
@@ -71,6 +70,8 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "context": ("none", "self"),
 }
 ON_POLICY = ("policy-none", "policy-passage", "seal")
+# Nothing is trained.
+UNTRAINED = ("none", "policy-none", "context")
 WRITERS = {"self": "base", "external": "external", "seal-writer": "policy", "seal": "policy"}
 
 
@@ -210,7 +211,7 @@ def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
         chosen = [one for one in plans if (method_name(one.method) in ON_POLICY) == on_policy]
         if not chosen:
             continue
-        with student(lm, lease.policy if on_policy else None):
+        with policy_standing(lm, lease.policy if on_policy else None):
             outcomes = run_trials(lm, exams_of(lease), [Trial(lease.passage, one.plan) for one in chosen], lease.slots)
         for one, outcome in zip(chosen, outcomes, strict=True):
             trials.append(
@@ -230,13 +231,6 @@ def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     return {"passage": lease.passage.id, "title": lease.passage.title, "trials": trials}
 
 
-@contextmanager
-def student(lm: LanguageModel, policy: str | None) -> Iterator[None]:
-    """The policy's weights, or (None) the base's, for a while."""
-    with standing(lm, [load_adapter(Path(policy))] if policy else []):
-        yield
-
-
 def exams_of(lease: Lease) -> list[Task]:
     """The exams of every trial: with title, the question alone, and about other passages."""
     task = KnowledgeTask(lease.config.edit)
@@ -252,7 +246,7 @@ def untrained(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
     if "none" in methods:
         rows.append(row_of("none", sit(lm, exams)))
     if "policy-none" in methods:
-        with student(lm, lease.policy):
+        with policy_standing(lm, lease.policy):
             rows.append(row_of("policy-none", sit(lm, exams)))
     if "context" in methods:
         try:
@@ -273,7 +267,7 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
                 written[writer, style] = [SelfEdit(passage.id, style or "external", text) for text in lease.external[style]]
             else:
                 task = KnowledgeTask(_in_style(config, style).edit)
-                with student(lm, lease.policy if writer == "policy" else None):
+                with policy_standing(lm, lease.policy if writer == "policy" else None):
                     found = write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed)
                 written[writer, style] = [one.edit for one in found]
         return written[writer, style]
@@ -349,7 +343,7 @@ def table(
         "methods": means,
         "differences": differences,
         "passages": [
-            {"id": passage.id, "title": passage.title, "methods": {m: _plain(row[m]) for m in methods}}
+            {"id": passage.id, "title": passage.title, "methods": {m: known_figures(row[m]) for m in methods}}
             for passage, row in zip(passages, graded, strict=True)
         ],
     }
@@ -401,19 +395,9 @@ def _graded(passage: Passage, row: dict[str, Any], elsewhere: Sequence[Paper], g
             }
         measures |= {name: float(trial.get(name) or 0) for name in ("tokens", "steps", "seconds")}
         found.setdefault(trial["method"], []).append(measures)
-    return {method: {m: _mean(trial[m] for trial in trials) for m in MEASURES} for method, trials in found.items()}
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of those that are there; nan if none is."""
-    there = [value for value in values if not math.isnan(value)]
-    return fmean(there) if there else math.nan
+    return {method: {m: mean_of_known([trial[m] for trial in trials]) for m in MEASURES} for method, trials in found.items()}
 
 
 def _share(asked: Sequence[Asked], marks: Marks, paraphrase: bool) -> float:
     hits = [float(v.correct) for one, v in zip(asked, marks.verdicts, strict=True) if one.paraphrase == paraphrase]
     return fmean(hits) if hits else math.nan
-
-
-def _plain(measures: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in measures.items()}

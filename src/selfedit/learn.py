@@ -19,7 +19,7 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, r
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
@@ -159,7 +159,7 @@ def write_as(
     lm: LanguageModel, policy: str | None, task: Task, passage: Passage, count: int, sampling: Sampling, seed: int
 ) -> list[Written]:
     """A job: self-edits by a policy, or (None) by the base; without the memory, so what was learnt doesn't change the writing."""
-    with standing(lm, [load_adapter(Path(policy))] if policy else [], alone=True):
+    with policy_standing(lm, policy, alone=True):
         return write_edits(lm, task, passage, count, sampling, seed)
 
 

@@ -32,7 +32,17 @@ from selfedit.errors import DataError, DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.adapter import Adapter, install, load_adapter, new_adapter, save_adapter, save_merged, standing, summed
+from selfedit.lm.adapter import (
+    Adapter,
+    install,
+    load_adapter,
+    new_adapter,
+    policy_standing,
+    save_adapter,
+    save_merged,
+    standing,
+    summed,
+)
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.preferences import train_preferences
@@ -504,8 +514,7 @@ def write_and_sit(
 ) -> dict[str, Any]:
     """A job: a context's self-edits by the policy, and the student's exam before any of them."""
     start = time.perf_counter()
-    adapters = [load_adapter(Path(policy))] if policy else []
-    with standing(lm, adapters):
+    with policy_standing(lm, policy):
         written = write_edits(lm, task, context, count, sampling, seed)
         baseline = sit(lm, [(task, context)])[0] if student == "policy" else None
     baseline = baseline or sit(lm, [(task, context)])[0]
@@ -519,7 +528,7 @@ def write_and_sit(
 
 def try_group(lm: LanguageModel, task: Task, trials: Sequence[Trial], slots: int, policy: str | None) -> list[Any]:
     """A job: trials side by side, on the policy or (None) on the base."""
-    with standing(lm, [load_adapter(Path(policy))] if policy else []):
+    with policy_standing(lm, policy):
         return run_trials(lm, [task], trials, slots)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,17 @@ def mean_and_error(values: Sequence[float]) -> Mean:
         return Mean(0, math.nan, math.nan)
     se = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return Mean(len(values), float(np.mean(values)), se)
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean of those figures that exist; nan if none does."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def known_figures(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures for a table's rows: 6 digits, None for one that doesn't exist."""
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in figures.items()}
 
 
 def paired_difference(values: Sequence[float], control: Sequence[float]) -> Difference:

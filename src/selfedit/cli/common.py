@@ -6,13 +6,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from selfedit.errors import DataError, SelfeditError
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 Config = TypeVar("Config", bound=BaseModel)
+
+
+# Options that several commands share.
+ModelOption = Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")]
+StyleOption = Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")]
+GraderOption = Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of everything that is random.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")]
+DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")]
+SlotsOption = Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")]
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
 def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], sets: list[str]) -> Config:
@@ -65,6 +80,25 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
         raise DataError(f"{file or 'settings'}: " + "; ".join(lines)) from error
+
+
+def run_config(run: Path | None, resume: bool, config: Path | None) -> Path | None:
+    """The file of settings: of a run that goes on its own, unless ``--config`` names one.
+
+    Raises:
+        DataError: ``--resume`` without a run to go on with.
+    """
+    if not resume:
+        return config
+    if run is None or not (run / "run.json").is_file():
+        raise DataError("--resume: say which run with --run FOLDER")
+    return config or run / "run.json"
+
+
+def work_bar(what: str) -> Progress:
+    """A bar on stderr with counts, time so far and time left; ``what`` may have {task.description} in it."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)
 
 
 def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,20 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from selfedit.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    GraderOption,
+    ModelOption,
+    ResumeOption,
+    SeedOption,
+    SlotsOption,
+    StyleOption,
+    WorkersOption,
     build_config,
     check_writable,
     err,
@@ -21,11 +31,12 @@ from selfedit.cli.common import (
     narrow_table,
     out,
     print_config,
+    run_config,
     styles_from,
+    work_bar,
     write_json,
 )
 from selfedit.config import EvalConfig
-from selfedit.errors import DataError
 
 app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
 
@@ -45,23 +56,21 @@ def knowledge_command(
     full: Annotated[bool | None, typer.Option("--full", help="In a corpus: train all weights, no adapter.")] = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train, or a policy's folder.")] = None,
     external: Annotated[str | None, typer.Option(help="File with self-edits, or URL of an OpenAI-compatible server.")] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    model: ModelOption = None,
     edits: Annotated[int | None, typer.Option(help="Own self-edits a passage; averaged, never selected.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
-    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    style: StyleOption = None,
+    grader: GraderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    resume: ResumeOption = False,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Measures what a model knows of passages that it doesn't see in the exam.
 
@@ -101,10 +110,7 @@ def knowledge_command(
         "slots": slots,
         "edit.styles": styles_from(style),
     }
-    if resume and (run is None or not (run / "run.json").is_file()):
-        raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None:
-        config = run / "run.json"
+    config = run_config(run, resume, config)
     resolved = build_config(EvalConfig, config, flags, sets or [])
     check_styles([*resolved.edit.styles, *(style for _, _, style in (m.partition(":") for m in resolved.methods) if style)])
     if dry_run:
@@ -130,14 +136,7 @@ def knowledge_command(
     corpus = resolved.setting == "corpus"
     what = "passages, then trainings" if corpus else "passages"
     total = len(passages) + (trainings(resolved) if corpus else 0)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with work_bar(what) as bar:
         task = bar.add_task("", total=total)
         grading = make_grader(resolved.grader, resolved.judge)
         measured = evaluate_corpus if corpus else evaluate

@@ -14,6 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from selfedit.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    GraderOption,
+    ModelOption,
+    SeedOption,
+    SlotsOption,
+    StyleOption,
+    WorkersOption,
     build_config,
     check_writable,
     err,
@@ -33,26 +43,24 @@ def learn_command(
     quiz: Annotated[Path | None, typer.Option(help="Questions with answers: JSON, JSONL, YAML or CSV.")] = None,
     title: Annotated[str | None, typer.Option(help="Title; default: the first heading, or the file's name.")] = None,
     memory: Annotated[Path, typer.Option(help="Folder of the memory; made if it isn't there.")] = Path("memory"),
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
+    model: ModelOption = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train: its policy writes; default: the base.")] = None,
     edits: Annotated[int | None, typer.Option(help="How many self-edits to write and try.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
+    style: StyleOption = None,
     repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
     quiz_split: Annotated[float | None, typer.Option(help="Share of the quiz that chooses; the rest reports.")] = None,
-    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
+    grader: GraderOption = None,
     judge_url: Annotated[str | None, typer.Option(help="Server of the grader judge, ending in /v1.")] = None,
     judge_model: Annotated[str | None, typer.Option(help="Model that the grader judge asks.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: settings.epochs=5, edit.form=plain.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole result there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Reads a passage, writes self-edits about it, trains on each, sits an exam without the passage, keeps the best if it helped.
 

@@ -11,10 +11,29 @@ import typer
 from rich.columns import Columns
 from rich.console import Group
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from selfedit.cli.common import build_config, check_writable, err, estimates, narrow_table, out, print_config, write_json
+from selfedit.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    ModelOption,
+    ResumeOption,
+    SeedOption,
+    SlotsOption,
+    WorkersOption,
+    build_config,
+    check_writable,
+    err,
+    estimates,
+    narrow_table,
+    out,
+    print_config,
+    run_config,
+    work_bar,
+    write_json,
+)
 from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Rows
@@ -32,20 +51,18 @@ def eval_arc_command(
     unconstrained: Annotated[
         bool | None, typer.Option("--unconstrained", help="Recipes are written freely and asked for again, as in the paper.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    model: ModelOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/eval-arc-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    resume: ResumeOption = False,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: edit.orders=2, settings.rank=64.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Ways to come by a recipe for a puzzle, side by side.
 
@@ -74,10 +91,7 @@ def eval_arc_command(
         "dtype": dtype,
         "slots": slots,
     }
-    if resume and (run is None or not (run / "run.json").is_file()):
-        raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None:
-        config = run / "run.json"
+    config = run_config(run, resume, config)
     resolved = build_config(ArcEvalConfig, config, flags, sets or [])
     if {"seal", "seal-writer"} & set(resolved.methods) and not resolved.writer:
         raise DataError("seal and seal-writer need a trained writer: give --writer RUN")
@@ -106,8 +120,7 @@ def eval_arc_command(
     opened = Run(folder, resolved, resume)
     write_json(folder / "data.json", as_json(puzzles))
     err.print(f"run folder: {folder}", highlight=False)
-    columns = (TextColumn("puzzles"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with work_bar("puzzles") as bar:
         task = bar.add_task("", total=len(puzzles))
         result = evaluate(resolved, puzzles, opened, workers, lambda count: bar.update(task, completed=count))
     write_json(folder / "table.json", result)
@@ -167,10 +180,10 @@ def solve_command(
     recipe: Annotated[str | None, typer.Option(help="hand-made, or a file with a recipe; default: the model writes some.")] = None,
     edits: Annotated[int | None, typer.Option(help="Recipes that the model writes; their answers are voted. Default: 5.")] = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train arc, or a policy's folder: it writes.")] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    model: ModelOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings of eval arc.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of eval arc: edit.most_tokens=10000.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write recipes and answers there.")] = None,
@@ -179,7 +192,7 @@ def solve_command(
 
     Shows the grids before and after. Where the tests' outputs are known, it says whether they were found.
 
-    Example: selfedit solve 6150a2bd --recipe hand-made
+    Example: selfedit solve 6150a2bd --recipe hand-made --set edit.permutations=5
     """
     flags = {"model": model, "seed": seed, "device": device, "dtype": dtype, "edits": edits, "writer": writer, "data": file}
     resolved = build_config(ArcEvalConfig, config, flags, sets or [])

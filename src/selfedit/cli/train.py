@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from selfedit.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    GraderOption,
+    ModelOption,
+    ResumeOption,
+    SeedOption,
+    SlotsOption,
+    StyleOption,
+    WorkersOption,
     build_config,
     check_writable,
     err,
@@ -19,7 +29,9 @@ from selfedit.cli.common import (
     narrow_table,
     out,
     print_config,
+    run_config,
     styles_from,
+    work_bar,
     write_json,
 )
 from selfedit.config import ArcTrainConfig, OuterConfig, TrainConfig
@@ -58,22 +70,20 @@ def knowledge_command(
     control_of: Annotated[
         str | None, typer.Option(help="A finished run: its passages and number of rows, drawn at random.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
-    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    model: ModelOption = None,
+    style: StyleOption = None,
+    grader: GraderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/train-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    resume: ResumeOption = False,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: outer.epochs=3, settings.rank=8.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics of all rounds there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Rounds of ReST-EM: write self-edits with the current policy, train on each, sit the exam, keep what helped, train the policy.
 
@@ -140,26 +150,24 @@ def arc_command(
     repeats: Annotated[int | None, typer.Option(help="Training runs of each recipe, each with its own seed.")] = None,
     rule: Annotated[str | None, typer.Option(help="positive, best-positive, best, top-fraction, or random.")] = None,
     algorithm: Annotated[str | None, typer.Option(help="rest-em (SFT on the selected), or dpo (best over worst).")] = None,
-    reward: Annotated[str | None, typer.Option(help="accuracy (share of the tests solved), likelihood, or mixed.")] = None,
+    reward: Annotated[str | None, typer.Option(help="accuracy (1 if all tests are solved), likelihood, or mixed.")] = None,
     student: Annotated[str | None, typer.Option(help="Whose weights are trained on a recipe's items: base or policy.")] = None,
     control_of: Annotated[str | None, typer.Option(help="A finished run: its puzzles and number of rows, drawn at random.")] = None,
     unconstrained: Annotated[
         bool | None, typer.Option("--unconstrained", help="Recipes are written freely and asked for again, as in the paper.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=0, help="Adapters trained side by side in one process; 0: by memory.")] = None,
+    model: ModelOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
+    slots: SlotsOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/train-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    resume: ResumeOption = False,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: edit.most_tokens=10000.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics of all rounds there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Rounds of ReST-EM on puzzles: write recipes, train on each one's items, answer the tests, keep the recipes that solved.
 
@@ -215,10 +223,7 @@ def _resolved(
     kind: type[C], flags: dict[str, Any], config: Path | None, sets: list[str] | None, run: Path | None, resume: bool
 ) -> C:
     """The settings: of a run that goes on its own, of a control those of the run that it is held against."""
-    if resume and (run is None or not (run / "run.json").is_file()):
-        raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None:
-        config = run / "run.json"
+    config = run_config(run, resume, config)
     if flags["control_of"] and config is None:
         # Only the rule differs.
         config = Path(flags["control_of"]) / "run.json"
@@ -254,8 +259,7 @@ def _train_on(
     opened = Run(folder, resolved, resume)
     write_json(folder / "data.json", stored(drawn))
     err.print(f"run folder: {folder}", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with work_bar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head = ""
 

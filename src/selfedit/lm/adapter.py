@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,11 @@ def standing(lm: LanguageModel, adapters: Sequence[Adapter], alone: bool = False
     finally:
         for name, layer in layers.items():
             layer.frozen, layer.base.weight = before[name]
+
+
+def policy_standing(lm: LanguageModel, folder: str | None, alone: bool = False) -> AbstractContextManager[None]:
+    """A saved policy's weights, or (None) what is there without it, for a while; ``alone`` as in ``standing``."""
+    return standing(lm, [load_adapter(Path(folder))] if folder else [], alone)
 
 
 def summed(adapters: Sequence[Adapter]) -> Adapter:

@@ -31,16 +31,18 @@ from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders.attempts import AttemptsGrader
 from selfedit.inner import Outcome, Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.adapter import policy_standing
 from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import mark_sitting
 from selfedit.runs import BASE, Run, policy_of, read_rows
 from selfedit.samplers.local import write_edits
-from selfedit.stats import bootstrap, mean_and_error, paired_difference, wilson
+from selfedit.stats import bootstrap, known_figures, mean_and_error, mean_of_known, paired_difference, wilson
+from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe, random_recipe
 from selfedit.tasks.arc.task import ArcTask
+from selfedit.tasks.arc.vote import attempts_of, solved
 from selfedit.tasks.base import Sitting
 
 # What each method is held against, where both are there.
@@ -133,22 +135,22 @@ def best_fixed(run: Path) -> str:
     rows = read_rows(run / "trials.jsonl")
     written = {(one["context"], at): edit["text"] for path in sorted(run.glob("round-*/edits.jsonl")) for one in read_rows(path)
                for at, edit in enumerate(one["edits"])}  # fmt: skip
-    data = json.loads((run / "data.json").read_text()) if (run / "data.json").is_file() else {}
-    solved: dict[str, set[str]] = defaultdict(set)
+    file = run / "data.json"
+    puzzles = {puzzle.id: puzzle for puzzle in load_puzzles(str(file), "")} if file.is_file() else {}
+    by_recipe: dict[str, set[str]] = defaultdict(set)
     tried: Counter[str] = Counter()
     hits: Counter[str] = Counter()
     for row in rows:
         recipe = written[row["context"], row["candidate"]]
-        wanted = [test["output"] for test in data[row["context"]]["test"]]
-        answers = [json.loads(answer) for answer in (row["sitting"] or {"answers": ["[]"] * len(wanted)})["answers"]]
-        right = all(want in attempts for want, attempts in zip(wanted, answers, strict=True))
+        sat = row["sitting"]
+        right = sat is not None and solved(puzzles[row["context"]], [attempts_of(answer) for answer in sat["answers"]])
         tried[recipe] += 1
         hits[recipe] += right
         if right:
-            solved[recipe].add(row["context"])
-    if not solved:
+            by_recipe[recipe].add(row["context"])
+    if not by_recipe:
         raise DataError(f"{run}: no recipe there that solved a puzzle; give --fixed-of the folder of a run of selfedit train arc")
-    return min(solved, key=lambda recipe: (-len(solved[recipe]), -hits[recipe] / tried[recipe], recipe))
+    return min(by_recipe, key=lambda recipe: (-len(by_recipe[recipe]), -hits[recipe] / tried[recipe], recipe))
 
 
 def evaluate_puzzle(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def evaluate_puzzle(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     for on_policy in (False, True):
         chosen = {method: ones for method, ones in written.items() if (method in ON_POLICY) == on_policy}
         texts = [text for text in dict.fromkeys(text for ones in chosen.values() for text, _ in ones) if text in plans]
-        with standing(lm, [load_adapter(Path(lease.policy))] if on_policy and lease.policy else []):
+        with policy_standing(lm, lease.policy if on_policy else None):
             outcomes = dict(zip(texts, run_trials(lm, [task], [Trial(puzzle, plans[t]) for t in texts], lease.slots), strict=True))
         for method, ones in chosen.items():
             for text, attempts in ones:
@@ -203,7 +205,7 @@ def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, 
         return [(lease.fixed, 1)] if lease.fixed else []
     if method == "oracle":
         return [(config.oracle or HAND_MADE.text(), 1)]
-    with standing(lm, [load_adapter(Path(lease.policy))] if method in BY_POLICY and lease.policy else []):
+    with policy_standing(lm, lease.policy if method in BY_POLICY else None):
         written = write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)
     return [(one.edit.text, one.attempts) for one in written]
 
@@ -245,7 +247,9 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
     ``readable`` the share that could be read when first sampled; ``tokens`` labelled ones, ``read`` all of the items, every epoch.
     """
     graded = [_graded(puzzle, row) for puzzle, row in zip(puzzles, rows, strict=True)]
-    values = {method: [{m: _mean([one[m] for one in of[method]]) for m in MEASURES} for of in graded] for method in config.methods}
+    values = {
+        method: [{m: mean_of_known([one[m] for one in of[method]]) for m in MEASURES} for of in graded] for method in config.methods
+    }
     methods, intervals = {}, {}
     for method, by_puzzle in values.items():
         kept = {m: [row[m] for row in by_puzzle if not math.isnan(row[m])] for m in MEASURES}
@@ -290,7 +294,7 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
         "fixed": fixed,
         "recipes": sorted(recipes, key=lambda row: row["puzzle"]),
         "passages": [
-            {"id": puzzle.id, "title": puzzle.id, "methods": {m: _plain(values[m][at]) for m in config.methods}}
+            {"id": puzzle.id, "title": puzzle.id, "methods": {m: known_figures(values[m][at]) for m in config.methods}}
             for at, puzzle in enumerate(puzzles)
         ],
     }
@@ -322,11 +326,10 @@ def _graded(puzzle: Puzzle, row: dict[str, Any]) -> dict[str, list[dict[str, flo
         if trial["sitting"] is not None:
             sat = {name: tuple(trial["sitting"][name]) for name in ("answers", "log_probabilities", "margins")}
             marks = mark_sitting(AttemptsGrader(), asked, Sitting(**sat))
-            attempts = [json.loads(answer) for answer in trial["sitting"]["answers"]]
-            wanted = [json.loads(one.question.answer) for one in asked]
+            attempts = [attempts_of(answer) for answer in trial["sitting"]["answers"]]
             measures |= {
                 "accuracy": marks.accuracy,
-                "tests": fmean(float(want in tried) for want, tried in zip(wanted, attempts, strict=True)),
+                "tests": fmean(float(wanted in tried) for (_, wanted), tried in zip(puzzle.test, attempts, strict=True)),
                 "cells": fmean(verdict.score for verdict in marks.verdicts),
                 "logprob": fmean(trial["sitting"]["log_probabilities"]),
                 "valid": 1.0,
@@ -344,12 +347,3 @@ def _beside(row: dict[str, Any], graded: dict[str, list[dict[str, float]]]) -> l
         found.append((trial, graded[trial["method"]][at[trial["method"]]]))
         at[trial["method"]] += 1
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    there = [value for value in values if not math.isnan(value)]
-    return fmean(there) if there else math.nan
-
-
-def _plain(measures: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in measures.items()}

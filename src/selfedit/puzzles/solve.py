@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Puzzle, Rows
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.inner import Trial, run_trials, sit
-from selfedit.lm.adapter import load_adapter, standing
+from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import load_model
 from selfedit.lm.stack import slots_that_fit
 from selfedit.runs import policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
 from selfedit.tasks.arc.task import ArcTask
-from selfedit.tasks.arc.vote import solved, voted
+from selfedit.tasks.arc.vote import attempts_of, solved, voted
 from selfedit.tasks.base import Sitting
 
 Attempts = list[list[Rows]]
@@ -48,7 +47,7 @@ def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Calla
     texts = [recipe] if recipe is not None else []
     if not texts:
         told("writing recipes")
-        with standing(lm, [load_adapter(Path(policy.folder))] if policy.folder else []):
+        with policy_standing(lm, policy.folder):
             texts = [one.edit.text for one in write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)]
     rows: list[dict[str, Any]] = []
     trials = []
@@ -104,4 +103,4 @@ def read_recipe(given: str) -> str:
 
 
 def _attempts(sitting: Sitting) -> Attempts:
-    return [[tuple(tuple(row) for row in tried) for tried in json.loads(answer)] for answer in sitting.answers]
+    return [attempts_of(answer) for answer in sitting.answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -81,6 +82,11 @@ def voted(answers: Sequence[Rows | None], attempts: int = ATTEMPTS) -> list[Rows
     counts = Counter(answer for answer in answers if answer is not None)
     first = {answer: at for at, answer in reversed(list(enumerate(answers))) if answer is not None}
     return sorted(counts, key=lambda answer: (-counts[answer], first[answer]))[:attempts]
+
+
+def attempts_of(answer: str) -> list[Rows]:
+    """A test's attempts, from a sitting's answer: JSON, the best one first."""
+    return [tuple(tuple(row) for row in tried) for tried in json.loads(answer)]
 
 
 def solved(puzzle: Puzzle, attempts: Sequence[Sequence[Rows]]) -> bool:
