@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from selfedit import __version__
-from selfedit.cli import ask, bench, chat, compile, evaluate, learn, memory, puzzles, report, train
+from selfedit.cli import ask, bench, chat, compile, evaluate, general, learn, memory, puzzles, report, train
 from selfedit.cli.common import err
 from selfedit.errors import SelfeditError
 
@@ -28,6 +28,7 @@ app.add_typer(memory.app, name="memory")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
+evaluate.app.command("general")(general.eval_general_command)
 evaluate.app.command("arc")(puzzles.eval_arc_command)
 app.command("solve")(puzzles.solve_command)
 app.command("compile")(compile.compile_command)
