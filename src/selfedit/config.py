@@ -290,6 +290,54 @@ class ArcEvalConfig(Frozen):
         return value
 
 
+class KeepConfig(Frozen):
+    """Settings of the ways of keeping; each uses its own."""
+
+    last_layers: Annotated[int, Field(ge=1, description="last-layers: so many are adapted")] = 10
+    replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons' documents in a lesson")] = 0.5
+    base_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of the base's own answers")] = 0.1
+    every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
+    sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
+    exam_drop: Annotated[float, Field(ge=0, le=1, description="gate: share of anchors that may be lost")] = 0.07
+    bits: Annotated[float, Field(ge=0, description="gate: bits a token that the anchors' golds may lose")] = 0.08
+    divergence: Annotated[float, Field(ge=0, description="gate: bits a token that the old answers may lose")] = 0.7
+    distil_weight: Annotated[float, Field(ge=0, description="distil: weight of the divergence from the base")] = 1.0
+    retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
+    remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
+    threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = 0.0
+
+
+class ContinualConfig(Frozen):
+    """Everything that decides what ``selfedit continual`` does (paper section 5).
+
+    The paper: 8 sequences of 8 passages, ``merge``, all layers, 4 seeds of order.
+    """
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets, put together")] = ("almanac",)
+    split: str = "test"
+    methods: Annotated[tuple[str, ...], Field(min_length=1, description="ways of keeping; several at once joined by +")] = (
+        "merge",
+        "replay",
+        "consolidate",
+        "retrieve",
+    )
+    sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 6
+    passages: Annotated[int, Field(ge=1, description="passages a sequence")] = 8
+    related: Annotated[float, Field(ge=0, le=1, description="share of sequences with two passages of one title")] = 0.5
+    exam_every: Annotated[int, Field(ge=1, description="all passages so far are examined after every so many commits")] = 1
+    edits: Annotated[int, Field(ge=1, le=16, description="self-edits a passage, for methods that choose")] = 1
+    writer: Annotated[str, Field(description="run of selfedit train, or a policy's folder; default: the base writes")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    grader: GraderName = "recall"
+    judge: JudgeConfig = JudgeConfig()
+    keep: KeepConfig = KeepConfig()
+    edit: EditConfig = EditConfig()
+    settings: Settings = Settings()
+
+
 class CorpusConfig(Frozen):
     """Many passages at once (paper section 4.1, continued pre-training): one adapter, or all weights, on everything together."""
 

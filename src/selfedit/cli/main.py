@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from selfedit import __version__
-from selfedit.cli import ask, bench, chat, compile, evaluate, general, learn, memory, puzzles, report, train
+from selfedit.cli import ask, bench, chat, compile, continual, evaluate, general, learn, memory, puzzles, report, train
 from selfedit.cli.common import err
 from selfedit.errors import SelfeditError
 
@@ -30,6 +30,7 @@ app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 evaluate.app.command("general")(general.eval_general_command)
 evaluate.app.command("arc")(puzzles.eval_arc_command)
+app.command("continual")(continual.continual_command)
 app.command("solve")(puzzles.solve_command)
 app.command("compile")(compile.compile_command)
 app.command("report")(report.report_command)

@@ -55,7 +55,7 @@ def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int)
     install(lm, adapter)
     lm.model.train(settings.dropout > 0)
     losses, tokens = descend(
-        lm, adapter.parameters, rows, settings, seed, lambda batch: _loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
+        lm, adapter.parameters, rows, settings, seed, lambda batch: loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
     )
     lm.model.eval()
     return Trained(adapter, losses, tokens)
@@ -76,7 +76,7 @@ def fully_trained(lm: LanguageModel, rows: Sequence[Row], settings: Settings, se
     for parameter in parameters:
         parameter.data = parameter.data.clone()
     try:
-        yield descend(lm, parameters, rows, settings, seed, lambda batch: _loss_sum(lm, batch, {}, 0), lambda row: row.labelled)
+        yield descend(lm, parameters, rows, settings, seed, lambda batch: loss_sum(lm, batch, {}, 0), lambda row: row.labelled)
     finally:
         for parameter, data in zip(parameters, before, strict=True):
             parameter.data = data
@@ -90,6 +90,7 @@ def descend(
     seed: int,
     loss_sum: Callable[[list[Item]], torch.Tensor],
     weight: Callable[[Item], int],
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], int]:
     """AdamW over batches of items, each step's loss divided by its items' weight; losses by step and the weight of all."""
     for tensor in parameters:
@@ -114,6 +115,7 @@ def descend(
                 torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
                 optimiser.step()
                 optimiser.zero_grad()
+                after_step()
                 progress.report(1)
                 losses.append(loss)
                 total += weights
@@ -153,7 +155,7 @@ def head_logits(lm: LanguageModel, states: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _loss_sum(lm: LanguageModel, batch: list[Row], prefixes: dict[Row, torch.Tensor], first: int) -> torch.Tensor:
+def loss_sum(lm: LanguageModel, batch: list[Row], prefixes: dict[Row, torch.Tensor], first: int) -> torch.Tensor:
     """Summed cross-entropy over labelled tokens; logits are made only where there is a label."""
     ids_BT, labels_BT = pad(batch, lm.tokenizer.pad_token_id, lm.device)
     if first:

@@ -1,0 +1,63 @@
+"""Replay: stored self-edits of earlier passages, and text of the frozen base, are mixed into a lesson."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from selfedit import seeds
+from selfedit.edits import Document, Message
+from selfedit.keepers.base import Held, Keeper, Lesson
+from selfedit.lm.adapter import standing
+from selfedit.lm.batch import encode_prompt
+from selfedit.lm.generate import generate
+from selfedit.lm.load import LanguageModel
+
+# Tokens of a text that the base is asked for.
+LONGEST = 40
+# What the base is asked to say something about; none of it is asked by ``selfedit eval general``.
+ABOUT = (
+    "the sea", "a small town", "old trees", "trains", "the desert", "cooking", "a long walk", "music", "the weather in autumn",
+    "a market", "how a bridge is built", "mountains", "friendship", "a garden", "dreams", "the night sky", "a good meal", "sport",
+    "an island", "how to learn a language", "the moon", "a family", "money", "a river", "an old house", "a museum", "a journey",
+    "work", "holidays", "clothes", "horses", "the forest", "a festival", "cities", "letters", "the wind", "painting", "tools",
+    "a school", "coffee",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replay(Keeper):
+    """Old documents at ``share`` of all, drawn evenly over the earlier lessons, and answers of the base at ``base_share``."""
+
+    share: float
+    base_share: float
+
+    def documents(self, lm: LanguageModel, held: Held, lesson: Lesson, seed: int) -> list[Document]:
+        """Drawn anew for each lesson."""
+        own = len(lesson.edits[0])
+        chance = random.Random(seed)
+        generic = round(own * self.base_share / (1 - self.base_share))
+        found = base_answers(lm, generic, seed)
+        if not held.lessons:
+            return found
+        piles = [chance.sample(old.edits[0], len(old.edits[0])) for old in held.lessons]
+        wanted = round(own * self.share / (1 - self.share))
+        while wanted > 0 and any(piles):
+            # One of each earlier lesson in turn, so that none is forgotten for the longest.
+            for pile in chance.sample(piles, len(piles)):
+                if pile and wanted > 0:
+                    found.append(pile.pop())
+                    wanted -= 1
+        return found
+
+
+def base_answers(lm: LanguageModel, count: int, seed: int) -> list[Document]:
+    """What the base itself says about this and that, sampled: lessons that keep it as it was."""
+    if not count:
+        return []
+    chance = random.Random(seed)
+    prompts = [(Message("user", f"Tell me something about {topic}."),) for topic in chance.sample(ABOUT, min(count, len(ABOUT)))]
+    row_seeds = [seeds.derive(seed, "base", at) for at in range(len(prompts))]
+    with standing(lm, [], alone=True):
+        texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST, 1.0, 0.95, row_seeds)
+    return [Document(text, prompt) for prompt, text in zip(prompts, texts, strict=True) if text]
