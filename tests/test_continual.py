@@ -181,6 +181,9 @@ def test_a_run_has_a_matrix_and_resumes(command: Command, tiny_model: Path, tmp_
     assert len(matrix) == 3 and len(matrix[0]) == 2 and matrix[1][1] is None and matrix[0][1]["n"] == 2
     assert table["methods"]["merge"]["general"]["n"] == 2 and "consolidated" in table["methods"]["replay+consolidate"]
     assert "retention" in done.stdout and not list((run / "states").iterdir()), "finished sequences leave no state behind"
+    page = command("report", run, "--out", tmp_path / "page.html")
+    assert page.returncode == 0, page.stderr
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 3 and "What was kept" in (tmp_path / "page.html").read_text()
     rows = (run / "trials.jsonl").read_text()
     assert rows.count("\n") == 3 * 2 * 3
     other = command(*flags, "--run", run, "--resume", "--set", "keep.every=3")

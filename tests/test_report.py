@@ -102,7 +102,7 @@ def test_report_is_one_page_with_pictures_and_tables(command: Command, result_fi
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda d: d.pop("articles"), "neither articles nor server_reply"),
+        (lambda d: d.pop("articles"), "neither articles nor"),
         (lambda d: d["articles"][1].pop("title"), "article 2: field title"),
         (lambda d: d["articles"][0]["completions"][1].pop("text"), "completion 2: field text"),
         (lambda d: d["articles"][0]["completions"][0]["questions"][2].pop("adapter_correct"), "question 3: field adapter_correct"),
@@ -136,3 +136,25 @@ def test_a_result_of_many_passages_becomes_a_table(command: Command, tmp_path: P
     file.write_text(json.dumps(data | {"server_reply": reply | {"adapter_correct": after[:-1]}}))
     done = command("convert", file, tmp_path / "other")
     assert done.returncode == 1 and "6 verdicts of the baseline and 5" in done.stderr and not (tmp_path / "other").exists()
+
+
+def test_a_summary_of_sequences_becomes_a_matrix(command: Command, tmp_path: Path) -> None:
+    means = [[0.3, 0.2], [0.5, 0.0], [0.4, 0.6]]
+    spreads = [[0.1, 0.1], [0.2, 0.0], [0.1, 0.2]]
+    file = tmp_path / "summary.json"
+    data = {"mean_over_sequences": means, "std_over_sequences": spreads, "n_sequences": 4, "n_datapoints": 2}
+    file.write_text(json.dumps(data))
+    done = command("convert", file, tmp_path / "run", "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["overall"] == {
+        "before": 0.25, "immediate": 0.55, "all_after": 0.5, "forgetting": 0.1,
+    }  # fmt: skip
+    matrix = json.loads((tmp_path / "run" / "table.json").read_text())["matrix"]["merge"]
+    assert matrix[1][1] is None and matrix[2][1] == {"n": 4, "mean": 0.6, "se": 0.1}
+    done = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "What was kept" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page-files" / "matrix-run-merge.png").is_file()
+    file.write_text(json.dumps(data | {"std_over_sequences": spreads[:2]}))
+    done = command("convert", file, tmp_path / "other")
+    assert done.returncode == 1 and "std_over_sequences" in done.stderr

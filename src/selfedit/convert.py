@@ -6,6 +6,7 @@ Departures: a run that has no verdicts counts as one that could not be tried; th
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from selfedit.tasks.knowledge.data import flat_dataset
 
 # How far a file's own aggregate (rounded to 4 digits) may be from the one computed again.
 ROUNDING = 1.01e-4
+# What tells the results of many passages at once and of sequences.
+FORMS = {"server_reply", "mean_over_sequences"}
 
 
 def convert(file: Path, folder: Path) -> dict[str, Any]:
@@ -38,6 +41,8 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     data = _load(file)
     if "server_reply" in data:
         return _convert_corpus(file, data, folder)
+    if "mean_over_sequences" in data:
+        return _convert_continual(file, data, folder)
     passages: list[Passage] = []
     edits, trials, scored = [], [], []
     for index, article in enumerate(data["articles"]):
@@ -107,6 +112,54 @@ def _convert_corpus(file: Path, data: dict[str, Any], folder: Path) -> dict[str,
     (scratch / "table.json").write_text(json.dumps(table, indent=1) + "\n")
     scratch.rename(folder)
     return _compared(overall, data)
+
+
+def _convert_continual(file: Path, data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A summary of sequences: matrices of means and deviations; a run folder of the kind ``continual``. No verdicts are in it."""
+    count = data.get("n_sequences")
+    if not isinstance(count, int) or count < 1:
+        raise DataError(f"{file}: field n_sequences is missing or no number of sequences")
+    means, spreads = (_matrix(data, name, file) for name in ("mean_over_sequences", "std_over_sequences"))
+    columns = len(means[0])
+    matrix = [
+        [
+            {"n": count, "mean": means[step][column], "se": spreads[step][column] / math.sqrt(count)}
+            # Row 0 is the model before; later rows have no exam of passages that are yet to come.
+            if not step or column < step
+            else None
+            for column in range(columns)
+        ]
+        for step in range(columns + 1)
+    ]
+    last, own = means[columns], [means[column + 1][column] for column in range(columns)]
+    overall: dict[str, float | None] = {
+        "before": _rounded(fmean(means[0])),
+        "immediate": _rounded(fmean(own)),
+        "all_after": _rounded(fmean(last)),
+        "forgetting": _rounded(fmean(a - b for a, b in zip(own[:-1], last[:-1], strict=True))) if columns > 1 else None,
+    }
+    figures = {name: {"n": count, "mean": value, "se": None} for name, value in overall.items() if value is not None}
+    table = {
+        "config": {"data": data.get("dataset") or file.name, "passages": columns, "seed": None},
+        "n": count,
+        "questions": None,
+        "methods": {"merge": figures},
+        "matrix": {"merge": matrix},
+        "differences": [],
+    }
+    scratch = _started(file, data, folder)
+    (scratch / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    scratch.rename(folder)
+    return _compared(overall, data)
+
+
+def _matrix(data: dict[str, Any], name: str, file: Path) -> list[list[float]]:
+    """(K + 1) rows of K numbers."""
+    rows = data.get(name)
+    whole = isinstance(rows, list) and len(rows) > 1 and all(isinstance(row, list) and len(row) == len(rows) - 1 for row in rows)
+    if not whole or not all(isinstance(value, (int, float)) for row in rows or [] for value in row):
+        raise DataError(f"{file}: field {name} is missing or no matrix of one row more than columns")
+    return [[float(value) for value in row] for row in rows or []]
 
 
 def _started(file: Path, data: dict[str, Any], folder: Path) -> Path:
@@ -239,10 +292,8 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: no such file; give a result of a run of trials (JSON with articles)") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: can't be read as JSON ({error})") from error
-    if not isinstance(data, dict) or not (isinstance(data.get("articles"), list) or "server_reply" in data):
-        raise DataError(
-            f"{file}: neither articles nor server_reply in it; give a result of trials or of many passages, not a data set"
-        )
+    if not isinstance(data, dict) or not (isinstance(data.get("articles"), list) or FORMS & set(data)):
+        raise DataError(f"{file}: neither articles nor {' nor '.join(sorted(FORMS))} in it; give a result, not a data set")
     return data
 
 

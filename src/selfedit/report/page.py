@@ -15,6 +15,7 @@ import markupsafe
 import yaml
 
 from selfedit.report import tables
+from selfedit.report.continual import continual_pictures, kept_table, matrices_table
 from selfedit.report.plots import Picture, pictures_of
 from selfedit.report.puzzles import galleries, puzzle_pictures, recipes_table, solved_table
 from selfedit.report.read import RunData, read_run
@@ -27,7 +28,7 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
         DataError: a folder isn't a run, or has nothing to show.
     """
     runs = [read_run(folder) for folder in folders]
-    pictures = pictures_of(runs) + puzzle_pictures(runs)
+    pictures = pictures_of(runs) + puzzle_pictures(runs) + continual_pictures(runs)
     sections = [(run, _tables(run)) for run in runs]
     compared = tables.comparison(runs) if len(runs) > 1 else None
     page = _template().render(
@@ -49,6 +50,8 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
 
 
 def _tables(run: RunData) -> list[tables.Table]:
+    if run.kind == "continual":
+        return [table for table in (kept_table(run), tables.differences_table(run)) if table.rows]
     if run.kind == "puzzles":
         return [solved_table(run), tables.differences_table(run)]
     if run.kind == "eval":
@@ -59,7 +62,11 @@ def _tables(run: RunData) -> list[tables.Table]:
 
 def _more(run: RunData) -> list[tables.Table]:
     """What only the CSV files have."""
-    makers: dict[str, Callable[[RunData], tables.Table]] = {"train": tables.edits_table, "puzzles": recipes_table}
+    makers: dict[str, Callable[[RunData], tables.Table]] = {
+        "train": tables.edits_table,
+        "puzzles": recipes_table,
+        "continual": matrices_table,
+    }
     return [makers[run.kind](run)] if run.kind in makers else []
 
 

@@ -16,6 +16,9 @@ from selfedit.selection import Scored
 from selfedit.tasks.knowledge.data import load_dataset
 from selfedit.tasks.knowledge.documents import content_words
 
+# What tells a table's kind.
+TABLES = {"recipes": "puzzles", "matrix": "continual"}
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -57,7 +60,8 @@ class RunData:
 
     Attributes:
         folder: where it lies.
-        kind: ``train`` (rounds of self-edits, ours or converted), ``eval`` (a table of methods), or ``puzzles`` (one of recipes).
+        kind: ``train`` (rounds of self-edits, ours or converted), ``eval`` (a table of methods), ``puzzles`` (one of recipes), or
+            ``continual`` (one of ways of keeping).
         rounds: of a train run.
         table: of an eval run, as ``table.json`` has it.
     """
@@ -83,7 +87,9 @@ def read_run(folder: Path) -> RunData:
         raise DataError(f"{folder}: no run there ({error}); give the folder of a run of selfedit train, eval or convert") from error
     if (folder / "table.json").is_file():
         table = json.loads((folder / "table.json").read_text())
-        return RunData(folder.name, folder, "puzzles" if "recipes" in table else "eval", settings, table=table)
+        return RunData(
+            folder.name, folder, next((kind for key, kind in TABLES.items() if key in table), "eval"), settings, table=table
+        )
     rounds = [_round(folder, index, metrics) for index, metrics in enumerate(read_rows(folder / "metrics.jsonl"), start=1)]
     if not rounds:
         raise DataError(f"{folder}: has no finished round and no table yet; let it end, or go on with it by --resume")

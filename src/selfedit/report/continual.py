@@ -1,0 +1,96 @@
+"""What a report shows of sequences: what each way of keeping kept, and the matrices as heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from selfedit.report.plots import STYLE, Picture, picture_of
+from selfedit.report.read import RunData
+from selfedit.report.tables import Table
+
+SHARES = ("before", "immediate", "retained", "retention", "forgetting", "all_after")
+# Above so many passages the cells get no figures of their own.
+MOST_LABELLED = 12
+
+
+def kept_table(run: RunData) -> Table:
+    """What each method kept, and at what cost."""
+    table = run.table or {}
+    rows = []
+    for method, of in table["methods"].items():
+        shares = [_pm(of.get(name), 100, 1) for name in SHARES]
+        costs = [
+            _pm(of.get(name), scale, digits) for name, scale, digits in (("tokens", 1, 0), ("seconds", 1, 0), ("bytes", 1e-6, 0))
+        ]
+        others = ", ".join(f"{name} {of[name]['mean']:.2f}" for name in of if name not in KNOWN)
+        rows.append((method, *shares, _pm(of.get("general"), 1, 3), _pm(of.get("accepted"), 100, 0), *costs, others or None))
+    return Table(
+        "What was kept",
+        f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over sequences. "
+        "Immediate: right just after the own commit; retained: after the last one; both of what the model didn't know before. "
+        "Forgetting: mean fall, over all questions. General: change of general questions' gold log-probability. Cost of a commit.",
+        (
+            "method", "before %", "immediate %", "retained %", "retention %", "forgetting", "all at the end %", "general",
+            "accepted %", "tokens", "seconds", "MB", "notes",
+        ),
+        tuple(rows),
+    )  # fmt: skip
+
+
+KNOWN = {*SHARES, "general", "accepted", "tokens", "seconds", "bytes"}
+
+
+def matrices_table(run: RunData) -> Table:
+    """Every cell, for the CSV."""
+    rows = [
+        (method, step, column + 1, cell["n"], cell["mean"], cell["se"])
+        for method, matrix in (run.table or {})["matrix"].items()
+        for step, row in enumerate(matrix)
+        for column, cell in enumerate(row)
+        if cell is not None
+    ]
+    return Table("Matrix", "", ("method", "after commits", "passage", "n", "mean", "se"), tuple(rows))
+
+
+def continual_pictures(runs: Sequence[RunData]) -> list[Picture]:
+    """A heat map a method."""
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        return [
+            _heat_map(run, method, matrix)
+            for run in runs
+            if run.kind == "continual"
+            for method, matrix in (run.table or {})["matrix"].items()
+            if matrix
+        ]
+
+
+def _heat_map(run: RunData, method: str, matrix: Sequence[Sequence[dict[str, Any] | None]]) -> Picture:
+    shares = np.array([[np.nan if cell is None else 100 * cell["mean"] for cell in row] for row in matrix])
+    side = min(6.0, 1.4 + 0.42 * max(shares.shape))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(shares, cmap="YlGnBu", vmin=0, vmax=max(50.0, float(np.nanmax(shares))), aspect="auto")
+    if shares.shape[1] <= MOST_LABELLED:
+        for (step, column), value in np.ndenumerate(shares):
+            if not np.isnan(value):
+                axes.text(column, step, f"{value:.0f}", ha="center", va="center", fontsize=8)
+    axes.set_xlabel("passage")
+    axes.set_ylabel("after so many commits")
+    every = max(1, shares.shape[1] // 8)
+    axes.set_xticks(range(0, shares.shape[1], every), [str(at + 1) for at in range(0, shares.shape[1], every)])
+    axes.set_title(method)
+    figure.colorbar(shown, label="questions right, %")
+    caption = f"{run.name}, {method}: share of each passage's questions right, means over sequences."
+    return picture_of(figure, f"matrix-{run.name}-{method}", caption)
+
+
+def _pm(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
+    if value is None:
+        return None
+    error = "" if value["se"] is None or np.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
+    return f"{scale * value['mean']:.{digits}f}{error}"
