@@ -194,12 +194,17 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
             save_adapter(adapter, folder, lm.name)
             record = {
                 "title": f"Topic {number}",
+                "text": f"It is {number}.",
                 "style": "self-qa",
+                "quiz": [
+                    {"question": f"What is it {n}?", "answer": "x", "aliases": [], "paraphrases": [], "chose": n < 2}
+                    for n in range(4)
+                ],
                 "documents": [{"text": f"It is {number}.", "request": [["user", "What is it?"]]}],
                 "settings": Settings(rank=4, epochs=2).model_dump(mode="json"),
                 "seed": number,
                 "config": {"dtype": "float32"},
-                "marks": {"reporting": {"n": 2, "before": 0.0, "after": 1.0}},
+                "marks": {"choosing": {"before": 0.0, "after": 0.5}, "reporting": {"n": 2, "before": 0.0, "after": 1.0}},
                 "created": "2026-01-01T00:00:00Z",
             }
             memory.commit(record, folder)
@@ -225,7 +230,7 @@ def test_memory_commands(command: Command, taught: Path, tmp_path: Path) -> None
 
     undone = command("memory", "undo", "--memory", taught)
     assert undone.returncode == 0 and "entry 2" in undone.stdout
-    assert [slot.entry for slot in Memory.open(taught).state.slots] == [1]
+    assert Memory.open(taught).state.entries == (1,)
     assert command("ask", "What is it?", "--memory", taught).returncode == 0
 
 
@@ -255,9 +260,60 @@ def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, 
     assert done.returncode == 0, done.stderr
     assert "training entry 2 again" in done.stderr
     memory = Memory.open(taught)
-    assert [slot.entry for slot in memory.state.slots] == [2]
+    assert memory.state.entries == (2,)
     assert memory.adapter_folders()[0].name != "0002"
     assert command("ask", "What is it?", "--memory", taught).returncode == 0
+
+
+def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, tmp_path: Path) -> None:
+    done = command("memory", "check", "--memory", taught, "--json", tmp_path / "check.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "check.json").read_text())
+    assert [(row["entry"], row["n"], row["learnt"], row["now"], row["lost"]) for row in rows] == [
+        (1, 4, 0.75, 0.0, True),
+        (2, 4, 0.75, 0.0, True),
+    ]
+    assert "lost" in done.stdout and "memory consolidate" in done.stdout
+    done = command("memory", "consolidate", "--memory", taught, "--budget", 1, "--json", tmp_path / "c.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "c.json").read_text())["accepted"] is True
+    memory = Memory.open(taught)
+    assert len(memory.state.slots) == 1 and memory.state.entries == (1, 2)
+    again = command("memory", "consolidate", "--memory", taught)
+    assert again.returncode == 1 and "nothing to put together" in again.stderr
+    done = command("memory", "undo", "--memory", taught)
+    assert done.returncode == 0 and "training entry 1 again" in done.stderr, done.stderr
+    assert Memory.open(taught).state.entries == (1,)
+
+
+def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfedit.graders.text import RecallGrader
+    from selfedit.memory import rebuild
+
+    marks = iter([{1: 0.5, 2: 0.5}, {1: 0.0, 2: 0.9}])
+    monkeypatch.setattr(rebuild, "exams", lambda *_: next(marks))
+    memory = Memory.open(taught)
+    before = memory.digest()
+    with memory.writing():
+        found = rebuild.consolidate(memory, RecallGrader(), lambda text: None, budget=0.04)
+    assert not found["accepted"] and memory.digest() == before and found["after"] == 0.45
+
+
+def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> None:
+    before = Memory.open(taught).digest()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "selfedit", "memory", "consolidate", "--memory", str(taught), "--budget", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (taught / "adapters" / f".candidates-{process.pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    memory = Memory.open(taught)
+    assert memory.digest() == before and memory.state.entries == (1, 2)
 
 
 def test_another_base_model_is_refused(
@@ -418,7 +474,7 @@ def kill_many(times: int, memory: Path, model: Path, passage: Path, quiz: Path) 
         process.communicate()
         opened = Memory.open(memory)
         after = opened.digest()
-        assert after == before or [slot.entry for slot in opened.state.slots][:2] == [1, 2]
+        assert after == before or opened.state.entries[:2] == (1, 2)
         before = after
 
 

@@ -41,7 +41,7 @@ def test_commit_and_undo_give_the_same_bytes(tmp_path: Path) -> None:
         memory.undo_last()
     assert commit(memory, "again") == 4
     assert [entry.record["title"] for entry in memory.entries()] == ["weights 0", "weights 1", "weights 2", "again"]
-    assert [slot.entry for slot in memory.state.slots] == [4]
+    assert memory.state.entries == (4,)
 
 
 def test_undo_after_a_replaced_state_goes_to_what_was_there(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_undo_after_a_replaced_state_goes_to_what_was_there(tmp_path: Path) -> N
         commit(memory, f"w{number}")
     with memory.writing():
         built = adapter(memory.scratch() / "r", "rebuilt")
-        memory.replace("undo entry 2", [Slot(1, "0001"), Slot(3, "0003-r")], [(built, "0003-r")])
+        memory.replace("undo entry 2", [Slot((1,), "0001"), Slot((3,), "0003-r")], [(built, "0003-r")])
         assert [path.name for path in memory.adapter_folders()] == ["0001", "0003-r"]
         assert memory.undo_last() == 3
-    assert [slot.entry for slot in memory.state.slots] == [1]
+    assert memory.state.entries == (1,)
 
 
 def test_another_base_is_refused_with_both_names(tmp_path: Path) -> None:

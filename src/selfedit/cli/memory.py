@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from selfedit.cli.common import err, out
-from selfedit.errors import MemoryStoreError
+from selfedit.cli.common import check_writable, err, make_grader, narrow_table, out, write_json
+from selfedit.config import GraderName, JudgeConfig
+from selfedit.errors import DataError, MemoryStoreError
+
+if TYPE_CHECKING:
+    from selfedit.graders import Grader
 
 app = typer.Typer(help="Look at, undo and export what a memory has learnt.", no_args_is_help=True)
 Model = Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")]
@@ -24,7 +28,7 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
     from selfedit.memory.ledger import Memory
 
     opened = Memory.open(memory)
-    live = {slot.entry for slot in opened.state.slots}
+    live = set(opened.state.entries)
     entries = opened.entries()
     if as_json:
         rows = [
@@ -81,13 +85,84 @@ def undo_command(
     opened = Memory.open(memory)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
         slots = opened.state.slots
-        if entry is None or (slots and slots[-1].entry == entry):
+        chosen = slots[-1].entries[-1] if entry is None and slots else entry
+        if chosen is None or (slots and slots[-1].entries == (chosen,)):
             undone = opened.undo_last()
         else:
             from selfedit.memory.rebuild import undo_earlier
 
-            undone = undo_earlier(opened, entry, lambda text: err.print(text, highlight=False, markup=False), model)
+            undone = undo_earlier(opened, chosen, lambda text: err.print(text, highlight=False, markup=False), model)
         out.print(f"Took back entry {undone}; state {opened.digest()}", highlight=False)
+
+
+@app.command("consolidate")
+def consolidate_command(
+    memory: Folder = Path("memory"),
+    budget: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="By how much the share right over all entries may fall; else nothing changes.")
+    ] = 0.05,
+    grader: Annotated[str, typer.Option(help="recall, em, or f1.")] = "recall",
+    model: Model = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Puts one fresh adapter, trained on all stored lessons from the base on, in the place of all adapters, if it knows as much.
+
+    The old state answers until the new one is whole; undo takes single entries out as before.
+    """
+    from selfedit.memory.ledger import Memory
+    from selfedit.memory.rebuild import consolidate
+
+    check_writable(json_file)
+    opened = Memory.open(memory)
+    with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
+        found = consolidate(
+            opened, grader_named(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model
+        )
+    table = narrow_table()
+    for name in ("entry", "title", "before", "after"):
+        table.add_column(name, justify="left" if name == "title" else "right")
+    for row in found["entries"]:
+        table.add_row(str(row["entry"]), escape(row["title"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
+    out.print(table)
+    verdict = "Consolidated" if found["accepted"] else "Nothing changed: too much would be lost"
+    out.print(f"{verdict}; right over all entries: {found['before']:.0%} before, {found['after']:.0%} after", highlight=False)
+    if json_file is not None:
+        write_json(json_file, found)
+
+
+@app.command("check")
+def check_command(
+    memory: Folder = Path("memory"),
+    grader: Annotated[str, typer.Option(help="recall, em, or f1.")] = "recall",
+    model: Model = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
+) -> None:
+    """Sits every entry's stored exam again and says what is no longer known."""
+    from selfedit.memory.ledger import Memory
+    from selfedit.memory.rebuild import check
+
+    check_writable(json_file)
+    with err.status("sitting the exams"):
+        rows = check(Memory.open(memory), grader_named(grader), model)
+    table = narrow_table()
+    for name in ("entry", "title", "questions", "at its commit", "now", ""):
+        table.add_column(name, justify="left" if name in ("title", "") else "right")
+    for row in rows:
+        mark = "[red]lost[/]" if row["lost"] else ""
+        figures = (str(row["n"]), f"{row['learnt']:.0%}", f"{row['now']:.0%}")
+        table.add_row(str(row["entry"]), escape(row["title"]), *figures, mark)
+    out.print(table)
+    if any(row["lost"] for row in rows):
+        out.print(f"selfedit memory consolidate --memory {memory} trains all of it together", highlight=False, markup=False)
+    if json_file is not None:
+        write_json(json_file, rows)
+
+
+def grader_named(name: str) -> Grader:
+    """A grader that needs no server."""
+    if name not in ("recall", "em", "f1"):
+        raise DataError(f"--grader {name}: give recall, em or f1")
+    return make_grader(cast("GraderName", name), JudgeConfig())
 
 
 @app.command("export")

@@ -46,9 +46,9 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One adapter of a state: the entry that it came from and its folder's name under ``adapters``."""
+    """One adapter of a state: the entries that it holds (several after a consolidation), its folder's name under ``adapters``."""
 
-    entry: int
+    entries: tuple[int, ...]
     folder: str
 
 
@@ -60,6 +60,11 @@ class State:
     parent: int | None
     change: str
     slots: tuple[Slot, ...]
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """What is known, in the order in which it was learnt."""
+        return tuple(entry for slot in self.slots for entry in slot.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +212,7 @@ class Memory:
         state = self.state
         with self._read() as store:
             entry = int(store.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM entries").fetchone()[0])
-        slot = Slot(entry, f"{entry:04d}")
+        slot = Slot((entry,), f"{entry:04d}")
         self._change(
             f"learn entry {entry}",
             state,
@@ -224,11 +229,13 @@ class Memory:
             The entry's number.
 
         Raises:
-            MemoryStoreError: nothing to undo.
+            MemoryStoreError: nothing to undo, or the last adapter holds several entries (``memory/rebuild.py`` takes one out).
         """
         state = self.state
         if not state.slots:
             raise MemoryStoreError(f"{self.folder}: nothing to undo, the memory is empty")
+        if len(state.slots[-1].entries) > 1:
+            raise MemoryStoreError(f"{self.folder}: its last adapter holds entries {state.slots[-1].entries}; name one of them")
         with self._transaction() as store:
             before = state
             while before.parent is not None and before.slots != state.slots[:-1]:
@@ -237,7 +244,7 @@ class Memory:
                 store.execute("UPDATE pointer SET state = ?", (before.id,))
             else:
                 store.execute("UPDATE pointer SET state = ?", (_add_state(store, state, "undo", state.slots[:-1]),))
-        return state.slots[-1].entry
+        return state.slots[-1].entries[0]
 
     def replace(self, change: str, slots: Sequence[Slot], built: Sequence[tuple[Path, str]]) -> None:
         """Moves the pointer to a new state; ``built`` are (folder, name) pairs to be taken in. Call inside ``writing``."""
@@ -341,11 +348,12 @@ def _make_ledger(folder: Path, ledger: Path, base: Base) -> None:
 
 def _state(store: sqlite3.Connection, number: int) -> State:
     row = store.execute("SELECT id, parent, change, adapters FROM states WHERE id = ?", (number,)).fetchone()
-    return State(row[0], row[1], row[2], tuple(Slot(**slot) for slot in json.loads(row[3])))
+    slots = tuple(Slot(tuple(slot["entries"]), slot["folder"]) for slot in json.loads(row[3]))
+    return State(row[0], row[1], row[2], slots)
 
 
 def _add_state(store: sqlite3.Connection, parent: State, change: str, slots: tuple[Slot, ...]) -> int:
-    adapters = json.dumps([{"entry": slot.entry, "folder": slot.folder} for slot in slots])
+    adapters = json.dumps([{"entries": slot.entries, "folder": slot.folder} for slot in slots])
     cursor = store.execute("INSERT INTO states (parent, change, adapters) VALUES (?, ?, ?)", (parent.id, change, adapters))
     return int(cursor.lastrowid or 0)
 
