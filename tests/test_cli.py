@@ -316,6 +316,18 @@ def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> No
     assert memory.digest() == before and memory.state.entries == (1, 2)
 
 
+def test_learning_says_what_earlier_entries_lose(
+    command: Command, taught: Path, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    more = ("--set", "replay=0.5", "--json", tmp_path / "r.json")
+    done = learn(command, tiny_model, passage_file, quiz_file, taught, *more)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [(row["entry"], row["title"]) for row in result["earlier"]] == [(1, "Topic 1"), (2, "Topic 2")]
+    assert all(0 <= row[when] <= 1 for row in result["earlier"] for when in ("before", "after"))
+    assert "2 earlier entries, right:" in done.stdout
+
+
 def test_another_base_model_is_refused(
     command: Command, taught: Path, tiny_base_model: Path, passage_file: Path, quiz_file: Path, tiny_model: Path
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +162,17 @@ def full_disk_after(calls: int) -> object:
         return original(*arguments)  # type: ignore[arg-type]
 
     return read
+
+
+def test_a_plan_replays_only_what_is_still_known() -> None:
+    from selfedit.config import Settings
+    from selfedit.memory.rebuild import plan_of
+
+    def record(text: str, replayed: list[list[int]]) -> dict[str, Any]:
+        documents = [{"text": f"{text} {n}", "request": None} for n in range(2)]
+        return {"documents": documents, "replayed": replayed, "settings": Settings().model_dump(mode="json"), "seed": 1}
+
+    records = {1: record("a", []), 2: record("b", [[1, 1]]), 3: record("c", [[1, 0], [2, 1]])}
+    assert [d.text for d in plan_of(records[3], records).documents] == ["c 0", "c 1", "a 0", "b 1"]
+    without = {number: one for number, one in records.items() if number != 1}
+    assert [d.text for d in plan_of(records[3], without).documents] == ["c 0", "c 1", "b 1"], "the undone entry's are left out"

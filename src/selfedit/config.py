@@ -140,6 +140,9 @@ class LearnConfig(Frozen):
     ] = ""
     edits: Annotated[int, Field(ge=1, le=64, description="candidate self-edits")] = 4
     repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each candidate, each with its own seed")] = 1
+    replay: Annotated[
+        float, Field(ge=0, lt=1, description="share of earlier entries' lessons among what a self-edit is trained on")
+    ] = 0.0
     quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (
         0.6
     )

@@ -31,7 +31,7 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Held, Keeper, Lesson, Method
-from selfedit.lm.adapter import Adapter, load_adapter, save_adapter, standing
+from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter, standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.marks import mark_sitting
 from selfedit.runs import Log, Run, policy_of
@@ -145,7 +145,7 @@ def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list
 
 def write(lm: LanguageModel, passage: Passage, config: ContinualConfig, policy: str | None) -> list[str]:
     """A job: a passage's self-edits, by the base or a policy."""
-    with standing(lm, [load_adapter(Path(policy))] if policy else []):
+    with policy_standing(lm, policy):
         written = write_edits(lm, KnowledgeTask(config.edit), passage, config.edits, config.edit.sampling, config.seed)
     return [one.edit.text for one in written]
 

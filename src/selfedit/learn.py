@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, r
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials, sit
+from selfedit.keepers.replay import drawn
 from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
+from selfedit.memory.rebuild import documents_of, passage_of
 from selfedit.runs import policy_of
 from selfedit.samplers.base import Written
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, tail_chance
 from selfedit.tasks.base import Asked, Sitting, Task
 from selfedit.tasks.knowledge.compile import split_passage
-from selfedit.tasks.knowledge.exam import ExamForm, asked_in
+from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
 # With fewer choosing questions than this a small gain is too likely to be noise.
@@ -41,7 +44,10 @@ REPORTED: tuple[ExamForm, ...] = ("titled", "bare")
 
 @dataclass
 class Candidate:
-    """One self-edit with its trials; ``marks`` is on the choosing half, the mean over repeats."""
+    """One self-edit with its trials; ``marks`` is on the choosing half, the mean over repeats.
+
+    ``replayed``: for each plan the (entry, document) of those of its documents, the last ones, that are from earlier entries.
+    """
 
     edit: SelfEdit
     plans: list[TrainingPlan]
@@ -49,6 +55,7 @@ class Candidate:
     reason: str = ""
     outcomes: tuple[Outcome, ...] = ()
     marks: Marks | None = None
+    replayed: list[list[tuple[int, int]]] = field(default_factory=list)
 
 
 Progress = Callable[[str, dict[str, Any]], None]
@@ -90,6 +97,9 @@ def learn(
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint))
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
+        active = memory.state.entries
+        earlier = [(entry.id, entry.record) for entry in memory.entries() if entry.id in active]
+        again: list[tuple[Task, Passage]] = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
         scratch = memory.scratch()
         stack = tuple(str(path) for path in memory.adapter_folders())
         choice = ModelChoice(config.model, config.device, config.dtype, stack, config.compiled)
@@ -97,10 +107,10 @@ def learn(
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
                 written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
-                sittings = executor.submit(sit, [(task, chooser), *reports])
+                sittings = executor.submit(sit, [(task, chooser), *reports, *again])
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[Written] = result(written)
-                candidates = [_candidate(one.edit, index, task, known, chooser, config) for index, one in enumerate(edits)]
+                candidates = [_candidate(one.edit, index, task, known, chooser, config, earlier) for index, one in enumerate(edits)]
                 plans = [plan for candidate in candidates for plan in candidate.plans]
                 # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
                 processes = most_workers(config.device)
@@ -116,9 +126,10 @@ def learn(
                 after = before
                 if best is not None:
                     trained = str(scratch / f"{best}-0")
-                    after = result(executor.submit(sit, reports, trained))
+                    after = result(executor.submit(sit, [*reports, *again], trained))
             chance = noise_chance(candidates, best, baseline, to_choose)
-            report = _report(grader, to_report, before, after)
+            report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
+            others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
             record = _record(known_config, passage, questions, choosing, candidates, best, baseline, report)
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
@@ -151,6 +162,7 @@ def learn(
         "chance_by_noise": chance,
         "tried": sum(candidate.marks is not None for candidate in candidates),
         "report": report,
+        "earlier": others,
         "memory": {"entry": entry},
     }
 
@@ -222,15 +234,27 @@ def guess_rate(asked: Sequence[Asked], sittings: Sequence[Sitting]) -> float:
     return hits / pairs
 
 
-def _candidate(edit: SelfEdit, index: int, task: Task, known: Identity, passage: Passage, config: LearnConfig) -> Candidate:
-    plans = []
+def _candidate(
+    edit: SelfEdit,
+    index: int,
+    task: Task,
+    known: Identity,
+    passage: Passage,
+    config: LearnConfig,
+    earlier: Sequence[tuple[int, dict[str, Any]]],
+) -> Candidate:
+    plans, replayed = [], []
+    old = [documents_of(record) for _, record in earlier]
     for repeat in range(config.repeats):
         seed = seeds.derive(config.seed, edit.context_id, "train", index, repeat)
         try:
-            plans.append(task.compile(known, passage, edit.text, config.settings, seed))
+            plan = task.compile(known, passage, edit.text, config.settings, seed)
+            places = drawn([len(lesson) for lesson in old], len(plan.documents), config.replay, random.Random(seed))
+            plans.append(replace(plan, documents=(*plan.documents, *(old[lesson][at] for lesson, at in places))))
+            replayed.append([(earlier[lesson][0], at) for lesson, at in places])
         except InvalidEditError as error:
             return Candidate(edit, [], "invalid", str(error))
-    return Candidate(edit, plans)
+    return Candidate(edit, plans, replayed=replayed)
 
 
 def _try_all(
@@ -324,6 +348,18 @@ def _report(grader: Grader, asked: tuple[Asked, ...], before: Sequence[Sitting],
     }
 
 
+def _others(
+    grader: Grader, earlier: Sequence[tuple[int, dict[str, Any]]], before: Sequence[Sitting], after: Sequence[Sitting]
+) -> list[dict[str, Any]]:
+    """What the best candidate does to the earlier entries' exams: shares of their wordings right, before and after."""
+    rows = []
+    for (number, record), old, new in zip(earlier, before, after, strict=True):
+        asked = exam_questions(passage_of(record).questions)
+        shares = [mark_sitting(grader, asked, sitting).accuracy for sitting in (old, new)]
+        rows.append({"entry": number, "title": record["title"], "before": shares[0], "after": shares[1]})
+    return rows
+
+
 def _record(
     config: LearnConfig,
     passage: Passage,
@@ -338,13 +374,17 @@ def _record(
     if best is None:
         return {}
     candidate = candidates[best]
-    plan = candidate.plans[0]
+    plan, replayed = candidate.plans[0], candidate.replayed[0]
     return {
         "title": passage.title,
         "text": passage.text,
         "style": candidate.edit.style,
         "edit": candidate.edit.text,
-        "documents": [{"text": document.text, "request": document.request} for document in plan.documents],
+        "documents": [
+            {"text": document.text, "request": document.request}
+            for document in plan.documents[: len(plan.documents) - len(replayed)]
+        ],
+        "replayed": replayed,
         "settings": plan.settings.model_dump(mode="json"),
         "seed": plan.seed,
         "quiz": [

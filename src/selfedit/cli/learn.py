@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -181,6 +182,12 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     alone = report["question_alone"]
     exam.add_row("correct, question without title", "", f"{alone['before']:.0%}", f"{alone['after']:.0%}")
     out.print(exam)
+    if result["earlier"]:
+        shares = [fmean(row[when] for row in result["earlier"]) for when in ("before", "after")]
+        worst = min(result["earlier"], key=lambda row: row["after"] - row["before"])
+        fall = f"; most changed: {escape(worst['title'])}, {worst['before']:.0%} to {worst['after']:.0%}"
+        count = len(result["earlier"])
+        out.print(f"{count} earlier entries, right: {shares[0]:.0%} before, {shares[1]:.0%} after{fall}", highlight=False)
     chance, tried = result["chance_by_noise"], result["tried"]
     luck = "less than 1%" if chance is not None and chance < 0.005 else f"about {chance:.0%}" if chance is not None else ""
     noise = f" The best of {tried} useless self-edits would look as good in {luck} of cases." if tried else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfedit import seeds
@@ -38,17 +39,26 @@ class Replay(Keeper):
         chance = random.Random(seed)
         generic = round(own * self.base_share / (1 - self.base_share))
         found = base_answers(lm, generic, seed)
-        if not held.lessons:
-            return found
-        piles = [chance.sample(old.edits[0], len(old.edits[0])) for old in held.lessons]
-        wanted = round(own * self.share / (1 - self.share))
-        while wanted > 0 and any(piles):
-            # One of each earlier lesson in turn, so that none is forgotten for the longest.
-            for pile in chance.sample(piles, len(piles)):
-                if pile and wanted > 0:
-                    found.append(pile.pop())
-                    wanted -= 1
-        return found
+        places = drawn([len(old.edits[0]) for old in held.lessons], own, self.share, chance)
+        return found + [held.lessons[lesson].edits[0][at] for lesson, at in places]
+
+
+def drawn(sizes: Sequence[int], own: int, share: float, chance: random.Random) -> list[tuple[int, int]]:
+    """(lesson, document) of earlier lessons, of each in turn so that none is forgotten for the longest.
+
+    Args:
+        sizes: documents of each earlier lesson.
+        own: documents of the new one.
+        share: of the earlier ones among all.
+    """
+    piles = [[(lesson, at) for at in chance.sample(range(size), size)] for lesson, size in enumerate(sizes)]
+    wanted, found = round(own * share / (1 - share)), []
+    while wanted > 0 and any(piles):
+        for pile in chance.sample(piles, len(piles)):
+            if pile and wanted > 0:
+                found.append(pile.pop())
+                wanted -= 1
+    return found
 
 
 def base_answers(lm: LanguageModel, count: int, seed: int) -> list[Document]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,7 +55,8 @@ def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None], mo
         for one in remaining:
             progress(f"training entry {one} again: {records[one]['title']}")
         folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        build([records[one] for one in remaining], known.name, stack, folder)
+        still = {number: records[number] for number in state.entries if number != entry}
+        build([records[one] for one in remaining], still, known.name, stack, folder)
         stack.append(folder)
         built.append((folder, folder.name))
         kept.append(Slot(tuple(remaining), folder.name))
@@ -94,7 +95,7 @@ def consolidate(
     before = exams(memory.adapter_folders(), known.name, records, grader)
     folder = memory.scratch() / f"consolidated-{state.id}"
     progress(f"training one adapter on {sum(len(record['documents']) for _, record in records)} lessons")
-    build([record for _, record in records], known.name, [], folder)
+    build([record for _, record in records], {}, known.name, [], folder)
     progress("sitting them again")
     after = exams([folder], known.name, records, grader)
     rows = [
@@ -162,11 +163,18 @@ def sit_passages(lm: LanguageModel, passages: Sequence[Passage]) -> list[Sitting
     return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), "titled") for passage in passages])
 
 
-def build(records: Sequence[dict[str, Any]], model: str, stack: Sequence[Path], folder: Path) -> None:
-    """Trains one adapter on the stored plans of some entries, on top of a stack, into a folder."""
+def build(
+    records: Sequence[dict[str, Any]], known: Mapping[int, dict[str, Any]], model: str, stack: Sequence[Path], folder: Path
+) -> None:
+    """Trains one adapter on the stored plans of some entries, on top of a stack, into a folder.
+
+    Args:
+        known: entries whose lessons may be replayed, by number.
+    """
     choice = ModelChoice(model, dtype=records[0]["config"]["dtype"], stack=tuple(str(path) for path in stack))
+    plans = [plan_of(record, known if len(records) == 1 else {}) for record in records]
     with LocalExecutor(choice, 1) as executor:
-        result(executor.submit(train_again, together([plan_of(record) for record in records]), str(folder)))
+        result(executor.submit(train_again, together(plans), str(folder)))
 
 
 def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
@@ -194,10 +202,16 @@ def passage_of(record: dict[str, Any]) -> Passage:
     return Passage(record["title"], record["text"], questions)
 
 
-def plan_of(record: dict[str, Any]) -> TrainingPlan:
-    """The training plan that an entry's record stores."""
-    documents = tuple(
+def documents_of(record: dict[str, Any]) -> tuple[Document, ...]:
+    """An entry's own lessons."""
+    return tuple(
         Document(row["text"], None if row["request"] is None else tuple(Message(*turn) for turn in row["request"]))
         for row in record["documents"]
     )
+
+
+def plan_of(record: dict[str, Any], known: Mapping[int, dict[str, Any]]) -> TrainingPlan:
+    """The training plan that an entry's record stores: its own lessons, and the replayed ones of entries that are still known."""
+    replayed = [documents_of(known[entry])[at] for entry, at in record.get("replayed", ()) if entry in known]
+    documents = (*documents_of(record), *replayed)
     return TrainingPlan(documents, Settings.model_validate(record["settings"]), int(record["seed"]))
