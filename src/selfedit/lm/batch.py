@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,21 @@ from selfedit.lm.load import Identity
 IGNORED = -100
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SoftTargets:
+    """What a row's labelled tokens are held against in the place of the tokens alone: a few ids each, with shares that sum to 1.
+
+    Two are equal only if they are the same object, so that a row stays a key.
+
+    Attributes:
+        ids: token ids (labelled, K); one may stand twice, its shares add up.
+        shares: float32 (labelled, K).
+    """
+
+    ids: torch.Tensor
+    shares: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Token ids of one sequence and how many of the first carry no loss.
@@ -21,10 +37,12 @@ class Row:
     Attributes:
         ids: token ids.
         unlabelled: the number of leading tokens without loss; the first token of a sequence never has any.
+        soft: what the labelled tokens are held against; None: each against itself.
     """
 
     ids: tuple[int, ...]
     unlabelled: int
+    soft: SoftTargets | None = None
 
     @property
     def labelled(self) -> int:
@@ -96,3 +114,27 @@ def pad(rows: list[Row], pad_id: int, device: torch.device) -> tuple[torch.Tenso
         ids_BT[index, : len(ids)] = ids
         labels_BT[index, row.unlabelled : len(ids)] = ids[row.unlabelled :]
     return ids_BT.to(device), labels_BT.to(device)
+
+
+def soft_targets(rows: Sequence[Row], targets_N: torch.Tensor) -> SoftTargets | None:
+    """What all labelled tokens are held against, (N, K), row after row; None if no row has soft targets.
+
+    A token of a row without them is its own target with the whole share.
+
+    Args:
+        rows: rows in order; those with soft targets have equally many.
+        targets_N: their labelled tokens.
+    """
+    width = next((row.soft.ids.shape[1] for row in rows if row.soft is not None), 0)
+    if not width:
+        return None
+    ids_NK = targets_N[:, None].repeat(1, width)
+    shares_NK = torch.zeros(len(targets_N), width, device=targets_N.device)
+    shares_NK[:, 0] = 1.0
+    at = 0
+    for row in rows:
+        if row.soft is not None:
+            ids_NK[at : at + row.labelled] = row.soft.ids
+            shares_NK[at : at + row.labelled] = row.soft.shares
+        at += row.labelled
+    return SoftTargets(ids_NK, shares_NK)

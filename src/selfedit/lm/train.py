@@ -16,7 +16,7 @@ from selfedit import progress, seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import Adapter, first_layer, install, new_adapter
-from selfedit.lm.batch import IGNORED, Row, pad
+from selfedit.lm.batch import IGNORED, Row, pad, soft_targets
 from selfedit.lm.load import LanguageModel
 
 Item = TypeVar("Item")
@@ -156,7 +156,7 @@ def head_logits(lm: LanguageModel, states: torch.Tensor) -> torch.Tensor:
 
 
 def loss_sum(lm: LanguageModel, batch: list[Row], prefixes: dict[Row, torch.Tensor], first: int) -> torch.Tensor:
-    """Summed cross-entropy over labelled tokens; logits are made only where there is a label."""
+    """Summed cross-entropy over labelled tokens, to their soft targets if rows have them; logits only where there is a label."""
     ids_BT, labels_BT = pad(batch, lm.tokenizer.pad_token_id, lm.device)
     if first:
         states_BTd = nn.utils.rnn.pad_sequence([prefixes[row] for row in batch], batch_first=True)
@@ -166,7 +166,11 @@ def loss_sum(lm: LanguageModel, batch: list[Row], prefixes: dict[Row, torch.Tens
         states_BTd = lm.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     targets = labels_BT[:, 1:]
     keep = targets != IGNORED
-    return F.cross_entropy(head_logits(lm, states_BTd[:, :-1][keep]), targets[keep], reduction="sum")
+    logits_NV, targets_N = head_logits(lm, states_BTd[:, :-1][keep]), targets[keep]
+    soft = soft_targets(batch, targets_N)
+    if soft is not None:
+        return -(logits_NV.log_softmax(-1).gather(1, soft.ids) * soft.shares).sum()
+    return F.cross_entropy(logits_NV, targets_N, reduction="sum")
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import new_adapter
-from selfedit.lm.batch import Row
+from selfedit.lm.batch import Row, SoftTargets, soft_targets
 from selfedit.lm.flat import Prefixes, parts_of, reading
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots, document_attention
@@ -163,17 +163,20 @@ def _pass(
         counts = [row.labelled for _, row in rows]
         weights = [1.0 / labelled[slot] for (slot, _), count in zip(rows, counts, strict=True) for _ in range(count)]
         weights_N = torch.tensor(weights, device=lm.device)
-        loss, nll_N = head_loss(lm, states_Nd, targets_N, weights_N)
+        loss, nll_N = head_loss(lm, states_Nd, targets_N, weights_N, soft_targets([row for _, row in rows], targets_N))
         loss.backward()  # type: ignore[no-untyped-call]
     shares = torch.stack([share.sum() for share in torch.split(nll_N * weights_N, counts)])
     return [(slot, share) for (slot, _), share in zip(rows, shares.tolist(), strict=True)]
 
 
 def head_loss(
-    lm: LanguageModel, states_Nd: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor
+    lm: LanguageModel, states_Nd: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor, soft: SoftTargets | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of cross-entropies and each one by itself (detached), with few logits in memory at a time."""
-    loss, nll_N = _HeadLoss.apply(states_Nd, lm, targets_N, weights_N)  # type: ignore[no-untyped-call]
+    """The weighted sum of cross-entropies and each one by itself (detached), with few logits in memory at a time.
+
+    With soft targets (N, K) they are to those, not to the targets (N,).
+    """
+    loss, nll_N = _HeadLoss.apply(states_Nd, lm, targets_N, weights_N, soft)  # type: ignore[no-untyped-call]
     return loss, nll_N
 
 
@@ -182,7 +185,12 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states_Nd: torch.Tensor, lm: LanguageModel, targets_N: torch.Tensor, weights_N: torch.Tensor
+        ctx: Any,
+        states_Nd: torch.Tensor,
+        lm: LanguageModel,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor,
+        soft: SoftTargets | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head = lm.model.get_output_embeddings()
         cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
@@ -196,16 +204,18 @@ class _HeadLoss(torch.autograd.Function):
                 logits_CV.div_(cap).tanh_()
                 slopes_CV = 1.0 - logits_CV.square()
                 logits_CV.mul_(cap)
-            targets_C1 = targets_N[chunk, None]
+            # One target a token, K = 1, unless they are soft.
+            targets_CK = targets_N[chunk, None] if soft is None else soft.ids[chunk]
             # One exponential for the loss and its gradient; logits are shifted by each row's largest.
             largest_C1 = logits_CV.amax(-1, keepdim=True)
-            at_target_C1 = logits_CV.gather(1, targets_C1) - largest_C1
+            at_targets_CK = logits_CV.gather(1, targets_CK) - largest_C1
+            at_target_C1 = at_targets_CK if soft is None else (at_targets_CK * soft.shares[chunk]).sum(-1, keepdim=True)
             sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(-1, keepdim=True)
             nll_N[chunk] = (sums_C1.log() - at_target_C1)[:, 0]
-            # From here on the buffer holds the gradient: softmax minus one-hot, weighted.
+            # From here on the buffer holds the gradient: softmax minus targets, weighted.
             weights_C1 = weights_N[chunk, None]
             logits_CV.mul_(weights_C1 / sums_C1)
-            logits_CV.scatter_add_(1, targets_C1, -weights_C1)
+            logits_CV.scatter_add_(1, targets_CK, -weights_C1 if soft is None else -weights_C1 * soft.shares[chunk])
             if slopes_CV is not None:
                 logits_CV.mul_(slopes_CV)
             gradient_Nd[chunk] = logits_CV.to(states_Nd.dtype) @ head.weight
@@ -214,6 +224,6 @@ class _HeadLoss(torch.autograd.Function):
         return (nll_N * weights_N).sum(), nll_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient_Nd,) = ctx.saved_tensors
-        return gradient_Nd * gradients[0], None, None, None
+        return gradient_Nd * gradients[0], None, None, None, None
