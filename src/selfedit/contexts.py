@@ -37,6 +37,11 @@ class Passage:
     questions: tuple[Question, ...] = ()
 
     @property
+    def view(self) -> str:
+        """Title and text, as they stand in a prompt for one who has the passage before them."""
+        return f"{self.title}\n{self.text}"
+
+    @property
     def id(self) -> str:
         """12 hex digits of the SHA-256 of title and text: the same passage has the same id everywhere."""
         return hashlib.sha256(f"{self.title}\n{self.text}".encode()).hexdigest()[:12]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from selfedit.config import Settings
@@ -42,11 +43,18 @@ class Document:
         text: what carries the loss.
         request: the turns that ``text`` answers, without loss; None for a plain document, which is ``text`` alone.
         whole: whether the request carries loss too.
+        view: what a teacher has before it if the settings ask for distillation, such as the passage; empty: there is no teacher.
     """
 
     text: str
     request: Prompt | None = None
     whole: bool = False
+    view: str = ""
+
+
+def in_view(documents: Sequence[Document], view: str) -> tuple[Document, ...]:
+    """The documents as a teacher is to read them, with one passage in view."""
+    return tuple(replace(document, view=view) for document in documents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import EvalConfig
 from selfedit.contexts import Passage
-from selfedit.edits import SelfEdit, TrainingPlan
+from selfedit.edits import SelfEdit, TrainingPlan, in_view
 from selfedit.errors import DataError, InvalidEditError, ModelError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
@@ -279,7 +279,7 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
         own = _in_style(config, style)
         if name in ("passage", "policy-passage"):
             documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
-            plans.append(Planned(method, TrainingPlan(documents, config.settings, _seed(lease, method, 0))))
+            plans.append(Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(lease, method, 0))))
         elif name == "passage-matched":
             compiled = []
             for index, edit in enumerate(edits_by("base", "")):
@@ -288,7 +288,7 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
                 except InvalidEditError:
                     continue
             matched = passage_matched(lm, passage, config.edit, compiled)
-            plans.append(Planned(method, TrainingPlan(matched, config.settings, _seed(lease, method, 0))))
+            plans.append(Planned(method, TrainingPlan(in_view(matched, passage.view), config.settings, _seed(lease, method, 0))))
         elif name in WRITERS:
             how = own.edit if name != "external" else own.edit.model_copy(update={"grounding": 0.0})
             for index, edit in enumerate(edits_by(WRITERS[name], style)):

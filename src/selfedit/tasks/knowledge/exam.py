@@ -68,7 +68,7 @@ def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> lis
             one.question.question,
             paper.passage.title if paper.form == "titled" else None,
             lm.chat,
-            f"{paper.passage.title}\n{paper.passage.text}" if paper.form == "context" else None,
+            paper.passage.view if paper.form == "context" else None,
         )
         for paper, one in questions
     ]

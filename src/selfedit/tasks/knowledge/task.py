@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from selfedit import seeds
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
-from selfedit.edits import TrainingPlan
+from selfedit.edits import TrainingPlan, in_view
 from selfedit.errors import InvalidEditError
 from selfedit.graders.text import normalise
 from selfedit.lm.load import Identity, LanguageModel
@@ -70,11 +70,13 @@ class KnowledgeTask:
         return "\n".join(texts)
 
     def compile(self, lm: Identity, context: Passage, text: str, settings: Settings, seed: int) -> TrainingPlan:
-        """Documents by ``edit.form``, then the passage; the settings as given, but for those that the self-edit names."""
+        """Documents by ``edit.form``, then the passage; the settings as given, but for those that the self-edit names.
+
+        The whole passage is in view of each, also where it is split into parts for training.
+        """
         notes, chosen = read_plan(text)
-        return TrainingPlan(
-            compile_edit(split_passage(lm, context), notes, self.edit, lm.chat), settings.model_copy(update=chosen), seed
-        )
+        documents = compile_edit(split_passage(lm, context), notes, self.edit, lm.chat)
+        return TrainingPlan(in_view(documents, context.view), settings.model_copy(update=chosen), seed)
 
     def asked(self, context: Passage) -> tuple[Asked, ...]:
         """Every wording of the passage's questions."""
