@@ -170,7 +170,8 @@ def test_a_plan_replays_only_what_is_still_known() -> None:
 
     def record(text: str, replayed: list[list[int]]) -> dict[str, Any]:
         documents = [{"text": f"{text} {n}", "request": None} for n in range(2)]
-        return {"documents": documents, "replayed": replayed, "settings": Settings().model_dump(mode="json"), "seed": 1}
+        own = {"title": text, "text": "Text."}
+        return own | {"documents": documents, "replayed": replayed, "settings": Settings().model_dump(mode="json"), "seed": 1}
 
     records = {1: record("a", []), 2: record("b", [[1, 1]]), 3: record("c", [[1, 0], [2, 1]])}
     assert [d.text for d in plan_of(records[3], records).documents] == ["c 0", "c 1", "a 0", "b 1"]

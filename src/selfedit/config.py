@@ -34,6 +34,7 @@ METHODS = (
 ARC_METHODS = ("icl", "random", "ttt", "best-fixed", "seal-writer", "seal", "oracle")
 # Methods in which something is written; each may name its style: self:rewrite.
 WRITTEN_METHODS = ("self", "external", "seal-writer", "seal")
+NO_VIEW_OF_PUZZLES = "a puzzle has no passage to be in view"
 
 
 class Frozen(BaseModel):
@@ -65,6 +66,14 @@ class Settings(Frozen):
     accumulation: Annotated[int, Field(ge=1, le=256, description="forward passes an optimiser step")] = 1
     clip: Annotated[float, Field(gt=0, le=1e6, description="largest norm of the gradient")] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decoupled weight decay")] = 0.0
+    distil: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="share of the loss that is the divergence from the same model with the passage in view; 0: plain SFT",
+        ),
+    ] = 0.0
 
     @field_validator("targets")
     @classmethod
@@ -79,6 +88,13 @@ class Settings(Frozen):
         if value != "all" and not re.fullmatch(r"last:[1-9][0-9]*", value):
             raise ValueError(f"layers {value!r}: give all or last:N with N of at least 1")
         return value
+
+
+def _plain(settings: Settings, reason: str) -> Settings:
+    """The settings of a training in which no passage can be in view. Raises ValueError if they ask for distillation."""
+    if settings.distil:
+        raise ValueError(f"distil is {settings.distil}, but {reason}; give 0")
+    return settings
 
 
 class Sampling(Frozen):
@@ -198,6 +214,11 @@ class OuterConfig(Frozen):
     settings: Settings = Settings()
     outer: Settings = Settings(layers="all", epochs=2, learning_rate=3e-4, batch_size=8)
 
+    @field_validator("outer")
+    @classmethod
+    def _plain_outer(cls, value: Settings) -> Settings:
+        return _plain(value, "the policy learns to write, with the passage in every prompt")
+
 
 class TrainConfig(OuterConfig):
     """Everything that decides what ``selfedit train knowledge`` does (paper section 4.1).
@@ -261,6 +282,11 @@ class ArcTrainConfig(OuterConfig):
     settings: Settings = Settings(layers="all", batch_size=2)
     outer: Settings = Settings(layers="all", rank=16, alpha=16, epochs=8, learning_rate=1e-3, batch_size=4)
 
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, value: Settings) -> Settings:
+        return _plain(value, NO_VIEW_OF_PUZZLES)
+
 
 class ArcEvalConfig(Frozen):
     """Everything that decides the table of ``selfedit eval arc``."""
@@ -281,6 +307,11 @@ class ArcEvalConfig(Frozen):
     compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
     edit: RecipeConfig = RecipeConfig()
     settings: Settings = Settings(layers="all", batch_size=2)
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, value: Settings) -> Settings:
+        return _plain(value, NO_VIEW_OF_PUZZLES)
 
     @field_validator("methods")
     @classmethod
@@ -339,6 +370,11 @@ class ContinualConfig(Frozen):
     keep: KeepConfig = KeepConfig()
     edit: EditConfig = EditConfig()
     settings: Settings = Settings()
+
+    @field_validator("settings")
+    @classmethod
+    def _plain_settings(cls, value: Settings) -> Settings:
+        return _plain(value, "ways of keeping train without the passage in view")
 
 
 class CorpusConfig(Frozen):

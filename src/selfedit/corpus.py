@@ -34,7 +34,7 @@ from selfedit.evaluate import (
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders import Grader
 from selfedit.lm.adapter import install, policy_standing
-from selfedit.lm.batch import encode_document
+from selfedit.lm.distil import taught
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train import fully_trained
 from selfedit.lm.train_many import Job, train_many
@@ -71,8 +71,7 @@ def evaluate_corpus(
         trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
         jobs = []
         for method in dict.fromkeys(plan["method"] for row in written.values() for plan in row["plans"]):
-            plans = [plan for passage in passages for plan in written[passage.id]["plans"] if plan["method"] == method]
-            documents = tuple(dict.fromkeys(_document(one) for plan in plans for one in plan["documents"]))
+            documents = _documents(method, passages, written)
             for variant in config.corpus.variants or ({},):
                 label = label_of(method, variant)
                 if label not in trained:
@@ -130,11 +129,11 @@ def train_on_all(
 ) -> dict[str, Any]:
     """A job: one training on all documents, and every passage's exam after it."""
     start = time.perf_counter()
-    rows = tuple(encode_document(lm, document) for document in documents)
     seed = seeds.derive(config.seed, "corpus", label)
     more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
     try:
         with policy_standing(lm, policy):
+            rows = tuple(taught(lm, documents, settings.distil))
             if config.corpus.full:
                 with fully_trained(lm, rows, settings, seed) as (losses, tokens):
                     sittings = _sit_all(lm, config, passages)
@@ -167,6 +166,12 @@ def _sit_all(lm: LanguageModel, config: EvalConfig, passages: Sequence[Passage])
     return found
 
 
-def _document(listed: Sequence[Any]) -> Document:
-    text, request = listed
-    return Document(text, tuple(Message(*turn) for turn in request) if request is not None else None)
+def _documents(method: str, passages: Sequence[Passage], written: Mapping[str, dict[str, Any]]) -> tuple[Document, ...]:
+    """What a method trains on, equal documents once, each with the (first) passage in view that it is about."""
+    found: dict[Document, str] = {}
+    for passage in passages:
+        for plan in (plan for plan in written[passage.id]["plans"] if plan["method"] == method):
+            for text, request in plan["documents"]:
+                turns = tuple(Message(*turn) for turn in request) if request is not None else None
+                found.setdefault(Document(text, turns), passage.view)
+    return tuple(replace(document, view=view) for document, view in found.items())

@@ -46,7 +46,8 @@ REPORTED: tuple[ExamForm, ...] = ("titled", "bare")
 class Candidate:
     """One self-edit with its trials; ``marks`` is on the choosing half, the mean over repeats.
 
-    ``replayed``: for each plan the (entry, document) of those of its documents, the last ones, that are from earlier entries.
+    ``replayed``: for each plan the (entry, document) of those of its documents, the last ones, that are from earlier entries;
+    they have no view, so with ``settings.distil`` they are plain SFT among the taught ones.
     """
 
     edit: SelfEdit

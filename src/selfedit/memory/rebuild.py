@@ -10,12 +10,12 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.contexts import Passage, Question
-from selfedit.edits import Document, Message, TrainingPlan
+from selfedit.edits import Document, Message, TrainingPlan, in_view
 from selfedit.errors import DivergedError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.lm.adapter import save_adapter
-from selfedit.lm.batch import encode_document
+from selfedit.lm.distil import taught
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import mark_sitting
@@ -178,7 +178,7 @@ def build(
 
 
 def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
-    """One plan of several: all documents, the newest one's settings."""
+    """One plan of several: all documents, each with its own passage in view, and the newest one's settings."""
     if len(plans) == 1:
         return plans[0]
     documents = tuple(document for plan in plans for document in plan.documents)
@@ -187,7 +187,7 @@ def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
 
 def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
     """A job: trains a stored plan and saves the adapter."""
-    rows = tuple(encode_document(lm, document) for document in plan.documents)
+    rows = tuple(taught(lm, plan.documents, plan.settings.distil))
     (trained,) = train_many(lm, [Job(rows, plan.settings, plan.seed)], 1)
     if isinstance(trained, DivergedError):
         raise trained
@@ -203,7 +203,7 @@ def passage_of(record: dict[str, Any]) -> Passage:
 
 
 def documents_of(record: dict[str, Any]) -> tuple[Document, ...]:
-    """An entry's own lessons."""
+    """An entry's own lessons, without a view: replayed beside those of another passage they are plain SFT."""
     return tuple(
         Document(row["text"], None if row["request"] is None else tuple(Message(*turn) for turn in row["request"]))
         for row in record["documents"]
@@ -211,7 +211,10 @@ def documents_of(record: dict[str, Any]) -> tuple[Document, ...]:
 
 
 def plan_of(record: dict[str, Any], known: Mapping[int, dict[str, Any]]) -> TrainingPlan:
-    """The training plan that an entry's record stores: its own lessons, and the replayed ones of entries that are still known."""
+    """The training plan that an entry's record stores: its own lessons, and the replayed ones of entries that are still known.
+
+    As when it was learnt, its passage is in view of its own lessons only.
+    """
     replayed = [documents_of(known[entry])[at] for entry, at in record.get("replayed", ()) if entry in known]
-    documents = (*documents_of(record), *replayed)
-    return TrainingPlan(documents, Settings.model_validate(record["settings"]), int(record["seed"]))
+    own = in_view(documents_of(record), Passage(record["title"], record["text"]).view)
+    return TrainingPlan((*own, *replayed), Settings.model_validate(record["settings"]), int(record["seed"]))
