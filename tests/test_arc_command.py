@@ -58,6 +58,8 @@ def test_a_run_tries_recipes_and_trains_the_writer(command: Command, trained: Pa
     assert all(row["tokens"] > 0 or "same_as" in row for row in trials)
     assert json.loads((trained / "round-01" / "policy" / "training.json").read_text())["rows"] == 2
     assert set(json.loads((trained / "data.json").read_text())) == {row["context"] for row in edits}
+    done = command("report", trained, "--out", tmp_path / "report.html")
+    assert done.returncode == 0 and "recipes by round" in (tmp_path / "report.html").read_text(), done.stderr
     done = command("select", trained, "--rule", "best", "--out", tmp_path / "rows.jsonl")
     assert done.returncode == 0, done.stderr
     assert all(parse_recipe(row["completion"][0]["content"]) for row in rows_of(tmp_path / "rows.jsonl"))

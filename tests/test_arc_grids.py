@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from selfedit.errors import DataError
 from selfedit.tasks.arc import augment
+from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.grids import Grid, as_rows, ended, grid_of, parse, render
 
 GRIDS = arrays(np.int8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 9))
@@ -20,6 +21,18 @@ def test_renderings_invert(grid: Grid, how: str) -> None:
     text = render(grid, how)  # type: ignore[arg-type]
     found = parse(text + "\n\nmore", how)  # type: ignore[arg-type]
     assert found is not None and np.array_equal(found, grid)
+
+
+def test_every_grid_of_arc_2_s_evaluation_round_trips() -> None:
+    puzzles = load_puzzles("arc-2", "evaluation")
+    grids = [np.array(rows, dtype=np.int8) for one in puzzles for pair in (*one.train, *one.test) for rows in pair if rows]
+    assert len(grids) > 800
+    for at, grid in enumerate(grids):
+        for how in ("python-list", "digits", "words"):
+            found = parse(render(grid, how), how)  # type: ignore[arg-type]
+            assert found is not None and np.array_equal(found, grid)
+        name = sorted(augment.INVERSES)[at % len(augment.INVERSES)]
+        assert np.array_equal(augment.INVERSES[name](augment.GEOMETRIC[name](grid)), grid)
 
 
 def test_grids_among_other_text() -> None:

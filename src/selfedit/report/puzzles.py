@@ -70,18 +70,33 @@ def puzzle_pictures(runs: Sequence[RunData]) -> list[Picture]:
     found: list[Picture] = []
     with mpl.rc_context(STYLE):
         for run in runs:
+            recipes = recipes_picture(run)
             if run.kind == "puzzles":
-                recipes = recipes_picture(run)
-                found += [solved_picture(run), *([recipes] if recipes else [])]
+                found.append(solved_picture(run))
+            found += [recipes] if recipes else []
     return found
 
 
+def written_recipes(run: RunData) -> list[tuple[str, str, bool]]:
+    """(method or round, recipe, whether it solved its puzzle) of a run on puzzles; none of another run."""
+    if run.kind == "puzzles":
+        return [(row["method"], row["recipe"], row["solved"]) for row in (run.table or {})["recipes"]]
+    if "rendering" not in run.settings.get("config", {}).get("edit", {}):
+        return []
+    return [
+        (f"round {one.number}", edit.text, edit.scored.accuracy == 1.0)
+        for one in run.rounds
+        for edit in one.edits
+        if edit.scored.tried
+    ]
+
+
 def recipes_picture(run: RunData) -> Picture | None:
-    """Learning rate against epochs of each method's recipes, coloured by success; below, how often each switch is on."""
+    """Learning rate against epochs of each method's or round's recipes, coloured by success; below, how often each switch is on."""
     by_method: dict[str, list[tuple[Recipe, bool]]] = {}
-    for row in (run.table or {})["recipes"]:
+    for method, text, solved in written_recipes(run):
         try:
-            by_method.setdefault(row["method"], []).append((parse_recipe(row["recipe"], free=True), row["solved"]))
+            by_method.setdefault(method, []).append((parse_recipe(text, free=True), solved))
         except InvalidEditError:
             continue
     if not by_method:
@@ -92,8 +107,9 @@ def recipes_picture(run: RunData) -> Picture | None:
         _scatter(panes[0][at], method, recipes)
         _switches(panes[1][at], recipes)
     panes[0][0].set_ylabel("epochs")
+    what = "method" if run.kind == "puzzles" else "round"
     caption = (
-        f"{run.name}: recipes by method. Above: learning rate and epochs; size: how often; green: solved, red: not, share by "
+        f"{run.name}: recipes by {what}. Above: learning rate and epochs; size: how often; green: solved, red: not, share by "
         "share. Below: share of recipes with each group of augmentations, and with loss on all tokens."
     )
     return picture_of(figure, f"recipes-{run.name}", caption)
