@@ -12,6 +12,7 @@ from selfedit.cli.main import app
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 COMMANDS = {
+    "continual": ("continual",),
     "arc": ("train", "arc"),
     "arc-eval": ("eval", "arc"),
     "learn": ("learn", "almanac:dev:1"),

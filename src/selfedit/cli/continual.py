@@ -8,23 +8,34 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from selfedit.cli.common import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    DtypeOption,
+    GraderOption,
+    ModelOption,
+    ResumeOption,
+    SeedOption,
+    StyleOption,
+    WorkersOption,
     build_config,
     check_writable,
     err,
+    estimates,
     make_grader,
     narrow_table,
     out,
     print_config,
+    run_config,
     styles_from,
+    work_bar,
     write_json,
 )
 from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import ContinualConfig
-from selfedit.errors import DataError
 
 
 def continual_command(
@@ -34,21 +45,19 @@ def continual_command(
     sequences: Annotated[int | None, typer.Option(help="Sequences, each of other passages.")] = None,
     passages: Annotated[int | None, typer.Option(help="Passages a sequence.")] = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train, or a policy's folder; default: the base.")] = None,
-    model: Annotated[str | None, typer.Option(help="builtin:smollm2-135m, a folder, a .gguf file, or a hub id.")] = None,
-    style: Annotated[str | None, typer.Option(help="Prompt style, several joined by commas, or a template file.")] = None,
-    grader: Annotated[str | None, typer.Option(help="recall, em, f1, or judge.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is random.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; default: by a timing; 0: none, all in this one.")
-    ] = None,
+    model: ModelOption = None,
+    style: StyleOption = None,
+    grader: GraderOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    workers: WorkersOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/continual-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")] = None,
+    resume: ResumeOption = False,
+    config: ConfigOption = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting: keep.replay_share=0.3.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Learns passages one after the other and examines all of them after each: what stays, and what it costs.
 
@@ -79,14 +88,13 @@ def continual_command(
         "dtype": dtype,
         "edit.styles": styles_from(style),
     }
-    if resume and (run is None or not (run / "run.json").is_file()):
-        raise DataError("--resume: say which run with --run FOLDER")
-    if resume and config is None and run is not None:
-        config = run / "run.json"
-    resolved = build_config(ContinualConfig, config, flags, sets or [])
+    resolved = build_config(ContinualConfig, run_config(run, resume, config), flags, sets or [])
     check_styles(list(resolved.edit.styles))
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_continual
+
+        estimates(resolved.model, lambda known: estimate_continual(resolved, known))
         return
     from selfedit.continual import continual
     from selfedit.continual import sequences as drawn
@@ -104,8 +112,7 @@ def continual_command(
     drawn(resolved, list(found.values()))
     opened = Run(folder, resolved, resume)
     err.print(f"run folder: {folder}", highlight=False)
-    columns = (TextColumn("commits"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    with work_bar("commits") as bar:
         task = bar.add_task("", total=None)
 
         def told(done: int, of: int) -> None:
