@@ -107,7 +107,6 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
     "missing passage": ({}, ["none.md", "--quiz", "q.json"], ["none.md", "no such file"]),
     "empty passage": ({"p.md": b" \n"}, ["p.md", "--quiz", "q.json"], ["p.md", "empty"]),
     "binary passage": ({"p.md": b"\x00\x01"}, ["p.md", "--quiz", "q.json"], ["p.md", "binary"]),
-    "no quiz given": ({"p.md": b"Text."}, ["p.md"], ["--quiz"]),
     "quiz without questions": ({"p.md": b"Text.", "q.json": b"[]"}, ["p.md", "--quiz", "q.json"], ["q.json", "no questions"]),
     "one question": (
         {"p.md": b"Text.", "q.json": b'[{"question": "Q?", "answer": "A"}]'},

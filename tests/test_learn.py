@@ -25,7 +25,7 @@ from selfedit.tasks.knowledge.prompts import exam_prompt
 def marks(by_fact: list[float], margins: list[float] | None = None) -> Marks:
     values = margins or [0.0] * len(by_fact)
     mean = sum(values) / len(values)
-    return Marks((), sum(by_fact) / len(by_fact), 0.0, (), -9.0, mean, dict(enumerate(by_fact)), dict(enumerate(values)))
+    return Marks((), sum(by_fact) / len(by_fact), 0.0, (), -9.0, (), mean, dict(enumerate(by_fact)), dict(enumerate(values)))
 
 
 def candidate(m: Marks | None) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEFAULT_MODEL = "builtin:smollm2-135m"
 
@@ -16,7 +16,24 @@ DocumentForm = Literal["plain", "chat"]
 GraderName = Literal["recall", "em", "f1", "judge"]
 Unit = Literal["passage", "sentence"]
 PlainSplit = Literal["lines", "whole"]
-RewardName = Literal["accuracy", "likelihood", "mixed"]
+RewardName = Literal[
+    "accuracy", "likelihood", "mixed", "self-quiz", "self-quiz-likelihood", "sentences", "paraphrases", "agreement"
+]
+# What each reward is taken on: the context's own questions, or an exam that needs nobody's.
+REWARD_EXAMS: dict[RewardName, str] = {
+    "accuracy": "labelled",
+    "likelihood": "labelled",
+    "mixed": "labelled",
+    "self-quiz": "self-quiz",
+    "self-quiz-likelihood": "self-quiz",
+    "sentences": "sentences",
+    "paraphrases": "paraphrases",
+    "agreement": "agreement",
+}
+LABEL_FREE = tuple(reward for reward, exam in REWARD_EXAMS.items() if exam != "labelled")
+# Exams of texts that are only scored, so that no answer is right or wrong.
+TEXT_REWARDS = ("sentences", "paraphrases", "agreement")
+ScreenName = Literal["", "ridge", "gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness"]
 Rendering = Literal["python-list", "digits", "words"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
 METHODS = (
@@ -136,6 +153,9 @@ class EditConfig(Writing):
         float, Field(ge=0, le=1, description="chat form: share of a lesson's content words that must stand in the passage; 0: any")
     ] = 0.75
     limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 30
+    held_out: Annotated[
+        float, Field(ge=0, le=0.5, description="share of the passage's sentences that no lesson of the passage itself has")
+    ] = 0.0
 
 
 class JudgeConfig(Frozen):
@@ -143,6 +163,36 @@ class JudgeConfig(Frozen):
 
     url: str = "https://api.openai.com/v1"
     model: str = "gpt-4.1-2025-04-14"
+
+
+class QuizConfig(Frozen):
+    """How a model examines itself where nobody wrote questions (the paper names it as a way on, section 6)."""
+
+    items: Annotated[int, Field(ge=4, le=64, description="questions wanted; no more are kept")] = 12
+    least: Annotated[int, Field(ge=2, le=64, description="with fewer that passed there is no decision")] = 4
+    passes: Annotated[int, Field(ge=1, le=16, description="questions asked for about each sentence, each time")] = 4
+    retries: Annotated[int, Field(ge=0, le=8, description="how often more are asked for while fewer than wanted have passed")] = 2
+    resamples: Annotated[int, Field(ge=1, le=16, description="answers sampled with the passage in view")] = 4
+    agreeing: Annotated[int, Field(ge=1, le=16, description="of which so many must be the answer")] = 3
+    temperature: Annotated[float, Field(gt=0, le=5, description="of questions and of those answers")] = 0.5
+    overlap: Annotated[
+        float, Field(gt=0, le=1, description="a question is dropped if a lesson has such a share of its word trigrams")
+    ] = 0.6
+    most_bits: Annotated[
+        float, Field(gt=0, le=16, description="a text of more bits a byte is one that the model can't read; no quiz is made of it")
+    ] = 2.2
+    url: Annotated[str, Field(description="OpenAI-compatible server whose model writes the quiz; default: the model itself")] = ""
+    model: Annotated[str, Field(description="the model's name there")] = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuizConfig:
+        if self.agreeing > self.resamples:
+            raise ValueError(f"agreeing {self.agreeing} of {self.resamples} resamples can't be; give more resamples")
+        if self.least > self.items:
+            raise ValueError(f"least {self.least} of {self.items} items can't be; give more items")
+        if self.url and not self.model:
+            raise ValueError("url without model: give quiz.model, the name of the model there")
+        return self
 
 
 class LearnConfig(Frozen):
@@ -167,6 +217,7 @@ class LearnConfig(Frozen):
     compiled: Annotated[bool, Field(description="decoder layers through torch.compile; needs a C++ compiler on a CPU")] = False
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
+    quiz: QuizConfig = QuizConfig()
     edit: EditConfig = EditConfig()
     settings: Settings = Settings()
 
@@ -204,6 +255,14 @@ class OuterConfig(Frozen):
     ] = "edit"
     reward: RewardName = "accuracy"
     reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
+    screen: Annotated[
+        ScreenName,
+        Field(description="two stages: only the self-edits that look best by it are trained; ridge learns from those that were"),
+    ] = ""
+    screened: Annotated[int, Field(ge=1, le=64, description="self-edits of a context that a screen lets through")] = 3
+    least_correlation: Annotated[
+        float, Field(ge=-1, le=1, description="a screen that ranks a round's first contexts worse than that is put aside")
+    ] = 0.0
     student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"
     merge: Annotated[bool, Field(description="write the last policy as a merged model too")] = False
     control_of: Annotated[str, Field(description="a run whose contexts and numbers of rows the rule random takes")] = ""
@@ -229,7 +288,18 @@ class TrainConfig(OuterConfig):
 
     grader: GraderName = "recall"
     judge: JudgeConfig = JudgeConfig()
+    quiz: QuizConfig = QuizConfig()
     edit: EditConfig = EditConfig()
+
+    @model_validator(mode="after")
+    def _rewards_agree(self) -> TrainConfig:
+        if self.reward == "sentences" and not self.edit.held_out:
+            raise ValueError("reward sentences needs sentences that are held out; give edit.held_out=0.25")
+        if self.reward in TEXT_REWARDS and self.credit == "pieces":
+            raise ValueError(f"credit pieces goes by questions won, and the reward {self.reward} asks none; give credit edit")
+        if self.screen and self.halving:
+            raise ValueError("halving and a screen are two ways to try fewer; give one of them")
+        return self
 
 
 class RecipeConfig(Writing):
@@ -281,6 +351,14 @@ class ArcTrainConfig(OuterConfig):
     edit: RecipeConfig = RecipeConfig()
     settings: Settings = Settings(layers="all", batch_size=2)
     outer: Settings = Settings(layers="all", rank=16, alpha=16, epochs=8, learning_rate=1e-3, batch_size=4)
+
+    @model_validator(mode="after")
+    def _labelled(self) -> ArcTrainConfig:
+        if self.reward in LABEL_FREE:
+            raise ValueError(f"reward {self.reward} is taken on a passage; a puzzle has accuracy, likelihood and mixed")
+        if self.screen:
+            raise ValueError(f"screen {self.screen} looks at notes about a passage; leave it out for puzzles")
+        return self
 
     @field_validator("settings")
     @classmethod
@@ -375,6 +453,25 @@ class ContinualConfig(Frozen):
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
         return _plain(value, "ways of keeping train without the passage in view")
+
+
+class RewardBenchConfig(Frozen):
+    """What decides the rows of ``selfedit bench rewards``."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets with questions, put together")] = ("almanac",)
+    split: str = "dev"
+    passages: Annotated[int, Field(ge=2, description="passages with 4 questions or more; the first ones")] = 30
+    edits: Annotated[int, Field(ge=2, le=64, description="self-edits a passage")] = 8
+    repeats: Annotated[int, Field(ge=2, le=16, description="seeds of training of each")] = 2
+    screened: Annotated[int, Field(ge=1, le=64, description="self-edits that a screen lets through")] = 2
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
+    quiz: QuizConfig = QuizConfig()
+    edit: EditConfig = EditConfig(held_out=0.25)
+    settings: Settings = Settings()
 
 
 class CorpusConfig(Frozen):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from selfedit.config import ArcEvalConfig, ArcTrainConfig, EditConfig, EvalConfig, Settings, TrainConfig
+from selfedit.config import ArcEvalConfig, ArcTrainConfig, ContinualConfig, EditConfig, EvalConfig, Settings, TrainConfig
 from selfedit.evaluate import UNTRAINED, WRITERS, method_name
 from selfedit.executors.local import default_workers
 from selfedit.lm.load import Identity, resolve_device
@@ -55,8 +55,10 @@ def estimate_training(config: TrainConfig, known: Identity) -> Estimate:
     """Of ``selfedit train``."""
     shape = _Shape.of(known)
     edits = config.rounds * config.contexts * config.edits
-    noise = config.rounds * min(config.noise_contexts, config.contexts) * config.edits * max(0, 2 - config.repeats)
-    trials = 0 if config.rule == "random" else edits * config.repeats + noise
+    first = min(config.noise_contexts, config.contexts)
+    tried = min(config.screened, config.edits) if config.screen else config.edits
+    runs = first * config.edits * max(2, config.repeats) + (config.contexts - first) * tried * config.repeats
+    trials = 0 if config.rule == "random" else config.rounds * runs
     flops = trials * (_trial(shape, config.settings, config.edit)) / TRAINING_SHARE
     flops += trials * _exam(shape) / WRITING_SHARE + edits * _writing(shape, config.edit) / WRITING_SHARE
     rows = config.rounds * config.contexts * REQUESTS
@@ -89,6 +91,27 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     workers = default_workers(config.device)
     seconds = passages * per_passage / _speed(config.device) / workers
     return Estimate(trials, seconds, 8000.0 * trials + 2000.0 * passages, _memory(known, shape, config, workers), workers)
+
+
+def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
+    """Of ``selfedit continual``; what replay adds to a lesson and what a gate asks is not foreseen."""
+    shape = _Shape.of(known)
+    parts = [method.split("+") for method in config.methods]
+    lessons = config.sequences * config.passages
+    trained = [names for names in parts if not set(names) & {"retrieve", "context"}]
+    # A consolidation trains on everything so far, half of the sequence on average.
+    sleeps = sum("consolidate" in names for names in trained) * (config.passages // config.keep.every) * config.passages / 2
+    tries = sum(config.edits + 1 if "retention" in names and config.edits > 1 else 1 for names in trained)
+    trials = round(lessons * tries + config.sequences * sleeps)
+    exams = lessons * (config.passages + 1) / 2 / config.exam_every * len(parts)
+    flops = trials * _trial(shape, config.settings, config.edit) / TRAINING_SHARE
+    flops += (exams * _exam(shape) + lessons * config.edits * _writing(shape, config.edit)) / WRITING_SHARE
+    workers = default_workers(config.device)
+    seconds = flops / _speed(config.device) / workers
+    disk = config.sequences * len(trained) * config.passages * shape.adapter_bytes(config.settings) + 20_000.0 * lessons
+    weights = 4 * (shape.layer * shape.layers + shape.head)
+    memory = workers * (1.2 * weights + (4 + config.passages) * shape.adapter_bytes(config.settings) + 600 * 2**20)
+    return Estimate(trials, seconds, disk, memory, workers)
 
 
 def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, puzzles: int) -> Estimate:

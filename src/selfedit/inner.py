@@ -49,6 +49,7 @@ class Outcome:
         losses: one for each optimiser step.
         tokens: labelled tokens trained on, all epochs together.
         seconds: training and exam.
+        exam_seconds: the exam's part of them.
     """
 
     status: str
@@ -57,6 +58,7 @@ class Outcome:
     losses: tuple[float, ...]
     tokens: int
     seconds: float
+    exam_seconds: float = 0.0
 
 
 def run_trials(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], slots: int) -> list[Outcome]:
@@ -78,7 +80,9 @@ def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
     rows = _rows(lm, [trial.plan for trial in trials])
     jobs = [Job(own, trial.plan.settings, trial.plan.seed) for own, trial in zip(rows, trials, strict=True)]
     trained = train_many(lm, jobs, slots, progress.report)
+    began = time.perf_counter()
     sittings = _examine(lm, tasks, trials, trained, slots)
+    examined = (time.perf_counter() - began) / max(1, len(trials))
     spent = time.perf_counter() - start
     weights = [job.settings.epochs * sum(len(row.ids) for row in job.rows) for job in jobs]
     outcomes = []
@@ -89,7 +93,7 @@ def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
             continue
         if trial.adapter_folder is not None:
             save_adapter(result.adapter, Path(trial.adapter_folder), lm.name)
-        outcomes.append(Outcome("ok", "", sat, tuple(result.losses), result.tokens, seconds))
+        outcomes.append(Outcome("ok", "", sat, tuple(result.losses), result.tokens, seconds, examined))
     return outcomes
 
 

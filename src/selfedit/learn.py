@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.ledger import Base, Memory
 from selfedit.memory.rebuild import documents_of, passage_of
+from selfedit.rewards.self_quiz import Quiz, left_by, write_quiz
 from selfedit.runs import policy_of
 from selfedit.samplers.base import Written
 from selfedit.samplers.local import write_edits
@@ -59,6 +60,23 @@ class Candidate:
     replayed: list[list[tuple[int, int]]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Halves:
+    """A quiz in two: what chooses among the self-edits, and what reports the gain."""
+
+    choosing: list[int]
+    reporting: list[int]
+    chooser: Passage
+    reporter: Passage
+
+    @classmethod
+    def of(cls, passage: Passage, questions: Sequence[Question], config: LearnConfig) -> Halves:
+        """By ``config.quiz_split`` and the seed."""
+        choosing, reporting = split_quiz(questions, config.quiz_split, config.seed)
+        halves = [replace(passage, questions=tuple(questions[index] for index in part)) for part in (choosing, reporting)]
+        return cls(choosing, reporting, *halves)
+
+
 Progress = Callable[[str, dict[str, Any]], None]
 
 
@@ -73,12 +91,13 @@ def learn(
 ) -> dict[str, Any]:
     """Learns one passage into a memory (paper algorithm 1 without its last line, the policy's update).
 
-    Duties, in order: lock the memory; the baseline's exam while the candidates are written; each candidate trained on top of
-    the memory's current state and examined on the choosing half of the quiz; the best kept if it beats the baseline by more
-    than noise; the gain reported on the other half; the commit.
+    Duties, in order: lock the memory; a quiz, if there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates
+    are written; each candidate trained on top of the memory's current state and examined on the choosing half of the quiz; the
+    best kept if it beats the baseline by more than noise; the gain reported on the other half; the commit.
 
     Args:
-        progress: called with (event, details): ``waiting, started, baseline, wrote, steps, decided``.
+        questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
+        progress: called with (event, details): ``waiting, started, quiz, left, baseline, wrote, steps, decided``.
         workers: processes; by default as many as a short timing says.
 
     Returns:
@@ -87,12 +106,8 @@ def learn(
     Raises:
         DataError, ModelError, MemoryStoreError, GraderError.
     """
-    choosing, reporting = split_quiz(questions, config.quiz_split, config.seed)
-    chooser = replace(passage, questions=tuple(questions[index] for index in choosing))
-    reporter = replace(passage, questions=tuple(questions[index] for index in reporting))
+    halves = Halves.of(passage, questions, config) if questions else None
     task = KnowledgeTask(config.edit, margins=True)
-    to_choose, to_report = task.asked(chooser), task.asked(reporter)
-    reports: list[tuple[Task, Passage]] = [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
     known = identify(config.model)
     writer = policy_of(config.writer, known.fingerprint)
     parts = split_passage(known, passage)
@@ -104,13 +119,32 @@ def learn(
         scratch = memory.scratch()
         stack = tuple(str(path) for path in memory.adapter_folders())
         choice = ModelChoice(config.model, config.device, config.dtype, stack, config.compiled)
-        progress("started", {"parts": len(parts), "choosing": len(choosing), "reporting": len(reporting)})
+        progress("started", {"parts": len(parts), "quiz": halves is not None})
+        made: Quiz | None = None
+        kept: list[int] | None = None
         try:
             with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
+                if halves is None:
+                    made = result(executor.submit(write_quiz, passage, config.quiz, config.seed))
+                    progress("quiz", {"quiz": made})
+                    if made.reason:
+                        return _no_quiz(config, known, passage, made, made.reason)
                 written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
-                sittings = executor.submit(sit, [(task, chooser), *reports, *again])
+                sittings = executor.submit(sit, exams_of(halves, task, again)) if halves else None
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[Written] = result(written)
+                if made is not None:
+                    left = left_by(made, [one.edit.text for one in edits], config.quiz)
+                    progress("left", {"left": left})
+                    if isinstance(left, str):
+                        return _no_quiz(config, known, passage, made, left)
+                    kept = left
+                    questions = [made.questions[index] for index in kept]
+                    halves = Halves.of(passage, questions, config)
+                    sittings = executor.submit(sit, exams_of(halves, task, again))
+                assert halves is not None and sittings is not None
+                chooser, reports = halves.chooser, _reports(task, halves.reporter)
+                to_choose, to_report = task.asked(chooser), task.asked(halves.reporter)
                 candidates = [_candidate(one.edit, index, task, known, chooser, config, earlier) for index, one in enumerate(edits)]
                 plans = [plan for candidate in candidates for plan in candidate.plans]
                 # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
@@ -132,7 +166,8 @@ def learn(
             report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
-            record = _record(known_config, passage, questions, choosing, candidates, best, baseline, report)
+            record = _record(known_config, passage, questions, halves.choosing, candidates, best, baseline, report)
+            record |= {"quiz_by": "model" if made else "user"} if record else {}
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
             entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
         finally:
@@ -146,7 +181,7 @@ def learn(
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "passage": {"id": passage.id, "title": passage.title, "parts": len(parts)},
-        "quiz": {"choosing": choosing, "reporting": reporting},
+        "quiz": {"choosing": halves.choosing, "reporting": halves.reporting, "made": asdict(made) if made else None, "kept": kept},
         "baseline": {
             "accuracy": baseline.accuracy,
             "f1": baseline.f1,
@@ -165,6 +200,30 @@ def learn(
         "report": report,
         "earlier": others,
         "memory": {"entry": entry},
+    }
+
+
+def exams_of(halves: Halves, task: KnowledgeTask, again: Sequence[tuple[Task, Passage]]) -> list[tuple[Task, Passage]]:
+    """The baseline's exams: the choosing half, the reporting half in each form, and the earlier entries'."""
+    return [(task, halves.chooser), *_reports(task, halves.reporter), *again]
+
+
+def _reports(task: KnowledgeTask, reporter: Passage) -> list[tuple[Task, Passage]]:
+    return [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
+
+
+def _no_quiz(config: LearnConfig, known: Identity, passage: Passage, made: Quiz, reason: str) -> dict[str, Any]:
+    """What ``--json`` writes where the model could make no quiz: nothing was tried, and the memory is as it was."""
+    return {
+        "model": config.model,
+        "fingerprint": known.fingerprint,
+        "seed": config.seed,
+        "config": config.model_dump(mode="json"),
+        "passage": {"id": passage.id, "title": passage.title},
+        "quiz": {"made": asdict(made)},
+        "decision": "no-quiz",
+        "reason": reason,
+        "memory": {"entry": None},
     }
 
 

@@ -8,7 +8,8 @@ Departures from the paper: (1) the default rule takes the best self-edit of a pa
 paper's takes it in any case; (2) ties go by the golds' margin, then by lower index, where the reference code takes the first;
 (3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random; (5) SFT is the
 engine's own, in one slot, where the reference code takes TRL; (6) ``credit="pieces"`` trains only on those answers of a selected
-self-edit that a question won can be traced to.
+self-edit that a question won can be traced to; (7) a reward without labels takes its own exam in the place of the context's
+questions, and a context of which none can be made is not decided on; (8) with ``screen`` only what looks best is tried.
 """
 
 from __future__ import annotations
@@ -20,44 +21,39 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfedit import progress, seeds
-from selfedit.config import OuterConfig, RewardName, Sampling, Settings
-from selfedit.edits import Message, Prompt
-from selfedit.errors import DataError, DivergedError, InvalidEditError
+from selfedit import seeds
+from selfedit.config import TEXT_REWARDS, OuterConfig, TrainConfig
+from selfedit.edits import Prompt
+from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
-from selfedit.inner import Trial, run_trials, sit
+from selfedit.inner import Trial
 from selfedit.lm.adapter import (
-    Adapter,
-    install,
     load_adapter,
-    new_adapter,
-    policy_standing,
-    save_adapter,
     save_merged,
-    standing,
-    summed,
 )
-from selfedit.lm.batch import encode_answer
-from selfedit.lm.load import Identity, LanguageModel, identify
-from selfedit.lm.preferences import train_preferences
+from selfedit.lm.load import Identity, identify
 from selfedit.lm.stack import slots_that_fit
-from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import Marks, mark_sitting
-from selfedit.rewards import Reward, make_reward
+from selfedit.outer_jobs import dpo, look_at, prepare_exam, sft, try_group, write_and_sit
+from selfedit.rewards import Reward, likelihood_gain, make_reward, rewards_beside
+from selfedit.rewards.exams import Exam, Labelled
+from selfedit.rewards.screens import Tried, correlations, scores_of
 from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
-from selfedit.samplers.local import write_edits
 from selfedit.selection import Scored, finalists, preferences, round_summary, select
+from selfedit.stats import mean_and_error
 from selfedit.tasks.base import Sitting, Task
 
 Told = Callable[[str, dict[str, Any]], None]
 # From (context, answers of a self-edit, exam entries won) to the indices of the answers that won them.
 Credit = Callable[[Any, Sequence[str], Sequence[int]], list[int]]
+# Of a round in two stages: how each self-edit that was tried had looked, and its reward.
+WORTH = "worth.jsonl"
 # A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
 Lessons = dict[str, dict[str, Any]]
 Trials = dict[tuple[str, int, int], dict[str, Any]]
@@ -72,6 +68,7 @@ def train(
     executor: LocalExecutor,
     told: Told,
     credit: Credit | None = None,
+    exam: Exam | None = None,
 ) -> dict[str, Any]:
     """All rounds; what is there already is not done again.
 
@@ -82,9 +79,10 @@ def train(
         grader: marks in this process.
         run: the run's folder.
         executor: where the jobs run; its model is the base.
-        told: called with (event, details): ``round, wrote, tried, reinforcing, reinforced``.
+        told: called with (event, details): ``round, examined, wrote, undecided, looked, screened, tried, reinforcing, reinforced``.
         credit: for ``credit="pieces"``: from a context, the answers of a self-edit and the exam's entries that it won to those
             answers that they can be traced to.
+        exam: what the reward is taken on; by default the contexts' own questions.
 
     Returns:
         ``{rounds: [metrics of each], policy: folder of the last policy}``.
@@ -109,7 +107,9 @@ def train(
         metrics.keep(number - 1)
         folder.mkdir(exist_ok=True)
         told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
-        one = Round(config, task, known, executor, grader, run, folder, number, policy, slots, told, credit)
+        # A control at random weighs nothing, so it needs no exam of its own.
+        sat = Labelled(task) if exam is None or config.rule == "random" else exam
+        one = Round(config, task, sat, known, executor, grader, run, folder, number, policy, slots, told, credit)
         policy, row = one.play(chosen)
         metrics.append(row)
     merged = run.folder / "merged"
@@ -151,12 +151,19 @@ def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
     return found
 
 
+def earlier_worth(folder: Path, number: int) -> list[Tried]:
+    """What a run's rounds before this one tried, beside how it had looked."""
+    rows = [row for earlier in range(1, number) for row in read_rows(folder / f"round-{earlier:02d}" / WORTH)]
+    return [Tried(tuple(row["features"]), tuple(row["rewards"])) for row in rows]
+
+
 @dataclass
 class Round:
     """One round: write, try, weigh, select, reinforce."""
 
     config: OuterConfig
     task: Task
+    exam: Exam
     known: Identity
     executor: LocalExecutor
     grader: Grader
@@ -167,10 +174,24 @@ class Round:
     slots: int
     told: Told
     credit: Credit | None = None
+    # By context: it with the exam's questions that count, which entries of a sitting those are, and why there is no decision on it.
+    examined: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, list[int]] = field(default_factory=dict)
+    undecided: dict[str, str] = field(default_factory=dict)
+    # Of two stages: what a screen lets through, ties that are tried again, and what the screen was worth.
+    let_through: dict[str, list[int]] = field(default_factory=dict)
+    tied: dict[str, list[int]] = field(default_factory=dict)
+    screening: dict[str, Any] = field(default_factory=dict)
+    looks: Lessons = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
 
     def play(self, contexts: Sequence[Any]) -> tuple[Policy, dict[str, Any]]:
         """The policy after the round, and the round's metrics."""
-        written = self.write(contexts)
+        self.places = {context.id: at for at, context in enumerate(contexts)}
+        materials = self.prepare(contexts)
+        written = self.write(contexts, materials)
+        self.settle(contexts, materials, written)
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
         scored = self.weigh(contexts, written, tried)
         keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
@@ -190,12 +211,15 @@ class Round:
             "policy_before": self.policy.digest,
             "policy_after": after.digest,
             **round_summary(scored, chosen, self.config.reward),
+            "undecided": len(self.undecided),
+            **({"screen": self.screening} if self.screening else {}),
             "rows": len(rows),
             "outer_losses": training["losses"],
             "tokens": sum(row["tokens"] for row in tried.values()),
             # Of all workers together, whatever was interrupted in between.
             "seconds": round(
-                sum(row["seconds"] for row in (*written.values(), *tried.values())) + training["seconds"],
+                sum(row["seconds"] for part in (materials, written, self.looks, tried) for row in part.values())
+                + training["seconds"],
                 1,
             ),
         }
@@ -215,7 +239,38 @@ class Round:
             found += select("random", by_context[row["context"]], self.config.fraction, seeds.derive(seed, index))
         return found
 
-    def write(self, contexts: Sequence[Any]) -> Lessons:
+    def prepare(self, contexts: Sequence[Any]) -> Lessons:
+        """What each context's exam takes, made before anything is written; what is there already is not made again."""
+        if isinstance(self.exam, Labelled):
+            return {context.id: {"material": {}, "seconds": 0.0} for context in contexts}
+        log = Log(self.folder / "exams.jsonl")
+        self.check_policy(log)
+        done = {row["context"] for row in log.rows}
+        jobs = {
+            self.executor.submit(prepare_exam, self.exam, context, self.seed("exam"), self.student): context
+            for context in contexts
+            if context.id not in done
+        }
+        for job in self.executor.ended(jobs):
+            log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
+            self.told("examined", {"done": len(log.rows), "of": len(contexts)})
+        return {row["context"]: row for row in log.rows}
+
+    def settle(self, contexts: Sequence[Any], materials: Lessons, written: Lessons) -> None:
+        """Which of each exam's entries count, now that all self-edits are there."""
+        for context in contexts:
+            material = materials[context.id]["material"]
+            whole = self.whole[context.id] = self.exam.examined(context, material)
+            kept = self.exam.kept(context, material, [edit["text"] for edit in written[context.id]["edits"]])
+            if isinstance(kept, str):
+                self.undecided[context.id], kept = kept, []
+            self.entries[context.id] = kept
+            everything = len(kept) == len(self.exam.task.asked(whole))
+            self.examined[context.id] = whole if everything else only(whole, kept)
+        if self.undecided:
+            self.told("undecided", self.undecided)
+
+    def write(self, contexts: Sequence[Any], materials: Lessons) -> Lessons:
         """Each context's self-edits and baseline exam; what is there already is not written again."""
         log = Log(self.folder / "edits.jsonl")
         self.check_policy(log)
@@ -231,6 +286,8 @@ class Round:
                 self.seed("write"),
                 self.policy.folder,
                 config.student,
+                self.exam.task,
+                self.exam.examined(context, materials[context.id]["material"]),
             )
             for context in contexts
             if context.id not in done
@@ -248,9 +305,89 @@ class Round:
         """
         rows = {(row["context"], row["candidate"], row["repeat"]): row for row in self.run.rows if row["round"] == self.number}
         self.check_policy(self.run.log, [row for row in self.run.rows if row["round"] == self.number])
+        if self.config.screen:
+            self.try_screened(contexts, written, rows)
+            return rows
         for stage in [[repeat] for repeat in range(self.repeats(0))] if self.config.halving else [list(range(self.repeats(0)))]:
             self.try_stage(contexts, written, rows, stage)
         return rows
+
+    def try_screened(self, contexts: Sequence[Any], written: Lessons, rows: Trials) -> None:
+        """In two stages: the round's first contexts whole, which says what the screen is worth; of the others what looks best.
+
+        Of those that tie for the best in the end each is trained once more, with another seed.
+        """
+        looks = self.looks = self.look(contexts, written)
+        first = contexts[: self.config.noise_contexts]
+        self.try_stage(first, written, rows, list(range(self.repeats(0))))
+        history = earlier_worth(self.run.folder, self.number)
+        known = self.worth(first, written, rows, looks)
+        found = correlations(known, history)
+        own = found[self.config.screen]
+        self.screening = {
+            "correlation": {name: asdict(mean_and_error(values)) for name, values in found.items()},
+            "trusted": bool(own) and fmean(own) >= self.config.least_correlation,
+        }
+        if self.screening["trusted"]:
+            for context in contexts[self.config.noise_contexts :]:
+                features, texts = looks[context.id]["features"], [edit["text"] for edit in written[context.id]["edits"]]
+                usable = [at for at, of in enumerate(features) if of is not None and texts[at] not in texts[:at]]
+                scores = scores_of(self.config.screen, [features[at] for at in usable], [*history, *known]) if usable else []
+                best = sorted(zip(scores, usable, strict=True), key=lambda pair: (-pair[0], pair[1]))[: self.config.screened]
+                # What can't be compiled costs nothing, and has its row.
+                invalid = [at for at, of in enumerate(features) if of is None]
+                self.let_through[context.id] = sorted([*(at for _, at in best), *invalid])
+        self.told("screened", self.screening)
+        self.try_stage(contexts, written, rows, list(range(self.repeats(len(first)))))
+        if self.screening["trusted"]:
+            for context in contexts[self.config.noise_contexts :]:
+                scored = [one for one in self.weigh([context], written, rows) if one.usable]
+                top = max((one.value for one in scored), default=0.0)
+                tied = [one.candidate for one in scored if one.value == top]
+                if len(tied) > 1 and top > 0:
+                    self.tied[context.id] = tied
+            self.try_stage(contexts, written, rows, [self.config.repeats])
+        keep_rows(self.folder / WORTH, [asdict(one) for one in self.worth(contexts, written, rows, looks)])
+
+    def look(self, contexts: Sequence[Any], written: Lessons) -> Lessons:
+        """What each self-edit looks like; what is there already is not looked at again."""
+        assert isinstance(self.config, TrainConfig)
+        log = Log(self.folder / "looks.jsonl")
+        self.check_policy(log)
+        done = {row["context"] for row in log.rows}
+        jobs = {
+            self.executor.submit(
+                look_at,
+                self.task,
+                self.examined[context.id],
+                [edit["text"] for edit in written[context.id]["edits"]],
+                self.config,
+                self.seed("look", context.id),
+                self.student,
+            ): context
+            for context in contexts
+            if context.id not in done and context.id not in self.undecided
+        }
+        for job in self.executor.ended(jobs):
+            log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
+            self.told("looked", {"done": len(log.rows), "of": len(contexts) - len(self.undecided)})
+        nothing = {one.id: {"features": [None] * len(written[one.id]["edits"]), "seconds": 0.0} for one in contexts}
+        return nothing | {row["context"]: row for row in log.rows}
+
+    def worth(self, contexts: Sequence[Any], written: Lessons, rows: Trials, looks: Lessons) -> list[Tried]:
+        """Each context's looks beside its true rewards, of the self-edits that have both."""
+        found = []
+        for context in contexts:
+            features = looks[context.id]["features"]
+            scored = [one for one in self.weigh([context], written, rows) if one.usable and one.same_as is None]
+            both = [(features[one.candidate], one.reward) for one in scored if features[one.candidate] is not None]
+            if len(both) > 1:
+                found.append(Tried(tuple(of for of, _ in both), tuple(reward for _, reward in both)))
+        return found
+
+    def runs_of(self, context: Any) -> int:
+        """Runs of each of a context's self-edits, but for those that part what tied."""
+        return self.repeats(self.places.get(context.id, 0))
 
     def repeats(self, at: int) -> int:
         """Runs of each self-edit of the context at that place of the round: the first few have two at least, to show the noise."""
@@ -265,7 +402,9 @@ class Round:
         repeat: int,
     ) -> list[int]:
         """The candidates that get a further run: all, or by successive halving the better half of those of the run before."""
-        everyone = list(range(len(written[context.id]["edits"])))
+        everyone = self.let_through.get(context.id, list(range(len(written[context.id]["edits"]))))
+        if context.id in self.tied and repeat == self.config.repeats:
+            return self.tied[context.id]
         if repeat >= self.repeats(at):
             return []
         if not repeat or not self.config.halving or at < self.config.noise_contexts:
@@ -291,6 +430,8 @@ class Round:
         twins: dict[tuple[str, int, int], tuple[str, int, int]] = {}
         for at, context in enumerate(contexts):
             trials = []
+            if context.id in self.undecided:
+                continue
             chosen = {repeat: self.survivors(at, context, written, rows, repeat) for repeat in stage}
             edits = written[context.id]["edits"]
             for candidate, edit in enumerate(edits):
@@ -308,11 +449,14 @@ class Round:
                             rows[key] = self.row(key, seed, "invalid", str(error))
                             self.run.append(rows[key])
                         continue
-                    trials.append((key, Trial(context, plan)))
+                    trials.append((key, Trial(self.whole[context.id], plan)))
             groups += [trials[at : at + self.slots] for at in range(0, len(trials), self.slots)]
         waiting = [group for group in groups if any(key not in rows for key, _ in group)]
-        folder = self.policy.folder if self.config.student == "policy" else None
-        jobs = {self.executor.submit(try_group, self.task, [t for _, t in group], self.slots, folder): group for group in waiting}
+        examiner = self.exam.task
+        jobs = {
+            self.executor.submit(try_group, examiner, [trial for _, trial in group], self.slots, self.student): group
+            for group in waiting
+        }
         total = sum(len(group) for group in groups)
         for job in self.executor.ended(jobs):
             fresh = []
@@ -336,8 +480,9 @@ class Round:
 
     def weigh(self, contexts: Sequence[Any], written: Lessons, tried: Trials) -> list[Scored]:
         """Each self-edit's reward, with every kind of reward beside it on the same trials."""
-        names: tuple[RewardName, ...] = ("accuracy", "likelihood", "mixed")
-        kinds: dict[str, Reward] = {name: make_reward(name, self.config.reward_weight) for name in names}
+        kinds: dict[str, Reward] = {
+            name: make_reward(name, self.config.reward_weight) for name in rewards_beside(self.config.reward)
+        }
         scored: list[Scored] = []
         by_edit: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         for (context_id, candidate, _), row in sorted(tried.items()):
@@ -348,14 +493,24 @@ class Round:
                 compiled = [self.compiles(context, edit["text"]) for edit in edits]
                 scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable) for at, usable in enumerate(compiled)]
                 continue
+            if context.id in self.undecided:
+                scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable=False, tried=False) for at in range(len(edits))]
+                continue
             baseline = self.marks(context, written[context.id]["baseline"])
+            answered = self.config.reward not in TEXT_REWARDS
             for candidate in range(len(edits)):
-                rows = by_edit[context.id, candidate]
-                marks = [self.marks(context, row["sitting"]) for row in rows if row["sitting"] is not None]
+                # Runs after those that everyone had are only there to part what tied.
+                everyones = [row for row in by_edit[context.id, candidate] if row["repeat"] < self.runs_of(context)]
+                extra = [row for row in by_edit[context.id, candidate] if row["repeat"] >= self.runs_of(context)]
+                rows = [*everyones, *extra]
+                marks = [self.marks(context, row["sitting"]) for row in everyones if row["sitting"] is not None]
+                again = [self.marks(context, row["sitting"]) for row in extra if row["sitting"] is not None]
                 runs = tuple({name: kind.score(one, baseline) for name, kind in kinds.items()} for one in marks)
-                if not marks or len(marks) < len(rows):
-                    scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, usable=False))
+                if not marks or len(marks) + len(again) < len(rows):
+                    scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, usable=False, tried=bool(rows)))
                     continue
+                weight = kinds[self.config.reward]
+                parting = [weight.score(one, baseline) for one in again] or [likelihood_gain(one, baseline) for one in marks]
                 # Without float noise: a mean gain of nothing is none, and equals are equal.
                 reward = round(fmean(run[self.config.reward] for run in runs), 9)
                 scored.append(
@@ -364,10 +519,10 @@ class Round:
                         candidate,
                         reward=reward,
                         value=reward,
-                        tie=round(fmean(one.margin - baseline.margin for one in marks), 9),
+                        tie=round(fmean(parting), 9),
                         usable=True,
-                        accuracy=fmean(one.accuracy for one in marks),
-                        baseline=baseline.accuracy,
+                        accuracy=fmean(one.accuracy for one in marks) if answered else None,
+                        baseline=baseline.accuracy if answered else None,
                         runs=runs,
                         verdicts=tuple(tuple(v.correct for v in one.verdicts) for one in marks),
                         baseline_verdicts=tuple(v.correct for v in baseline.verdicts),
@@ -420,7 +575,7 @@ class Round:
             if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
         ]
         assert self.credit is not None
-        return self.credit(context, written[one.context]["edits"][one.candidate]["texts"], won)
+        return self.credit(self.examined[context.id], written[one.context]["edits"][one.candidate]["texts"], won)
 
     def random_pieces(
         self, by_id: dict[str, Any], written: Lessons, scored: Sequence[Scored], theirs: Sequence[dict[str, Any]]
@@ -466,9 +621,15 @@ class Round:
         return policy_at(after), json.loads((after / "training.json").read_text())
 
     def marks(self, context: Any, sitting: dict[str, Any]) -> Marks:
-        """A stored sitting, graded."""
-        values = {name: tuple(sitting[name]) for name in ("answers", "log_probabilities", "margins")}
-        return mark_sitting(self.grader, self.task.asked(context), Sitting(**values))
+        """A stored sitting's entries that count, graded."""
+        kept, names = self.entries[context.id], ("answers", "log_probabilities", "margins")
+        values = {name: tuple(sitting[name][at] for at in kept) if sitting[name] else () for name in names}
+        return mark_sitting(self.grader, self.exam.task.asked(self.examined[context.id]), Sitting(**values))
+
+    @property
+    def student(self) -> str | None:
+        """The adapter of whoever is trained on a self-edit; None: the base."""
+        return self.policy.folder if self.config.student == "policy" else None
 
     def compiles(self, context: Any, text: str) -> bool:
         """Whether anything can be trained on."""
@@ -509,67 +670,6 @@ class Round:
                 )
 
 
-def write_and_sit(
-    lm: LanguageModel, task: Task, context: Any, count: int, sampling: Sampling, seed: int, policy: str | None, student: str
-) -> dict[str, Any]:
-    """A job: a context's self-edits by the policy, and the student's exam before any of them."""
-    start = time.perf_counter()
-    with policy_standing(lm, policy):
-        written = write_edits(lm, task, context, count, sampling, seed)
-        baseline = sit(lm, [(task, context)])[0] if student == "policy" else None
-    baseline = baseline or sit(lm, [(task, context)])[0]
-    return {
-        "context": context.id,
-        "edits": [{"text": one.edit.text, "style": one.edit.style, "texts": list(one.texts)} for one in written],
-        "baseline": asdict(baseline),
-        "seconds": round(time.perf_counter() - start, 2),
-    }
-
-
-def try_group(lm: LanguageModel, task: Task, trials: Sequence[Trial], slots: int, policy: str | None) -> list[Any]:
-    """A job: trials side by side, on the policy or (None) on the base."""
-    with policy_standing(lm, policy):
-        return run_trials(lm, [task], trials, slots)
-
-
-def sft(
-    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: OuterConfig, seed: int, policy: str | None, folder: str
-) -> list[float]:
-    """A job: one adapter trained on top of the policy, saved together with it as one adapter on the base; the losses."""
-    before = [load_adapter(Path(policy))] if policy else []
-    encoded = tuple(encode_answer(lm, _prompt(row), row["completion"]) for row in rows)
-    if not encoded:
-        return _unchanged(lm, before, config.outer, seed, folder)
-    with standing(lm, before):
-        (trained,) = train_many(lm, [Job(encoded, config.outer, seed)], 1, progress.report)
-    if isinstance(trained, DivergedError):
-        raise trained
-    save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
-    return trained.losses
-
-
-def dpo(
-    lm: LanguageModel, rows: Sequence[dict[str, Any]], config: OuterConfig, seed: int, policy: str | None, folder: str
-) -> list[float]:
-    """A job: as ``sft``, but direct preference optimisation of what was preferred over what was refused; reference: the policy."""
-    before = [load_adapter(Path(policy))] if policy else []
-    pairs = [(encode_answer(lm, _prompt(row), row["completion"]), encode_answer(lm, _prompt(row), row["refused"])) for row in rows]
-    if not pairs:
-        return _unchanged(lm, before, config.outer, seed, folder)
-    with standing(lm, before):
-        try:
-            trained = train_preferences(lm, pairs, config.outer, config.dpo_beta, seed)
-        finally:
-            install(lm, None)
-    save_adapter(summed([*before, trained.adapter]), Path(folder), lm.name)
-    return trained.losses
-
-
-def _unchanged(lm: LanguageModel, before: Sequence[Adapter], settings: Settings, seed: int, folder: str) -> list[float]:
-    """Nothing to train on: the policy as it was."""
-    save_adapter(before[0] if before else new_adapter(lm, settings, seed), Path(folder), lm.name)
-    return []
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    return tuple(Message(**turn) for turn in row["messages"])
+def only(context: Any, kept: Sequence[int]) -> Any:
+    """A context with some of its questions."""
+    return replace(context, questions=tuple(context.questions[index] for index in kept))

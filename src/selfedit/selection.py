@@ -27,6 +27,7 @@ class Scored:
         accuracy, baseline: share of questions answered with it and before; None if it was not tried.
         runs: each run's reward by kind.
         verdicts, baseline_verdicts: each run's marks, question by question, and those before.
+        tried: whether it was tried at all: a screen may leave it out, or a context has no decision.
         same_as: the earlier candidate with the same text, whose runs these are; it counts in the loop, not in estimates of noise.
     """
 
@@ -42,6 +43,7 @@ class Scored:
     verdicts: tuple[tuple[bool, ...], ...] = ()
     baseline_verdicts: tuple[bool, ...] = ()
     same_as: int | None = None
+    tried: bool = True
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -74,7 +76,7 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
         return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]
     if rule == "top-fraction":
         ranked = sorted((one for one in scored if one.usable), key=lambda one: (one.reward, one.tie, -one.candidate), reverse=True)
-        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * len(scored)))]}
+        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * sum(one.tried for one in scored)))]}
         return [(one.context, one.candidate) for one in scored if (one.context, one.candidate) in top]
     chosen = []
     for context, ones in _usable_by_context(scored).items():
@@ -116,11 +118,15 @@ def round_summary(scored: Sequence[Scored], chosen: Sequence[tuple[str, int]], k
     noise = {name: reliability([of for of in rewards if not _missing(of)]) for name, rewards in by_run.items()}
     picked = set(chosen)
     # A control tries nothing, so it has no rewards.
-    weighed = scored if kinds else []
-    means = [fmean(one.reward for one in ones) for ones in by_context.values()] if kinds else []
+    weighed = [one for one in scored if one.tried] if kinds else []
+    weighed_by_context: dict[str, list[float]] = defaultdict(list)
+    for one in weighed:
+        weighed_by_context[one.context].append(one.reward)
+    means = [fmean(rewards) for rewards in weighed_by_context.values()]
     return {
         "contexts": len(by_context),
         "edits": len(scored),
+        "tried": sum(one.tried for one in scored),
         "usable": sum(one.usable for one in scored),
         "selected": len(chosen),
         "reward": asdict(mean_and_error(means)),

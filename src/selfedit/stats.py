@@ -189,3 +189,12 @@ def best_of_retested(rewards: Sequence[Sequence[Sequence[float]]]) -> dict[str, 
         retested.append(float(np.mean(others)))
         average.append(float(np.mean([np.mean(edit) for edit in repeated])))
     return {"seen": mean_and_error(seen), "retested": mean_and_error(retested), "average": mean_and_error(average)}
+
+
+def rank_correlation(values: Sequence[float], others: Sequence[float]) -> float:
+    """Spearman's rho; 0 where either side is all alike and so ranks nothing."""
+    from scipy.stats import spearmanr
+
+    if len(set(values)) < 2 or len(set(others)) < 2:
+        return 0.0
+    return float(spearmanr(values, others).statistic)

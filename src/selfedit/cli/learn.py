@@ -41,7 +41,9 @@ from selfedit.errors import DataError
 
 def learn_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Markdown or text to learn, or almanac:SPLIT:NUMBER.")],
-    quiz: Annotated[Path | None, typer.Option(help="Questions with answers: JSON, JSONL, YAML or CSV.")] = None,
+    quiz: Annotated[
+        Path | None, typer.Option(help="Questions with answers: JSON, JSONL, YAML or CSV; default: the model makes its own.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Title; default: the first heading, or the file's name.")] = None,
     memory: Annotated[Path, typer.Option(help="Folder of the memory; made if it isn't there.")] = Path("memory"),
     model: ModelOption = None,
@@ -66,7 +68,10 @@ def learn_command(
     """Reads a passage, writes self-edits about it, trains on each, sits an exam without the passage, keeps the best if it helped.
 
     Part of the quiz chooses among the self-edits; the rest, which chose nothing, reports the gain. With fewer than 6
-    choosing questions a gain of one lucky answer changes nothing; how often noise would look as good is printed. Example:
+    choosing questions a gain of one lucky answer changes nothing; how often noise would look as good is printed.
+
+    Without --quiz the model makes a quiz by itself before it writes, keeps what it answers alike with the passage in view and not
+    without it, and says which questions they are; where too few are left nothing is learnt. Example:
 
         selfedit learn notes.md --quiz quiz.json --memory my-memory
 
@@ -101,11 +106,6 @@ def learn_command(
         raise DataError(f"--title {title}: {file} has its own title; leave --title out")
     passage = embedded or load_passage(Path(file), title)
     questions = load_quiz(quiz) if quiz is not None else passage.questions
-    if not questions:
-        raise DataError(
-            f"{file}: no quiz; give --quiz FILE with at least 2 questions and answers "
-            '(JSON: [{"question": "...", "answer": "..."}]), so that what was learnt can be tested'
-        )
     check_writable(json_file)
     from selfedit.learn import learn
 
@@ -126,7 +126,17 @@ def learn_command(
             elif event == "started":
                 if details["parts"] > 1:
                     err.print(f"the passage is longer than half the model's window; split into {details['parts']} parts")
-                bar.update(task, description=f"writing {resolved.edits} self-edits, sitting the exam before")
+                writing = f"writing {resolved.edits} self-edits, sitting the exam before"
+                bar.update(task, description=writing if details["quiz"] else "making a quiz")
+            elif event == "quiz":
+                made = details["quiz"]
+                if not made.reason:
+                    passed = f"{len(made.questions)} of {made.asked} questions that the model made passed"
+                    err.print(f"no --quiz: {passed}", highlight=False)
+                    bar.update(task, description=f"writing {resolved.edits} self-edits")
+            elif event == "left":
+                if not isinstance(details["left"], str):
+                    err.print(f"{len(details['left'])} of them stand in no self-edit and are the exam", highlight=False)
             elif event == "wrote":
                 bar.update(task, description="training on each self-edit, then the exam after", total=details["steps"])
             elif event == "steps":
@@ -142,6 +152,22 @@ def learn_command(
 
 def _show(result: dict[str, Any], memory: Path) -> None:
     """The candidates, then the exam before and after side by side."""
+    if result["decision"] == "no-quiz":
+        title, where = escape(result["passage"]["title"]), escape(str(memory))
+        out.print(
+            f"[bold yellow]Nothing learnt[/]: no quiz about {title} could be made; {escape(result['reason'])}.", highlight=False
+        )
+        refused = result["quiz"]["made"]["refused"]
+        if refused:
+            out.print("refused: " + ", ".join(f"{count} {escape(why)}" for why, count in refused.items()), highlight=False)
+        unread = "can't read it" in result["reason"]
+        larger = (
+            "a larger --model, or a higher quiz.most_bits"
+            if unread
+            else "--set quiz.url=URL --set quiz.model=NAME for a larger one"
+        )
+        out.print(f"Nothing in {where} has changed. Give --quiz FILE with questions and answers, or {larger}.", highlight=False)
+        return
     base = result["baseline"]["accuracy"]
     title = escape(result["passage"]["title"])
     out.print(f"[bold]Self-edits about {title}[/] (on the choosing questions; before: {base:.0%})", highlight=False)
@@ -166,6 +192,21 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         )
     out.print(table)
     report = result["report"]
+    made = result["quiz"]["made"]
+    if made:
+        out.print(
+            f"[bold]The quiz is the model's own[/] ({len(result['quiz']['choosing'])} chose, {report['n']} report): its questions, "
+            "and its answers with the passage in view",
+            highlight=False,
+        )
+        own = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        for name in ("question that chose", "answer", "before", "after"):
+            own.add_column(name)
+        after = result["candidates"][result["best"]]["questions"] if result["best"] is not None else []
+        for index, row in enumerate(result["baseline"]["questions"]):
+            new = after[index]["answer"] if after else "-"
+            own.add_row(escape(row["question"]), escape(row["gold"]), escape(row["answer"][:60]), escape(new[:60]))
+        out.print(own)
     best = result["best"]
     chosen = best + 1 if best is not None else "-"
     out.print(

@@ -34,12 +34,13 @@ from selfedit.cli.common import (
     work_bar,
     write_json,
 )
-from selfedit.config import ArcTrainConfig, OuterConfig, TrainConfig
+from selfedit.config import LABEL_FREE, ArcTrainConfig, OuterConfig, TrainConfig
 from selfedit.errors import DataError
 
 if TYPE_CHECKING:
     from selfedit.graders import Grader
     from selfedit.outer import Credit
+    from selfedit.rewards.exams import Exam
     from selfedit.tasks.base import Task
 
 app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
@@ -65,7 +66,19 @@ def knowledge_command(
     algorithm: Annotated[str | None, typer.Option(help="rest-em (SFT on the selected), or dpo (best over worst).")] = None,
     halving: Annotated[bool | None, typer.Option("--halving", help="Further repeats for the better half only.")] = None,
     merge: Annotated[bool | None, typer.Option("--merge", help="Write the last policy as a merged model, RUN/merged, too.")] = None,
-    reward: Annotated[str | None, typer.Option(help="accuracy, likelihood, or mixed.")] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy, likelihood, mixed; without labels: self-quiz, self-quiz-likelihood, sentences, paraphrases, agreement."
+        ),
+    ] = None,
+    screen: Annotated[
+        str | None,
+        typer.Option(
+            help="Train only what looks best: ridge, gradient, in-context, rubric, length, diversity, coverage, faithfulness."
+        ),
+    ] = None,
+    screened: Annotated[int | None, typer.Option(help="How many self-edits of a passage a screen lets through.")] = None,
     student: Annotated[str | None, typer.Option(help="Whose weights are trained on a self-edit: policy or base.")] = None,
     control_of: Annotated[
         str | None, typer.Option(help="A finished run: its passages and number of rows, drawn at random.")
@@ -93,6 +106,8 @@ def knowledge_command(
         selfedit train knowledge --data almanac --rounds 2 --passages 12 --run runs/first
 
         selfedit train knowledge --rule random --control-of runs/first --run runs/control
+
+        selfedit train knowledge --reward self-quiz --edits 15 --screen ridge --screened 3
     """
     from selfedit.tasks.knowledge.prompts import check_styles
 
@@ -105,6 +120,8 @@ def knowledge_command(
         "repeats": repeats,
         "rule": rule,
         "reward": reward,
+        "screen": screen,
+        "screened": screened,
         "credit": credit,
         "algorithm": algorithm,
         "halving": halving,
@@ -127,16 +144,21 @@ def knowledge_command(
 
         estimates(resolved.model, lambda known: estimate_training(resolved, known))
         return
+    from selfedit.rewards.question_free import make_exam
     from selfedit.tasks.knowledge.data import flat_dataset, load_dataset
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
     contexts = {
-        passage.id: passage for name in resolved.data for passage in load_dataset(name, resolved.split) if passage.questions
+        passage.id: passage
+        for name in resolved.data
+        for passage in load_dataset(name, resolved.split)
+        if passage.questions or resolved.reward in LABEL_FREE
     }
     domain = KnowledgeTask(resolved.edit, margins=True)
     grading = make_grader(resolved.grader, resolved.judge)
+    exam = make_exam(resolved.reward, domain, resolved.quiz, resolved.edit)
     _train_on(
-        resolved, domain, list(contexts.values()), grading, run, resume, workers, json_file, flat_dataset, credit=domain.credit
+        resolved, domain, list(contexts.values()), grading, run, resume, workers, json_file, flat_dataset, domain.credit, exam
     )
 
 
@@ -245,6 +267,7 @@ def _train_on(
     json_file: Path | None,
     stored: Callable[[Sequence[Any]], Any],
     credit: Credit | None = None,
+    exam: Exam | None = None,
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
@@ -268,6 +291,15 @@ def _train_on(
             if event == "round":
                 head = f"round {details['number']} of {resolved.rounds}"
                 bar.reset(task, description=f"{head}: writing", total=details["contexts"])
+            elif event == "examined":
+                bar.update(task, description=f"{head}: making exams", completed=details["done"], total=details["of"])
+            elif event == "undecided":
+                for context, reason in details.items():
+                    err.print(f"{head}: no decision on {context}: {reason}", highlight=False)
+            elif event == "looked":
+                bar.update(task, description=f"{head}: screening", completed=details["done"], total=details["of"])
+            elif event == "screened":
+                err.print(f"{head}: {_screening(resolved, details)}", highlight=False)
             elif event == "wrote":
                 bar.update(task, description=f"{head}: writing", completed=details["done"], total=details["of"])
             elif event == "tried":
@@ -279,10 +311,21 @@ def _train_on(
 
         choice = ModelChoice(resolved.model, resolved.device, resolved.dtype, compiled=resolved.compiled)
         with LocalExecutor(choice, workers) as executor:
-            result = train(resolved, domain, contexts, grading, opened, executor, told, credit)
+            result = train(resolved, domain, contexts, grading, opened, executor, told, credit, exam)
     if json_file is not None:
         write_json(json_file, result)
     _show(result, folder)
+
+
+def _screening(config: OuterConfig, found: dict[str, Any]) -> str:
+    """What a screen was worth, and what follows."""
+    own = found["correlation"][config.screen]
+    worth = f"{own['mean']:+.2f} over {own['n']} passages" if own["n"] else "unknown yet"
+    rest = f"of the others {config.screened} each are trained" if found["trusted"] else "so all are trained"
+    others = ", ".join(
+        f"{name} {one['mean']:+.2f}" for name, one in found["correlation"].items() if one["n"] and name != config.screen
+    )
+    return f"rank correlation with the reward: {config.screen} {worth}; {rest}" + (f" ({others})" if others else "")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -121,16 +121,10 @@ def _step(
     """One optimiser step of every slot at work; for each what came of its job, or None if it goes on."""
     rows = [(slot, row) for slot, one in at_work for row in one.rows]
     labelled = {slot: sum(row.labelled for row in one.rows) for slot, one in at_work}
-    losses = dict.fromkeys(labelled, 0.0)
     small = lm.device.type == "cpu" and slots.count > 1
     parts = list(parts_of(rows, most=CPU_TOKENS if small else None))
+    losses = accumulate(lm, slots, prefixes, parts, labelled)
     assert slots.grads_KP is not None
-    if len(parts) > 1:
-        for slot in labelled:
-            slots.grads_KP[slot].zero_()
-    for part in parts:
-        for slot, loss in _pass(lm, prefixes, part, labelled, len(parts) > 1, not any(slots.dropouts)):
-            losses[slot] += loss
     norms = dict(zip(labelled, torch.stack([slots.grads_KP[slot].norm() for slot in labelled]).tolist(), strict=True))
     results: list[Trained | DivergedError | None] = []
     for slot, one in at_work:
@@ -153,6 +147,26 @@ def _step(
         finished = len(one.losses) == len(one.steps)
         results.append(Trained(slots.take(slot, one.job.settings), one.losses, one.tokens) if finished else None)
     return results
+
+
+def accumulate(
+    lm: LanguageModel, slots: Slots, prefixes: Prefixes, parts: Sequence[Sequence[tuple[int, Row]]], labelled: dict[int, int]
+) -> dict[int, float]:
+    """The gradients of each slot's mean loss a labelled token, into ``slots.grads_KP``, and those losses.
+
+    Args:
+        parts: (slot, row) pairs, cut into passes.
+        labelled: each slot's labelled tokens in all of them.
+    """
+    losses = dict.fromkeys(labelled, 0.0)
+    assert slots.grads_KP is not None
+    if len(parts) > 1:
+        for slot in labelled:
+            slots.grads_KP[slot].zero_()
+    for part in parts:
+        for slot, loss in _pass(lm, prefixes, part, labelled, len(parts) > 1, not any(slots.dropouts)):
+            losses[slot] += loss
+    return losses
 
 
 def _pass(

@@ -137,7 +137,7 @@ def _round(folder: Path, number: int, metrics: dict[str, Any]) -> Round:
     for scored in scored_of(folder, number):
         passage = passages.get(scored.context.split("-")[0])
         text = written[scored.context][scored.candidate]["text"]
-        status, reason = failed.get((scored.context, scored.candidate), ("ok", ""))
+        status, reason = failed.get((scored.context, scored.candidate), ("ok" if scored.tried else "not tried", ""))
         edits.append(
             Edit(
                 scored,

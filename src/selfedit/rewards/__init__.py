@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Protocol
 
-from selfedit.config import RewardName
+from selfedit.config import REWARD_EXAMS, RewardName
 from selfedit.marks import Marks
+
+# A text that was certain already, in nats a token: its cost is no divisor.
+LEAST_COST = 1e-3
 
 
 class Reward(Protocol):
@@ -49,11 +54,46 @@ class MixedReward:
         return (1 - self.weight) * AccuracyReward().score(marks, baseline) + self.weight * LikelihoodReward().score(marks, baseline)
 
 
+@dataclass(frozen=True)
+class RelativeReward:
+    """By how much less a text costs: mean over the texts of the gain in log-probability, as a share of what it was (SCoL)."""
+
+    def score(self, marks: Marks, baseline: Marks) -> float:
+        """At most 1: every text has become certain."""
+        pairs = zip(marks.log_probabilities, baseline.log_probabilities, strict=True)
+        return fmean((after - before) / max(-before, LEAST_COST) for after, before in pairs)
+
+
+@dataclass(frozen=True)
+class GainReward:
+    """Gain in the texts' mean token log-probability, in nats."""
+
+    def score(self, marks: Marks, baseline: Marks) -> float:
+        """Unbounded."""
+        return marks.log_probability - baseline.log_probability
+
+
+def likelihood_gain(marks: Marks, baseline: Marks) -> float:
+    """What parts equal rewards: the gain of the golds' margin, or where none was weighed of their log-probability."""
+    gain = LikelihoodReward().score(marks, baseline)
+    return GainReward().score(marks, baseline) if math.isnan(gain) else gain
+
+
 def make_reward(name: RewardName, weight: float) -> Reward:
     """The reward of a name; ``weight`` is for ``mixed``."""
     rewards: dict[RewardName, Reward] = {
         "accuracy": AccuracyReward(),
         "likelihood": LikelihoodReward(),
         "mixed": MixedReward(weight),
+        "self-quiz": AccuracyReward(),
+        "self-quiz-likelihood": LikelihoodReward(),
+        "sentences": RelativeReward(),
+        "paraphrases": RelativeReward(),
+        "agreement": GainReward(),
     }
     return rewards[name]
+
+
+def rewards_beside(name: RewardName) -> tuple[RewardName, ...]:
+    """Those that the same exam yields, the one itself among them."""
+    return tuple(other for other, exam in REWARD_EXAMS.items() if exam == REWARD_EXAMS[name])

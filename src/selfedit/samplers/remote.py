@@ -77,7 +77,7 @@ class RemoteSampler:
             text = reply.json()["choices"][0]["message"]["content"]
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise SamplerError(
-                f"writer at {self.url}: no text ({error}); check the URL, external_model, and OPENAI_API_KEY"
+                f"writer at {self.url}: no text ({error}); check the URL, the model's name, and OPENAI_API_KEY"
             ) from error
         if not isinstance(text, str) or not text.strip():
             raise SamplerError(f"writer at {self.url}: an empty reply; use a model that follows the request, or a longer answer")

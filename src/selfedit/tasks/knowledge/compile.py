@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
+from selfedit import seeds
 from selfedit.config import EditConfig
 from selfedit.contexts import Passage
 from selfedit.edits import Document
@@ -25,7 +27,28 @@ def compile_edit(parts: Sequence[Passage], text: str, config: EditConfig, chat: 
         lessons = documents.chat_documents(
             Passage(parts[0].title, " ".join(part.text for part in parts)), text, config.limit_documents, chat, config.grounding
         )[:-1]
-    return (*lessons, *(document for part in parts for document in passage_only(part, config, chat)))
+    shown = [without_held_out(part, config.held_out) for part in parts]
+    return (*lessons, *(document for part in shown for document in passage_only(part, config, chat)))
+
+
+def held_out(text: str, share: float) -> list[str]:
+    """The sentences of a text that its own lesson leaves out: a share of them, by a hash, and never all."""
+    return [sentence for sentence, hidden in _parted(text, share) if hidden]
+
+
+def without_held_out(passage: Passage, share: float) -> Passage:
+    """The passage without those sentences, in one paragraph; as it is if there are none."""
+    parted = _parted(passage.text, share)
+    if not any(hidden for _, hidden in parted):
+        return passage
+    return replace(passage, text=" ".join(sentence for sentence, hidden in parted if not hidden))
+
+
+def _parted(text: str, share: float) -> list[tuple[str, bool]]:
+    sentences = documents.passage_pieces(text)
+    order = sorted(range(len(sentences)), key=lambda at: seeds.derive(at, "held out", sentences[at]))
+    hidden = set(order[: min(len(sentences) - 1, round(share * len(sentences)))])
+    return [(sentence, at in hidden) for at, sentence in enumerate(sentences)]
 
 
 def split_passage(lm: Identity, passage: Passage) -> tuple[Passage, ...]:

@@ -169,7 +169,7 @@ def parse_statements(text: str) -> list[str]:
         if _HALF_PAIR.match(line):
             continue
         statement = _clean(line)
-        if _words(statement) < 4 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
+        if count_words(statement) < 4 or statement.endswith((":", "?")) or _PREAMBLE.match(statement):
             continue
         statements.setdefault(_key(statement), statement)
     return list(statements.values())
@@ -202,7 +202,7 @@ def content_words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - _FUNCTION_WORDS
 
 
-def _words(text: str) -> int:
+def count_words(text: str) -> int:
     """Words; in scripts without spaces as many as their characters make."""
     unspaced = len(_UNSPACED.findall(text))
     return len(_UNSPACED.sub(" ", text).split()) + unspaced // CHARACTERS_PER_WORD

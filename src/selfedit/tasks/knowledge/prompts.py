@@ -88,6 +88,8 @@ _PLAN = (
     "Write notes about this {unit}, each a full sentence with a fact to remember, and say how to train on them, as JSON with the "
     "fields notes, learning_rate and epochs. More epochs and a higher learning rate learn more, and disturb more."
 )
+_QUIZ = "Write an exam question about this sentence that has a short answer in it, as JSON with the fields question and answer."
+_READING = "Answer the question with a few words from the text, as JSON with the field answer."
 _MODES: tuple[tuple[str, Literal["own", "fixed", "random"]], ...] = (
     ("settings", "own"),
     ("fixed-settings", "fixed"),
@@ -252,6 +254,52 @@ def edit_prompts(style: str, title: str, sentences: Sequence[str], text: str, ch
         return [(Message("user", f"Let's read the following passage and {request}.\nPassage: {title} {text}\n{cue}"),)]
     asked = [text] if unit == "passage" else sentences
     return [(*turns, Message("user", _request(chosen, title, piece, chat, unit))) for piece in asked]
+
+
+def quiz_prompt(title: str, sentence: str, chat: bool, turn: int) -> Prompt:
+    """Asks for one exam question about a sentence, as JSON, after worked examples.
+
+    Args:
+        title, sentence: what it is about.
+        chat: whether the model has a chat template.
+        turn: which of their questions the worked examples show, so that asking again asks for another.
+    """
+    turns: list[Message] = []
+    for example in EXAMPLES:
+        for piece in example.pieces:
+            lines = piece.pairs.split("\n")
+            at = 2 * (turn % (len(lines) // 2))
+            shown = {"question": lines[at].removeprefix("Q: "), "answer": lines[at + 1].removeprefix("A: ")}
+            turns += _shown(f"{_QUIZ}\n\nTopic: {example.title}\nSentence: {piece.sentence}", shown, chat)
+    return (*turns, _asked(f"{_QUIZ}\n\nTopic: {title}\nSentence: {sentence}", chat))
+
+
+def reading_prompt(title: str, passage: str, question: str, chat: bool) -> Prompt:
+    """A question with the passage in view, the answer wanted as JSON, after worked examples."""
+    turns: list[Message] = []
+    for example, piece in ((example, example.pieces[index]) for index, example in enumerate(EXAMPLES)):
+        asked, answer = piece.pairs.split("\n")[:2]
+        text = f"Topic: {example.title}\nText: {example.joined('sentence', ' ')}\nQuestion: {asked.removeprefix('Q: ')}"
+        turns += _shown(f"{_READING}\n\n{text}", {"answer": answer.removeprefix("A: ")}, chat)
+    return (*turns, _asked(f"{_READING}\n\nTopic: {title}\nText: {passage}\nQuestion: {question}", chat))
+
+
+def _shown(request: str, reply: dict[str, str], chat: bool) -> list[Message]:
+    text = json.dumps(reply, ensure_ascii=False)
+    return [_asked(request, chat), Message("assistant", text if chat else f"{text}\n")]
+
+
+def _asked(request: str, chat: bool) -> Message:
+    return Message("user", request if chat else f"{request}\nJSON:")
+
+
+def quiz_schema(answers: Sequence[str], question: bool = True) -> str:
+    """What a reply is held to: its answer is one of some, or (none given) any short text, after its question or by itself."""
+    answer = {"enum": list(answers)} if answers else {"type": "string", "minLength": 1, "maxLength": 60}
+    asked = {"question": {"type": "string", "minLength": 8, "maxLength": 140}} if question else {}
+    properties = asked | {"answer": answer}
+    form = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return json.dumps(form, ensure_ascii=False)
 
 
 def about_sentences(style: str) -> bool:

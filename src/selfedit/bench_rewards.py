@@ -1,0 +1,359 @@
+"""``selfedit bench rewards``: every reward and every screen on the same trials; which of them finds the self-edit that teaches?
+
+Of each passage's own questions one half may choose, the other half is the exam that nobody sees: what a self-edit is worth is its
+accuracy there, with seeds of training that did not choose it. Each figure is a mean over passages, each the mean over which seed
+chooses. A share of each passage's sentences is left out of its own lesson (``edit.held_out``), for the reward ``sentences``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import REWARD_EXAMS, RewardBenchConfig
+from selfedit.contexts import Passage, Question
+from selfedit.edits import TrainingPlan
+from selfedit.errors import DataError, InvalidEditError
+from selfedit.executors.local import LocalExecutor, most_workers, result
+from selfedit.graders.text import RECALL_THRESHOLD, RecallGrader, recall_score
+from selfedit.inner import Trial, run_trials, sit
+from selfedit.lm.load import LanguageModel, identify
+from selfedit.lm.stack import slots_that_fit
+from selfedit.marks import Marks, mark_sitting, split_quiz
+from selfedit.rewards import likelihood_gain, make_reward
+from selfedit.rewards.question_free import make_exam
+from selfedit.rewards.screens import FEATURES, Tried, look, scores_of
+from selfedit.rewards.self_quiz import copied
+from selfedit.runs import Run
+from selfedit.samplers.local import write_edits
+from selfedit.stats import mean_and_error, mean_of_known, paired_difference, rank_correlation, reliability
+from selfedit.tasks.base import Sitting, Task
+from selfedit.tasks.knowledge.task import KnowledgeTask
+
+LEAST_QUESTIONS = 4
+SCREENS = (*FEATURES, "ridge")
+# Each exam by one of the rewards that are taken on it.
+EXAMS = {exam: reward for reward, exam in REWARD_EXAMS.items() if exam != "labelled"}
+
+
+@dataclass(frozen=True)
+class At:
+    """A task that examines one fixed context, whatever context it is given: several exams of one trial."""
+
+    task: Task
+    examined: Passage
+
+    def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Any]], first: int) -> list[Sitting]:
+        """Sits the fixed context's exam."""
+        return self.task.examine(lm, [(slot, self.examined) for slot, _ in seats], first)
+
+
+def halves(passage: Passage, seed: int) -> tuple[Passage, Passage]:
+    """The passage with the questions that may choose, and with those that nobody sees.
+
+    Raises:
+        DataError: a question stands twice.
+    """
+    choosing, unseen = split_quiz(passage.questions, 0.5, seed)
+    parts = [replace(passage, questions=tuple(passage.questions[index] for index in part)) for part in (choosing, unseen)]
+    return parts[0], parts[1]
+
+
+def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slots: int) -> dict[str, Any]:
+    """A lease: a passage's exams, self-edits, looks and trials."""
+    task = KnowledgeTask(config.edit, margins=True)
+    spent: dict[str, float] = {}
+
+    def timed(name: str, job: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        found = job()
+        spent[name] = round(time.perf_counter() - start, 2)
+        return found
+
+    chooser, unseen = halves(passage, config.seed)
+    makers = {name: make_exam(reward, task, config.quiz, config.edit) for name, reward in EXAMS.items()}
+    materials = {name: timed(name, partial(maker.prepare, lm, passage, config.seed)) for name, maker in makers.items()}
+    written = timed("writing", lambda: write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed))
+    texts = [one.edit.text for one in written]
+    exams: dict[str, Any] = {"labelled": At(task, chooser), "unseen": At(replace(task, margins=False), unseen)}
+    undecided = {}
+    for name, maker in makers.items():
+        kept = maker.kept(passage, materials[name], texts)
+        if isinstance(kept, str):
+            undecided[name] = kept
+            continue
+        whole = maker.examined(passage, materials[name])
+        exams[name] = At(maker.task, replace(whole, questions=tuple(whole.questions[index] for index in kept)))
+    baseline = timed("baseline", lambda: sit(lm, [(exam, passage) for exam in exams.values()]))
+    looks = {
+        name: asdict(look(lm, task, exams[name].examined, texts, config.settings, config.quiz, config.seed))
+        for name in ("labelled", "self-quiz")
+        if name in exams
+    }
+    planned = []
+    for index, text in enumerate(texts):
+        try:
+            for repeat in range(config.repeats):
+                seed = seeds.derive(config.seed, passage.id, "train", index, repeat)
+                plan = task.compile(lm, passage, text, config.settings, seed)
+                planned.append((index, repeat, Trial(passage, TrainingPlan(plan.documents, plan.settings, seed))))
+        except InvalidEditError:
+            continue
+    outcomes = run_trials(lm, list(exams.values()), [trial for *_, trial in planned], slots)
+    return {
+        "passage": passage.id,
+        "title": passage.title,
+        "edits": texts,
+        "exams": {name: [asdict(one) for one in exam.examined.questions] for name, exam in exams.items()},
+        "undecided": undecided,
+        "materials": materials,
+        "baseline": {name: asdict(sitting) for name, sitting in zip(exams, baseline, strict=True)},
+        "looks": looks,
+        "seconds": spent,
+        "trials": [
+            {
+                "edit": index,
+                "repeat": repeat,
+                "status": outcome.status,
+                "tokens": outcome.tokens,
+                "seconds": round(outcome.seconds - outcome.exam_seconds, 2),
+                "sittings": {name: asdict(sitting) for name, sitting in zip(exams, outcome.sittings, strict=False)},
+            }
+            for (index, repeat, _), outcome in zip(planned, outcomes, strict=True)
+        ],
+    }
+
+
+def bench_rewards(
+    config: RewardBenchConfig, passages: Sequence[Passage], run: Run, executor: LocalExecutor, told: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Measures what is missing, then the table.
+
+    Raises:
+        DataError: fewer than two passages with enough questions, or one with a question that stands twice.
+    """
+    chosen = [one for one in passages if len(one.questions) >= LEAST_QUESTIONS][: config.passages]
+    if len(chosen) < 2:
+        raise DataError(f"{', '.join(config.data)}: needs 2 passages with {LEAST_QUESTIONS} questions; give more --data")
+    for one in chosen:
+        halves(one, config.seed)
+    slots = config.slots or slots_that_fit(identify(config.model), config.settings, config.device, most_workers(config.device))
+    done = {row["passage"] for row in run.rows}
+    told(len(done), len(chosen))
+    for job in executor.ended([executor.submit(measure, one, config, slots) for one in chosen if one.id not in done]):
+        run.append(result(job))
+        told(len(run.rows), len(chosen))
+    rows = {row["passage"]: row for row in run.rows}
+    return summarise([Measured.of(rows[one.id]) for one in chosen], config)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A passage's figures; [edit][seed] are of the self-edits that could be tried.
+
+    Attributes:
+        worth: [edit][seed] accuracy on the questions that nobody sees.
+        rewards: reward -> [edit][seed]; none of a reward that has no decision here.
+        ties: the same for what parts equal rewards.
+        features: by whose questions -> each of those self-edits' looks.
+        overlap: share of the self-made questions that ask what an unseen one asks, by their word trigrams or by the answer.
+        making: seconds that each exam took to make.
+        looking: by whose questions -> seconds a self-edit of each look.
+        seconds, tokens: of one training, mean.
+    """
+
+    worth: list[list[float]]
+    rewards: dict[str, list[list[float]]]
+    ties: dict[str, list[list[float]]]
+    features: dict[str, list[dict[str, float]]]
+    overlap: float | None
+    making: dict[str, float]
+    looking: dict[str, dict[str, float]]
+    seconds: float
+    tokens: float
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Measured:
+        """From a row of the run."""
+        by_edit: dict[int, list[dict[str, Any]]] = {}
+        for trial in row["trials"]:
+            by_edit.setdefault(trial["edit"], []).append(trial)
+        usable = [at for at, trials in by_edit.items() if all(trial["status"] == "ok" for trial in trials)]
+        exams = {name: Passage(row["title"], "", tuple(map(_question, listed))) for name, listed in row["exams"].items()}
+
+        def marks(exam: str, sitting: dict[str, Any]) -> Marks:
+            names = ("answers", "log_probabilities", "margins")
+            asked = KnowledgeTask().asked(exams[exam])
+            return mark_sitting(RecallGrader(), asked, Sitting(**{name: tuple(sitting[name]) for name in names}))
+
+        marked = {exam: [[marks(exam, trial["sittings"][exam]) for trial in by_edit[at]] for at in usable] for exam in row["exams"]}
+        before = {exam: marks(exam, row["baseline"][exam]) for exam in row["exams"]}
+        decided = {name: exam for name, exam in REWARD_EXAMS.items() if exam in exams}
+        weights = {name: make_reward(name, 0.5) for name in decided}
+        trained = [trial for at in usable for trial in by_edit[at]]
+        own = exams["self-quiz"].questions if "self-quiz" in exams else ()
+        same = [any(_asks_alike(one, other) for other in exams["unseen"].questions) for one in own]
+        return cls(
+            worth=[[one.accuracy for one in runs] for runs in marked["unseen"]],
+            rewards={
+                name: [[weights[name].score(one, before[exam]) for one in runs] for runs in marked[exam]]
+                for name, exam in decided.items()
+            },
+            ties={
+                name: [[likelihood_gain(one, before[exam]) for one in runs] for runs in marked[exam]]
+                for name, exam in decided.items()
+            },
+            features={name: [found["features"][at] for at in usable] for name, found in row["looks"].items()},
+            overlap=fmean(same) if same else None,
+            making={name: row["seconds"][name] for name in EXAMS} | {"labelled": 0.0},
+            looking={
+                name: {kind: value / max(1, len(row["edits"])) for kind, value in found["seconds"].items()}
+                for name, found in row["looks"].items()
+            },
+            seconds=fmean(trial["seconds"] for trial in trained) if trained else 0.0,
+            tokens=fmean(trial["tokens"] for trial in trained) if trained else 0.0,
+        )
+
+
+def _question(row: dict[str, Any]) -> Question:
+    return Question(row["question"], row["answer"], tuple(row["aliases"]), tuple(row["paraphrases"]))
+
+
+def _asks_alike(one: Question, other: Question) -> bool:
+    if any(copied(one.question, wording, 0.6) for wording in (other.question, *other.paraphrases)):
+        return True
+    return any(recall_score(one.answer, gold) >= RECALL_THRESHOLD for gold in other.golds)
+
+
+def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[str, Any]:
+    """The table: a row for each reward and screen, and two-stage trials against training all."""
+    several = [one for one in measured if len(one.worth) > 1]
+    control = {id(one): picked for one, (_, picked) in zip(several, _picked(several, _by_reward("accuracy")), strict=True)}
+    rows = []
+    for name, exam in REWARD_EXAMS.items():
+        own = [one for one in several if name in one.rewards]
+        found = reliability([one.rewards[name] for one in own]) if own else None
+        seconds = [one.making[exam] + len(one.worth) * one.seconds for one in own]
+        tokens = [len(one.worth) * one.tokens for one in own]
+        rows.append(_row(name, own, _by_reward(name), control, seconds, tokens) | {"reliability": asdict(found) if found else None})
+    for source in ("labelled", "self-quiz"):
+        own = [one for one in several if source in one.features]
+        for screen in SCREENS:
+            seconds = [one.making[source] + len(one.worth) * _looking(one, screen, source) for one in own]
+            found_row = _row(f"{screen} ({source})", own, _by_screen(own, screen, source), control, seconds, [0.0] * len(own))
+            rows.append(found_row | {"reliability": None})
+    return {
+        "passages": len(measured),
+        "with_quiz": sum("self-quiz" in one.rewards for one in measured),
+        "edits": config.edits,
+        "repeats": config.repeats,
+        "screened": config.screened,
+        "rows": rows,
+        "average": asdict(mean_and_error([fmean(map(fmean, one.worth)) for one in several])),
+        "best": asdict(mean_and_error([max(map(fmean, one.worth)) for one in several])),
+        "two_stage": [_two_stage(several, screen, config) for screen in SCREENS],
+        "overlap": asdict(mean_and_error([one.overlap for one in measured if one.overlap is not None])),
+        "training_seconds": asdict(mean_and_error([one.seconds for one in measured])),
+        "training_tokens": asdict(mean_and_error([one.tokens for one in measured])),
+    }
+
+
+# From a passage and a seed to what each self-edit is ranked by, first its score and then what parts equals.
+Scores = Callable[[Measured, int], list[tuple[float, float]]]
+
+
+def _by_reward(name: str) -> Scores:
+    return lambda one, seed: [(runs[seed], tie[seed]) for runs, tie in zip(one.rewards[name], one.ties[name], strict=True)]
+
+
+def _by_screen(measured: Sequence[Measured], screen: str, source: str) -> Scores:
+    """Of the self-edits' looks; ridge is fitted on the other passages' rewards by the same source."""
+    reward = "accuracy" if source == "labelled" else "self-quiz"
+    tried = {id(one): Tried(tuple(one.features[source]), tuple(map(fmean, one.rewards[reward]))) for one in measured}
+
+    def scores(one: Measured, seed: int) -> list[tuple[float, float]]:
+        others = [other for key, other in tried.items() if key != id(one)]
+        return [(value, 0.0) for value in scores_of(screen, one.features[source], others)]
+
+    return scores
+
+
+def _row(
+    name: str, measured: Sequence[Measured], scores: Scores, control: dict[int, float], seconds: list[float], tokens: list[float]
+) -> dict[str, Any]:
+    """What the self-edit with the best score is worth by seeds that did not score it, against a random one and accuracy's pick."""
+    found = _picked(measured, scores)
+    picked = [value for _, value in found]
+    random = [fmean(map(fmean, one.worth)) for one in measured]
+    accuracys = [control[id(one)] for one in measured]
+    several = len(measured) > 1
+    return {
+        "name": name,
+        "n": len(measured),
+        "rank_correlation": asdict(mean_and_error([rank for rank, _ in found])),
+        "picked": asdict(mean_and_error(picked)),
+        "picked_minus_random": asdict(paired_difference(picked, random)) if several else None,
+        "picked_minus_accuracy": asdict(paired_difference(picked, accuracys)) if several else None,
+        "seconds_a_passage": asdict(mean_and_error(seconds)),
+        "trained_tokens_a_passage": asdict(mean_and_error(tokens)),
+    }
+
+
+def _picked(measured: Sequence[Measured], scores: Scores) -> list[tuple[float, float]]:
+    """For each passage the rank correlation of the scores with the worth by other seeds, and the worth of the best by them."""
+    found = []
+    for one in measured:
+        by_seed = [scores(one, seed) for seed in range(len(one.worth[0]))]
+        ranks = [rank_correlation([score for score, _ in of], _others(one, seed)) for seed, of in enumerate(by_seed)]
+        picks = [_others(one, seed)[_first_best(of)] for seed, of in enumerate(by_seed)]
+        found.append((fmean(ranks), fmean(picks)))
+    return found
+
+
+def _others(one: Measured, seed: int) -> list[float]:
+    """What each self-edit is worth by the other seeds."""
+    return [fmean(value for at, value in enumerate(runs) if at != seed) for runs in one.worth]
+
+
+def _first_best(scores: Sequence[tuple[float, float]]) -> int:
+    return max(range(len(scores)), key=lambda at: (scores[at], -at))
+
+
+def _two_stage(measured: Sequence[Measured], screen: str, config: RewardBenchConfig) -> dict[str, Any]:
+    """Only the few that look best are trained and the best of them by accuracy is taken, against training all.
+
+    ``cost_share``: the few trainings and all looks, of all trainings; exams aside, and without what teaches ridge.
+    """
+    looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward("accuracy")
+    few, whole, cost = [], [], []
+    for one in measured:
+        values: dict[str, list[float]] = {"few": [], "whole": []}
+        for seed in range(len(one.worth[0])):
+            scores, worth = rewards(one, seed), _others(one, seed)
+            seen = looks(one, seed)
+            through = sorted(range(len(seen)), key=lambda at: (-seen[at][0], at))[: config.screened]
+            values["few"].append(worth[max(through, key=lambda at: (scores[at], -at))])
+            values["whole"].append(worth[_first_best(scores)])
+        few.append(fmean(values["few"]))
+        whole.append(fmean(values["whole"]))
+        count = len(one.worth)
+        if one.seconds:
+            looking = count * _looking(one, screen, "labelled")
+            cost.append((min(count, config.screened) * one.seconds + looking) / (count * one.seconds))
+    return {
+        "screen": screen,
+        "n": len(measured),
+        "picked": asdict(mean_and_error(few)),
+        "minus_training_all": asdict(paired_difference(few, whole)) if len(few) > 1 else None,
+        "cost_share": mean_of_known(cost),
+    }
+
+
+def _looking(one: Measured, screen: str, source: str) -> float:
+    """Seconds that a screen takes for a self-edit; ridge needs every look."""
+    return sum(one.looking[source].values()) if screen == "ridge" else one.looking[source][screen]

@@ -1,0 +1,322 @@
+"""A quiz that the model makes about a passage by itself, so that nobody has to write questions (paper section 6).
+
+Sentence by sentence the model, that sentence in view, names a detail and asks for it, held to a JSON schema. What passes is decided
+by agreement only: the answer comes again when the question is asked with the passage in view, and not without it. The writer of
+self-edits never sees the quiz; a question that a self-edit has anyway is dropped for all self-edits of the passage.
+
+Departures from others' ways (SCoL, SOAR ask a large model and take what it writes): (1) the answer is one of the sentence's own
+spans, a server's excepted; (2) a text that the model can't read, by the bits that a byte of it costs, gets no quiz; (3) while
+fewer than wanted have passed more are asked for, a few times.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import EditConfig, QuizConfig, Sampling
+from selfedit.contexts import Passage, Question
+from selfedit.graders.text import RECALL_THRESHOLD, normalise, recall_score
+from selfedit.lm.adapter import standing
+from selfedit.lm.batch import Row, encode_prompt
+from selfedit.lm.generate import generate
+from selfedit.lm.load import LanguageModel
+from selfedit.lm.score import token_log_probabilities
+from selfedit.samplers.base import Sampler
+from selfedit.samplers.local import LocalSampler
+from selfedit.samplers.remote import RemoteSampler
+from selfedit.tasks.base import Request, Task
+from selfedit.tasks.knowledge.compile import split_passage
+from selfedit.tasks.knowledge.documents import content_words, count_words, passage_pieces
+from selfedit.tasks.knowledge.exam import LONGEST_ANSWER
+from selfedit.tasks.knowledge.prompts import exam_prompt, quiz_prompt, quiz_schema, reading_prompt
+from selfedit.tasks.knowledge.task import KnowledgeTask
+
+# Tokens of a question with its answer.
+LONGEST_ITEM = 80
+LONGEST_SPAN = 6
+# Spans that an answer is chosen from: of a sentence the first ones, of a whole text some of each sentence.
+MOST_SPANS = 400
+SHORTEST_QUESTION = 4
+QUESTION_MARKS = ("?", "？", "؟", ";")
+# Of a long text so many sentences, evenly spread, are asked about for each question wanted.
+SENTENCES_AN_ITEM = 2
+# In so many ways the worked examples ask about their sentences.
+WORDINGS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Quiz:
+    """What was made.
+
+    Attributes:
+        questions: those that passed, at most as many as were wanted.
+        asked: how many were written.
+        refused: reason -> how many.
+        reason: why there is no quiz; empty if there is one.
+    """
+
+    questions: tuple[Question, ...]
+    asked: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Quiz:
+        """From its JSON."""
+        return cls(**data | {"questions": tuple(Question(one["question"], one["answer"]) for one in data["questions"])})
+
+
+def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: int) -> Quiz:
+    """A job: the quiz of a passage.
+
+    Writing and reading are the base's own, without a memory; what is known already is asked of the model as it stands.
+    """
+    with standing(lm, [], alone=True):
+        bits = bits_a_byte(lm, passage.text)
+    if bits > config.most_bits:
+        return Quiz((), reason=f"the model can't read it: {bits:.1f} bits a byte, more than quiz.most_bits={config.most_bits:g}")
+    sampler: Sampler = RemoteSampler(config.url, config.model, lm) if config.url else LocalSampler(lm)
+    sentences = [(part, sentence) for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
+    spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
+    passed: dict[int, list[tuple[int, Question]]] = defaultdict(list)
+    refused: Counter[str] = Counter()
+    asked = 0
+    for attempt in range(config.retries + 1):
+        places = spread([at for at in range(len(sentences)) if spans[at] and not passed[at]], config.items)
+        if not places or sum(map(len, passed.values())) >= config.items:
+            break
+        known = [one for ones in passed.values() for _, one in ones]
+        written = list(write_items(lm, sampler, passage.title, sentences, spans, places, config, seeds.derive(seed, attempt)))
+        asked += len(written)
+        fresh: list[tuple[int, Question]] = []
+        for at, one in written:
+            why = one if isinstance(one, str) else trivial(one, passage, [*known, *(other for _, other in fresh)])
+            if why:
+                refused[why] += 1
+            elif isinstance(one, Question):
+                fresh.append((at, one))
+        agreed = _agreement(
+            lm, sampler, [(sentences[at][0], one) for at, one in fresh], config, seeds.derive(seed, attempt, "read")
+        )
+        stood = _known(lm, passage.title, [one for _, one in fresh])
+        for (at, one), agreeing, already in zip(fresh, agreed, stood, strict=True):
+            if agreeing < config.agreeing:
+                refused["not the same answer again"] += 1
+            elif already:
+                refused["known without the passage"] += 1
+            else:
+                passed[at].append((agreeing, one))
+    questions = tuple(_in_turn(passed))[: config.items]
+    reason = ""
+    if not any(spans):
+        reason = "no sentence of it has a name, a number or a detail to ask for"
+    elif len(questions) < config.least:
+        reason = f"{len(questions)} of {asked} questions passed, and {config.least} are needed"
+    return Quiz(questions, asked, dict(refused), reason)
+
+
+def spread(places: Sequence[int], items: int) -> list[int]:
+    """Evenly spread places, at most ``SENTENCES_AN_ITEM`` for each item wanted."""
+    return list(places[:: -(-len(places) // (SENTENCES_AN_ITEM * items)) or 1])
+
+
+def bits_a_byte(lm: LanguageModel, text: str) -> float:
+    """How hard a text is to the model: bits for each byte of its UTF-8 form, after its first token."""
+    ids = tuple(lm.tokenizer(text)["input_ids"])[: lm.window]
+    if len(ids) < 2:
+        return math.inf
+    (values,) = token_log_probabilities(lm, [Row(ids, 1)])
+    return -sum(values) / math.log(2) / max(1, len(lm.tokenizer.decode(ids[1:]).encode()))
+
+
+def answer_spans(title: str, sentence: str) -> list[str]:
+    """What an answer may be: runs of at most 6 words and half a sentence, that neither begin nor end with a function word.
+
+    Names and numbers, or two content words at least: with a digit, or a capital that doesn't open the sentence, or both. The title
+    itself is none.
+    """
+    words = [(match.start(), match.end()) for match in re.finditer(r"\w[^\s]*", sentence)]
+    spans: dict[str, None] = {}
+    for length in range(1, LONGEST_SPAN + 1):
+        for at in range(len(words) - length + 1):
+            span = sentence[words[at][0] : words[at + length - 1][1]].strip(" .,;:!?()\"'”’")
+            ends = (span.split()[0], span.split()[-1]) if span else ()
+            if not ends or not all(content_words(end) for end in ends) or 2 * length > len(words):
+                continue
+            if re.search(r"[,;:]\s", span) or content_words(span) <= content_words(title):
+                continue
+            named = any(letter.isdigit() for letter in span) or any(
+                word[0].isupper() for index, word in enumerate(span.split()) if at + index
+            )
+            if named or len(content_words(span)) > 1:
+                spans.setdefault(span)
+    return list(spans)[:MOST_SPANS]
+
+
+def trivial(one: Question, passage: Passage, others: Sequence[Question]) -> str:
+    """Why a question is none, or nothing."""
+    answer = content_words(one.answer)
+    if not answer or answer <= content_words(passage.title) or answer <= content_words(one.question):
+        return "trivial"
+    if any(normalise(one.answer) == normalise(sentence) for sentence in passage_pieces(passage.text)):
+        return "trivial"
+    if count_words(one.question) < SHORTEST_QUESTION or not one.question.endswith(QUESTION_MARKS):
+        return "no question"
+    if any(normalise(one.question) == normalise(o.question) or normalise(one.answer) == normalise(o.answer) for o in others):
+        return "asked twice"
+    return ""
+
+
+def copied(question: str, text: str, overlap: float) -> bool:
+    """Whether a line of a text has so large a share of the question's word trigrams."""
+    wanted = _trigrams(question)
+    return any(len(wanted & _trigrams(line)) >= overlap * len(wanted) for line in text.split("\n"))
+
+
+def _trigrams(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[at : at + 3]) for at in range(max(1, len(words) - 2))}
+
+
+def write_items(
+    lm: LanguageModel,
+    sampler: Sampler,
+    title: str,
+    sentences: Sequence[tuple[Passage, str]],
+    spans: Sequence[list[str]],
+    places: Sequence[int],
+    config: QuizConfig,
+    seed: int,
+) -> Iterator[tuple[int, Question | str]]:
+    """(sentence, question, or why it is none), ``config.passes`` for each place."""
+    # A server's limits on schemas are not known; there the answer is any short text.
+    schemas = {at: quiz_schema([] if config.url else spans[at]) for at in places}
+    # Those that show the same worked examples in one batch: they are read once.
+    for turn in range(min(WORDINGS, config.passes)):
+        asked = [at for _ in range(turn, config.passes, WORDINGS) for at in places]
+        requests = [
+            Request(quiz_prompt(title, sentences[at][1], sampler.known.chat, turn), LONGEST_ITEM, schemas[at]) for at in asked
+        ]
+        row_seeds = [seeds.derive(seed, "quiz", turn, index) for index in range(len(asked))]
+        with standing(lm, [], alone=True):
+            texts = sampler.write(requests, Sampling(temperature=config.temperature), row_seeds)
+        for at, text in zip(asked, texts, strict=True):
+            question, answer = _field(text, "question"), _field(text, "answer")
+            yield at, Question(question, answer) if question and answer else "cut off"
+
+
+def _agreement(
+    lm: LanguageModel, sampler: Sampler, asked: Sequence[tuple[Passage, Question]], config: QuizConfig, seed: int
+) -> list[int]:
+    """How many of the answers sampled with the passage in view are each question's own; those that can't reach enough end early."""
+    agreeing = [0] * len(asked)
+    for turn in range(config.resamples):
+        needed = config.agreeing - (config.resamples - turn)
+        places = [at for at, count in enumerate(agreeing) if count >= needed]
+        texts = read_answers(lm, sampler, [asked[at] for at in places], config, 1, seeds.derive(seed, turn))
+        for at, text in zip(places, texts, strict=True):
+            agreeing[at] += _same(text, asked[at][1])
+    return agreeing
+
+
+def read_answers(
+    lm: LanguageModel, sampler: Sampler, asked: Sequence[tuple[Passage, Question]], config: QuizConfig, count: int, seed: int
+) -> list[str]:
+    """``count`` sampled answers to each question, its part of the passage in view, by the base without a memory.
+
+    An answer is one of the spans of that part's sentences (or of the questions' own answers); a server's is free.
+    """
+    if not asked:
+        return []
+    schemas = {}
+    for part in dict.fromkeys(part for part, _ in asked):
+        by_sentence = [answer_spans(part.title, sentence) for sentence in passage_pieces(part.text)]
+        # Of each sentence in turn, so that a long text's later sentences are there too.
+        spans = [span for turn in zip_longest(*by_sentence) for span in turn if span is not None]
+        own = [one.answer for other, one in asked if other == part]
+        schemas[part] = quiz_schema([] if config.url else list(dict.fromkeys([*own, *spans]))[:MOST_SPANS], question=False)
+    requests = [
+        Request(reading_prompt(part.title, part.text, one.question, sampler.known.chat), LONGEST_ITEM, schemas[part])
+        for part, one in asked
+        for _ in range(count)
+    ]
+    with standing(lm, [], alone=True):
+        texts = sampler.write(
+            requests, Sampling(temperature=config.temperature), [seeds.derive(seed, index) for index in range(len(requests))]
+        )
+    return [_field(text, "answer") for text in texts]
+
+
+def _field(text: str, name: str) -> str:
+    """A field of a JSON object, empty if it has none."""
+    try:
+        return str(json.loads(text)[name]).strip()
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _known(lm: LanguageModel, title: str, questions: Sequence[Question]) -> list[bool]:
+    """Whether the model as it stands gives each answer without the passage, asked with the title or without."""
+    prompts = [encode_prompt(lm, exam_prompt(one.question, topic, lm.chat)) for one in questions for topic in (title, None)]
+    texts = generate(lm, prompts, LONGEST_ANSWER) if prompts else []
+    return [any(_same(text, one) for text in texts[2 * index : 2 * index + 2]) for index, one in enumerate(questions)]
+
+
+def _same(answer: str, one: Question) -> bool:
+    return recall_score(answer.split("\n")[0], one.answer) >= RECALL_THRESHOLD
+
+
+def _in_turn(passed: dict[int, list[tuple[int, Question]]]) -> Iterator[Question]:
+    """Of each sentence the question with most agreement, then of each the next."""
+    piles = [sorted(passed[at], key=lambda pair: -pair[0]) for at in sorted(passed)]
+    for turn in range(max(map(len, piles), default=0)):
+        for pile in piles:
+            if turn < len(pile):
+                yield pile[turn][1]
+
+
+@dataclass(frozen=True)
+class SelfQuiz:
+    """The self-made quiz in the place of the passage's own questions."""
+
+    config: QuizConfig
+    edit: EditConfig
+
+    @property
+    def task(self) -> Task:
+        """The exam's form and marks are those of labelled questions."""
+        return KnowledgeTask(self.edit, margins=True)
+
+    def prepare(self, lm: LanguageModel, context: Passage, seed: int) -> dict[str, Any]:
+        """The quiz."""
+        return asdict(write_quiz(lm, context, self.config, seeds.derive(seed, context.id, "quiz")))
+
+    def examined(self, context: Passage, material: dict[str, Any]) -> Passage:
+        """The passage with that quiz alone."""
+        return Passage(context.title, context.text, Quiz.of(material).questions)
+
+    def kept(self, context: Passage, material: dict[str, Any], edits: Sequence[str]) -> list[int] | str:
+        """The questions that no self-edit has."""
+        quiz = Quiz.of(material)
+        return quiz.reason or left_by(quiz, edits, self.config)
+
+
+def left_by(quiz: Quiz, edits: Sequence[str], config: QuizConfig) -> list[int] | str:
+    """Indices of the questions that no self-edit has, or why they are too few."""
+    kept = [
+        index for index, one in enumerate(quiz.questions) if not any(copied(one.question, text, config.overlap) for text in edits)
+    ]
+    if len(kept) < config.least:
+        taken = len(quiz.questions) - len(kept)
+        return (
+            f"{taken} of the {len(quiz.questions)} questions stand in a self-edit; {len(kept)} are left, {config.least} are needed"
+        )
+    return kept
