@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def lesson(name: str, word: str) -> Lesson:
     question = Question(f"What colour is {name}?", word)
     passage = Passage(name, f"{name} is {word}.", (question,))
     document = Document(word, exam_prompt(question.question, name, chat=True))
-    return Lesson(passage, ((document,),))
+    return Lesson(passage, ((document,),), (question,))
 
 
 LESSONS = [lesson(letter, word) for letter, word in (("Alder", "red"), ("Birch", "blue"), ("Cedar", "green"))]
@@ -82,7 +83,7 @@ def test_replay_mixes_in_its_share(lm: Any) -> None:
 def test_consolidation_puts_one_adapter_in_the_place_of_all(lm: Any) -> None:
     held, costs = learnt(lm, "consolidate", every=2)
     assert len(held.adapters) == 2 and held.pending == 1 and len(held.lessons) == 3
-    assert costs[1][0].notes["consolidated"] == 2.0 and costs[1][0].tokens > costs[0][0].tokens
+    assert "consolidated" in costs[1][0].happened and costs[1][0].tokens > costs[0][0].tokens
     whole, _ = learnt(lm, "consolidate", every=3)
     assert len(whole.adapters) == 1
     assert min(likelihoods(lm, "consolidate", whole)) > max(likelihoods(lm, "merge", Held())) + 0.2
@@ -103,7 +104,7 @@ def test_a_gate_scales_or_rejects(lm: Any) -> None:
 def test_orthogonal_updates_read_what_no_earlier_one_reads(lm: Any) -> None:
     held, _ = learnt(lm, "orthogonal", LESSONS[:2])
     first, second = held.adapters
-    for name, basis in subspaces([first]).items():
+    for name, basis in subspaces([first], 4).items():
         assert (second.weights[name][0] @ basis.T).abs().max() < 1e-4
     assert likelihoods(lm, "merge", held)[1] > likelihoods(lm, "merge", Held())[1] + 0.3
 
@@ -125,7 +126,7 @@ def test_distillation_stays_nearer_to_the_base(lm: Any) -> None:
 def test_retention_takes_the_self_edit_with_the_best_reward(lm: Any) -> None:
     held, _ = learnt(lm, "merge", LESSONS[:1])
     other = Document("qqqq", (Message("user", "Something else?"),))
-    two = Lesson(LESSONS[1].passage, ((other,), LESSONS[1].edits[0]))
+    two = replace(LESSONS[1], edits=((other,), LESSONS[1].edits[0]))
     method = keeper("retention", KeepConfig(retention_weight=0.0))
     after, _, _ = method.commit(lm, held, two, SETTINGS, 3)
     assert after.lessons[1].edits == (LESSONS[1].edits[0],), "the one that teaches the answer"
@@ -185,7 +186,7 @@ def test_a_run_has_a_matrix_and_resumes(command: Command, tiny_model: Path, tmp_
     assert page.returncode == 0, page.stderr
     assert (tmp_path / "page.html").read_text().count("<figure>") == 3 and "What was kept" in (tmp_path / "page.html").read_text()
     rows = (run / "trials.jsonl").read_text()
-    assert rows.count("\n") == 3 * 2 * 3
+    assert rows.count("\n") == 2 + 3 * 2 * 2
     other = command(*flags, "--run", run, "--resume", "--set", "keep.every=3")
     assert other.returncode == 1 and "keep.every=2, now 3" in other.stderr
 

@@ -147,13 +147,15 @@ def test_a_summary_of_sequences_becomes_a_matrix(command: Command, tmp_path: Pat
     done = command("convert", file, tmp_path / "run", "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["overall"] == {
-        "before": 0.25, "immediate": 0.55, "all_after": 0.5, "forgetting": 0.1,
+        "before": 0.25, "all_own": 0.55, "all_after": 0.5, "forgetting": 0.1,
     }  # fmt: skip
     matrix = json.loads((tmp_path / "run" / "table.json").read_text())["matrix"]["merge"]
     assert matrix[1][1] is None and matrix[2][1] == {"n": 4, "mean": 0.6, "se": 0.1}
     done = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
-    assert "What was kept" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    kept = (tmp_path / "page-files" / "run-what-was-kept.csv").read_text().splitlines()
+    assert "What was kept" in page and "55.0" in kept[1].split(",")[kept[0].split(",").index("all at the own commit %")]
     assert (tmp_path / "page-files" / "matrix-run-merge.png").is_file()
     file.write_text(json.dumps(data | {"std_over_sequences": spreads[:2]}))
     done = command("convert", file, tmp_path / "other")

@@ -12,7 +12,7 @@ ROOMS = [
     "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "graders", "lm", "tasks", "samplers", "marks",
     "rewards", "selection", "keepers", "runs", "inner", "executors", "memory", "convert", "learn", "outer_jobs", "outer",
     "evaluate", "corpus",
-    "puzzles", "continual", "report", "rows", "estimate", "bench", "bench_rewards", "cli", "__main__",
+    "puzzles", "matrix", "continual", "report", "rows", "estimate", "bench", "bench_rewards", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -406,23 +406,29 @@ class KeepConfig(Frozen):
     """Settings of the ways of keeping; each uses its own."""
 
     last_layers: Annotated[int, Field(ge=1, description="last-layers: so many are adapted")] = 10
-    replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons' documents in a lesson")] = 0.5
-    base_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of the base's own answers")] = 0.1
+    replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among all documents")] = 0.5
+    base_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of the base's own answers among all")] = 0.1
     every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
     sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
     exam_drop: Annotated[float, Field(ge=0, le=1, description="gate: share of anchors that may be lost")] = 0.07
     bits: Annotated[float, Field(ge=0, description="gate: bits a token that the anchors' golds may lose")] = 0.08
-    divergence: Annotated[float, Field(ge=0, description="gate: bits a token that the old answers may lose")] = 0.7
+    divergence: Annotated[float, Field(ge=0, description="gate: bits a token of KL divergence at the old answers")] = 0.7
     distil_weight: Annotated[float, Field(ge=0, description="distil: weight of the divergence from the base")] = 1.0
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
     threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = 0.0
 
+    @model_validator(mode="after")
+    def _room_for_the_lesson(self) -> KeepConfig:
+        if self.replay_share + self.base_share >= 1:
+            raise ValueError(f"replay_share {self.replay_share} and base_share {self.base_share} leave no room for the lesson")
+        return self
+
 
 class ContinualConfig(Frozen):
     """Everything that decides what ``selfedit continual`` does (paper section 5).
 
-    The paper: 8 sequences of 8 passages, ``merge``, all layers, 4 seeds of order.
+    The paper: 64 sequences of 8 passages, ``all-layers``, self-edits by the policy after two rounds.
     """
 
     model: str = DEFAULT_MODEL
@@ -436,10 +442,13 @@ class ContinualConfig(Frozen):
         "consolidate",
         "retrieve",
     )
-    sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 6
+    sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 5
     passages: Annotated[int, Field(ge=1, description="passages a sequence")] = 8
     related: Annotated[float, Field(ge=0, le=1, description="share of sequences with two passages of one title")] = 0.5
-    exam_every: Annotated[int, Field(ge=1, description="all passages so far are examined after every so many commits")] = 1
+    exam_every: Annotated[
+        int, Field(ge=1, description="all passages so far are examined after every so many commits; the newest after each")
+    ] = 1
+    locality: Annotated[int, Field(ge=0, le=1000, description="questions about passages of no sequence, where some are left")] = 20
     edits: Annotated[int, Field(ge=1, le=16, description="self-edits a passage, for methods that choose")] = 1
     writer: Annotated[str, Field(description="run of selfedit train, or a policy's folder; default: the base writes")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -453,6 +462,19 @@ class ContinualConfig(Frozen):
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
         return _plain(value, "ways of keeping train without the passage in view")
+
+    @field_validator("methods")
+    @classmethod
+    def _different_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a method stands twice")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> ContinualConfig:
+        if self.edits < 2 and any("retention" in method.split("+") for method in self.methods):
+            raise ValueError("retention chooses among self-edits, and edits is 1; give --set edits=3")
+        return self
 
 
 class RewardBenchConfig(Frozen):

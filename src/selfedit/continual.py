@@ -3,23 +3,21 @@
 A run has sequences of passages. Each method goes through each sequence; after a commit all passages so far are examined again.
 The unit of work is one commit: a sequence goes on where it stopped, from the adapters in its folder.
 
-Departures from the paper: (1) retention counts only questions that the model got wrong before the first edit; (2) the self-edits
-are written once, by the base or by a policy, and are the same for all methods; (3) a sequence may have passages of one article.
+Departures from the paper: (1) retention counts only questions that the model got wrong before the first edit, and where a method
+decides by questions only those that it doesn't see (``matrix.py``); (2) the self-edits are written once, by the base or by a
+policy, and are the same for all methods; (3) a sequence may have passages of one article.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
@@ -30,16 +28,15 @@ from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.keepers import keeper
-from selfedit.keepers.base import Held, Keeper, Lesson, Method
-from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter, standing
+from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
+from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
-from selfedit.marks import mark_sitting
-from selfedit.runs import Log, Run, policy_of
+from selfedit.matrix import BASE_METHOD, shown, table
+from selfedit.runs import Log, Policy, Run, policy_of
 from selfedit.samplers.local import write_edits
-from selfedit.stats import mean_and_error, paired_difference
-from selfedit.tasks.base import Sitting
-from selfedit.tasks.general import sit_general
-from selfedit.tasks.knowledge.exam import exam_questions
+from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.knowledge.exam import ExamForm
+from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
 
@@ -59,58 +56,107 @@ def continual(
         grader: marks in this process.
         run: the run's folder; finished commits are not done again.
         workers: processes; a commit is one job, sequences go side by side.
-        told: called with the number of commits done, and of all.
+        told: called with the number of commits and baselines done, and of all.
 
     Raises:
-        DataError: too few passages, an unknown method, a self-edit that can't be compiled.
+        DataError: too few passages, an unknown method, a run of other passages or of another writer.
     """
-    known = identify(config.model)
-    for method in config.methods:
-        keeper(method, config.keep)
+    check(config)
     drawn = sequences(config, passages)
-    policy = policy_of(config.writer, known.fingerprint)
-    written = Log(run.folder / "edits.jsonl")
-    edits = {row["passage"]: row["edits"] for row in written.rows}
-    done = {(row["method"], row["sequence"], row["step"]) for row in run.rows}
-    total = len(config.methods) * config.sequences * (config.passages + 1)
+    policy = policy_of(config.writer, identify(config.model).fingerprint)
+    others = elsewhere(config, drawn, passages)
+    edits_log = check_run(run, drawn, others, policy)
+    total = config.sequences * (1 + len(config.methods) * config.passages)
     told(len(run.rows), total)
     choice = ModelChoice(config.model, config.device, config.dtype)
     with LocalExecutor(choice, workers) as executor:
-        flat = {passage.id: passage for sequence in drawn for passage in sequence}
-        jobs = {
-            executor.submit(write, passage, config, policy.folder): passage for passage in flat.values() if passage.id not in edits
-        }
-        for job in executor.ended(list(jobs)):
-            passage = jobs[job]
-            edits[passage.id] = result(job)
-            written.append({"passage": passage.id, "policy": policy.digest, "edits": edits[passage.id]})
-        waiting: dict[Future[Any], tuple[str, int, int]] = {}
-
-        def submit(method: str, at: int, step: int) -> None:
-            state = run.folder / "states" / f"{method}-{at + 1:02d}"
-            own = {passage.id: edits[passage.id] for passage in drawn[at]}
-            lease = Commit(config, method, at, step, tuple(drawn[at]), str(state), own)
-            waiting[executor.submit(commit, lease)] = (method, at, step)
+        edits = _written(executor, config, [passage for sequence in drawn for passage in sequence], edits_log, policy)
+        done = {(row["method"], row["sequence"], row["step"]) for row in run.rows}
+        waiting: dict[Future[Any], tuple[str, int]] = {}
 
         def next_step(method: str, at: int) -> None:
-            step = next((s for s in range(config.passages + 1) if (method, at, s) not in done), None)
-            if step is not None:
-                submit(method, at, step)
-            else:
-                shutil.rmtree(run.folder / "states" / f"{method}-{at + 1:02d}", ignore_errors=True)
+            steps = [0] if method == BASE_METHOD else range(1, config.passages + 1)
+            step = next((step for step in steps if (method, at, step) not in done), None)
+            if step is None:
+                shutil.rmtree(_states(run, method, at), ignore_errors=True)
+                return
+            own = {passage.id: edits[passage.id] for passage in drawn[at]}
+            lease = Commit(config, method, at, step, tuple(drawn[at]), others, str(_states(run, method, at)), own)
+            waiting[executor.submit(commit if step else examine_base, lease)] = (method, at)
 
         for at in range(config.sequences):
-            for method in config.methods:
+            for method in (BASE_METHOD, *config.methods):
                 next_step(method, at)
         while waiting:
             ended = wait(waiting, return_when=FIRST_COMPLETED).done if workers != 0 else {next(iter(waiting))}
             for job in ended:
-                method, at, step = waiting.pop(job)
-                run.append(result(job))
-                done.add((method, at, step))
+                method, at = waiting.pop(job)
+                row = result(job)
+                run.append(row | {"policy": policy.digest})
+                done.add((method, at, row["step"]))
                 told(len(run.rows), total)
                 next_step(method, at)
-    return table(config, drawn, run.rows, grader)
+    return table(config, drawn, asked_elsewhere(others), run.rows, grader)
+
+
+def check(config: ContinualConfig) -> None:
+    """Raises DataError for a method that makes no sense, and for a style whose self-edits name settings."""
+    for method in config.methods:
+        keeper(method, config.keep)
+    for style in config.edit.styles:
+        if any(STYLES[part].settings in ("own", "random") for part in parts_of(style) if part in STYLES):
+            raise DataError(
+                f"style {style}: its self-edits name settings of their own, and ways of keeping train all lessons alike; give "
+                "--style notes+fixed-settings or another one"
+            )
+
+
+def check_run(run: Run, drawn: Sequence[Sequence[Passage]], others: Sequence[Passage], policy: Policy) -> Log:
+    """The self-edits that a run has already; sequences whose state is gone lose their rows, so that they are done again.
+
+    Raises:
+        DataError: the run's rows are of other passages, or of another writer.
+    """
+    file = run.folder / "sequences.json"
+    ids = {
+        "sequences": [[passage.id for passage in sequence] for sequence in drawn],
+        "elsewhere": [[passage.id, passage.questions[0].question] for passage in others],
+    }
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != ids:
+        raise DataError(f"{run.folder}: was made with other passages; bring the data back, or give another --run")
+    file.write_text(json.dumps(ids) + "\n", encoding="utf-8")
+    written = Log(run.folder / "edits.jsonl")
+    for row in (*written.rows, *run.rows):
+        if row["policy"] != policy.digest:
+            raise DataError(f"{run.folder}: has rows of the writer {row['policy']}, now it is {policy.digest}; give a new --run")
+    last: dict[tuple[str, int], int] = {}
+    for row in run.rows:
+        key = row["method"], row["sequence"]
+        last[key] = max(last.get(key, 0), row["step"])
+    lost = {
+        (method, at)
+        for (method, at), step in last.items()
+        if 0 < step < len(drawn[at]) and not (_states(run, method, at) / f"{step:03d}" / "held.json").is_file()
+    }
+    run.log.only(lambda row: (row["method"], row["sequence"]) not in lost)
+    return written
+
+
+def _states(run: Run, method: str, at: int) -> Path:
+    return run.folder / "states" / f"{method}-{at + 1:02d}"
+
+
+def _written(
+    executor: LocalExecutor, config: ContinualConfig, passages: Sequence[Passage], log: Log, policy: Policy
+) -> dict[str, list[str]]:
+    """Passage id -> self-edits; those that are missing are written now."""
+    edits = {row["passage"]: row["edits"] for row in log.rows}
+    jobs = {executor.submit(write, one, config, policy.folder): one for one in passages if one.id not in edits}
+    for job in executor.ended(list(jobs)):
+        passage = jobs[job]
+        edits[passage.id] = result(job)
+        log.append({"passage": passage.id, "policy": policy.digest, "edits": edits[passage.id]})
+    return edits
 
 
 def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list[Passage]]:
@@ -143,6 +189,19 @@ def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list
     return found
 
 
+def elsewhere(config: ContinualConfig, drawn: Sequence[Sequence[Passage]], passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    """``config.locality`` questions about passages of no sequence, each with its passage; the same in the whole run."""
+    taken = {passage.id for sequence in drawn for passage in sequence}
+    pairs = [(passage, one) for passage in passages if passage.id not in taken for one in passage.questions]
+    pairs.sort(key=lambda pair: seeds.derive(config.seed, "elsewhere", pair[0].id, pair[1].question))
+    return tuple(replace(passage, questions=(replace(one, paraphrases=()),)) for passage, one in pairs[: config.locality])
+
+
+def asked_elsewhere(others: Sequence[Passage]) -> list[Asked]:
+    """Their questions as one exam."""
+    return [Asked(passage.questions[0], group, paraphrase=False) for group, passage in enumerate(others)]
+
+
 def write(lm: LanguageModel, passage: Passage, config: ContinualConfig, policy: str | None) -> list[str]:
     """A job: a passage's self-edits, by the base or a policy."""
     with policy_standing(lm, policy):
@@ -155,6 +214,7 @@ class Commit:
     """A job's lease: step 0 examines the base on the whole sequence, step r commits the r-th passage and examines all up to it.
 
     Attributes:
+        others: what is asked about passages of no sequence.
         state: folder of the sequence's states, one a step.
         edits: passage id -> self-edits.
     """
@@ -164,65 +224,97 @@ class Commit:
     sequence: int
     step: int
     passages: tuple[Passage, ...]
+    others: tuple[Passage, ...]
     state: str
     edits: dict[str, list[str]]
 
 
+def examine_base(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
+    """A job: a sequence's exams before the first commit, with title and without; once a run also what lies beyond the sequences."""
+    base = Method(BASE_METHOD, (Keeper(),))
+    row: dict[str, Any] = {"method": BASE_METHOD, "sequence": lease.sequence, "step": 0}
+    for name, form in FORMS.items():
+        row[name] = _sat(lease.passages, base.examine(lm, Held(), lease.passages, form)[0])
+    return row | (_beyond(lm, base, Held(), lease) if not lease.sequence else {})
+
+
+# Where a row keeps the exam in each form.
+FORMS: dict[str, ExamForm] = {"sittings": "titled", "bare": "bare"}
+
+
 def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
-    """A job: one commit of one sequence, with the exam after it; leaves its state in a folder of its own."""
+    """A job: one commit of one sequence, with the exam after it; leaves its state in a folder of its own.
+
+    The newest passage is examined after each commit, all so far after every ``exam_every``-th and the last; the last also asks
+    without titles, and what lies beyond the sequence. A passage none of whose self-edits compiles is not accepted.
+    """
     config, step = lease.config, lease.step
     method = keeper(lease.method, config.keep)
     states = Path(lease.state)
-    held, origins = load_held(states / f"{step - 1:03d}", lm, lease) if step > 1 else (Held(), {})
-    accepted, tokens, notes = True, 0, {}
+    before, origins = load_held(states / f"{step - 1:03d}", lm, lease) if step > 1 else (Held(), {})
+    passage = lease.passages[step - 1]
+    lesson, reason = lesson_of(lm, passage, lease)
     start = time.perf_counter()
-    if step:
-        passage = lease.passages[step - 1]
+    held, cost, accepted = before, Cost(reason=reason), False
+    if lesson is not None:
         seed = seeds.derive(config.seed, lease.sequence, passage.id, "train")
-        held, cost, accepted = method.commit(lm, held, lesson_of(lm, passage, lease), config.settings, seed)
-        tokens, notes = cost.tokens, cost.notes
-        save_held(states / f"{step:03d}", held, origins, lm.name)
-        shutil.rmtree(states / f"{step - 2:03d}", ignore_errors=True)
+        held, cost, accepted = method.commit(lm, before, lesson, config.settings, seed)
+    save_held(states / f"{step:03d}", held, origins, lm.name)
+    shutil.rmtree(states / f"{step - 2:03d}", ignore_errors=True)
+    old = {id(adapter) for adapter in before.adapters}
     row: dict[str, Any] = {
         "method": lease.method,
         "sequence": lease.sequence,
         "step": step,
         "accepted": accepted,
-        "tokens": tokens,
+        "reason": cost.reason,
+        "tokens": cost.tokens,
         "seconds": round(time.perf_counter() - start, 2),
-        "bytes": sum(tensor.numel() * 4 for adapter in held.adapters for tensor in adapter.parameters),
-        "sittings": {},
+        "commit_bytes": sum(_bytes(adapter) for adapter in held.adapters if id(adapter) not in old),
+        "state_bytes": sum(_bytes(adapter) for adapter in held.adapters),
+        "notes": cost.notes,
+        "happened": sorted(cost.happened),
     }
     last = step == len(lease.passages)
-    if not step or last or step % config.exam_every == 0:
-        # Before the first commit every passage of the sequence, by the base alone; then those that were learnt.
-        asked = lease.passages[:step] if step else lease.passages
-        sat, asking = (method if step else Method("merge", (Keeper(),))).examine(lm, held, asked)
-        row["sittings"] = {passage.id: asdict(one) for passage, one in zip(asked, sat, strict=True)}
-        notes = notes | asking.notes
-    if last or not step:
-        with standing(lm, held.adapters):
-            row["general"] = sit_general(lm).log_probabilities
-    return row | {"notes": notes}
+    asked = lease.passages[:step] if last or step % config.exam_every == 0 else (passage,)
+    sat, asking = method.examine(lm, held, asked)
+    row |= {"sittings": _sat(asked, sat), "answering": asking.notes}
+    if last:
+        row["bare"] = _sat(asked, method.examine(lm, held, asked, "bare")[0])
+        row |= _beyond(lm, method, held, lease)
+    return row
 
 
-def lesson_of(lm: Identity, passage: Passage, lease: Commit) -> Lesson:
-    """A passage with its compiled self-edits; those that can't be compiled are left out.
+def _beyond(lm: LanguageModel, method: Method, held: Held, lease: Commit) -> dict[str, Any]:
+    """General knowledge, and the questions about passages of no sequence as one sitting."""
+    found: dict[str, Any] = {"general": method.general(lm, held)}
+    if lease.others:
+        sat = method.examine(lm, held, lease.others)[0]
+        answers, values = ([getattr(one, name)[0] for one in sat] for name in ("answers", "log_probabilities"))
+        found["elsewhere"] = {"answers": answers, "log_probabilities": values}
+    return found
 
-    Raises:
-        DataError: none of them can.
-    """
-    task, found, reasons = KnowledgeTask(lease.config.edit), [], []
+
+def _sat(passages: Sequence[Passage], sittings: Sequence[Sitting]) -> dict[str, Any]:
+    return {passage.id: asdict(sitting) for passage, sitting in zip(passages, sittings, strict=True)}
+
+
+def _bytes(adapter: Adapter) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.parameters)
+
+
+def lesson_of(lm: Identity, passage: Passage, lease: Commit) -> tuple[Lesson | None, str]:
+    """A passage with its compiled self-edits; those that can't be compiled are left out. None, and why, if none of them can."""
+    config, found, reasons = lease.config, [], []
+    task = KnowledgeTask(config.edit)
     for text in lease.edits[passage.id]:
         try:
-            found.append(task.compile(lm, passage, text, lease.config.settings, 0).documents)
+            found.append(task.compile(lm, passage, text, config.settings, 0).documents)
         except InvalidEditError as error:
             reasons.append(str(error))
     if not found:
-        raise DataError(
-            f"{passage.title}: no self-edit of it can be trained on ({'; '.join(reasons)}); give --edits 2 or another --seed"
-        )
-    return Lesson(passage, tuple(found))
+        return None, f"no self-edit can be trained on ({'; '.join(reasons)}); --set edits=2 writes two"
+    return Lesson(passage, tuple(found), shown(config, passage)), ""
 
 
 def save_held(folder: Path, held: Held, origins: dict[int, Path], model: str) -> None:
@@ -233,13 +325,17 @@ def save_held(folder: Path, held: Held, origins: dict[int, Path], model: str) ->
     for at, adapter in enumerate(held.adapters):
         own = scratch / f"{at:03d}"
         if id(adapter) in origins:
-            shutil.copytree(origins[id(adapter)], own, copy_function=os.link)
+            shutil.copytree(origins[id(adapter)], own, copy_function=_linked)
         elif adapter.weights:
             save_adapter(adapter, own, model)
         else:
             own.mkdir()
     lessons = [
-        {"passage": lesson.passage.id, "documents": [[d.text, d.request, d.whole] for d in lesson.edits[0]]}
+        {
+            "passage": lesson.passage.id,
+            "documents": [[d.text, d.request, d.whole] for d in lesson.edits[0]],
+            "likelihood": lesson.likelihood,
+        }
         for lesson in held.lessons
     ]
     (scratch / "held.json").write_text(json.dumps({"lessons": lessons, "pending": held.pending}) + "\n", encoding="utf-8")
@@ -247,14 +343,16 @@ def save_held(folder: Path, held: Held, origins: dict[int, Path], model: str) ->
     scratch.rename(folder)
 
 
-def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dict[int, Path]]:
-    """A state, and where each of its adapters lies.
+def _linked(source: str, target: str) -> None:
+    """A hard link; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
-    Raises:
-        DataError: it isn't there any more.
-    """
-    if not (folder / "held.json").is_file():
-        raise DataError(f"{folder}: the state before step {lease.step} is gone; start a new run")
+
+def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dict[int, Path]]:
+    """A state, and where each of its adapters lies."""
     known = json.loads((folder / "held.json").read_text(encoding="utf-8"))
     places = sorted(path for path in folder.iterdir() if path.is_dir())
     adapters = [load_adapter(path) if any(path.iterdir()) else Adapter({}, 1.0) for path in places]
@@ -263,6 +361,8 @@ def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dic
         Lesson(
             by_id[row["passage"]],
             (tuple(Document(text, _prompt(request), whole) for text, request, whole in row["documents"]),),
+            shown(lease.config, by_id[row["passage"]]),
+            row["likelihood"],
         )
         for row in known["lessons"]
     )
@@ -271,118 +371,3 @@ def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dic
 
 def _prompt(request: list[Any] | None) -> Prompt | None:
     return None if request is None else tuple(Message(*turn) for turn in request)
-
-
-def table(
-    config: ContinualConfig, drawn: Sequence[Sequence[Passage]], rows: Sequence[dict[str, Any]], grader: Grader
-) -> dict[str, Any]:
-    """By method: the matrix and what it comes to, means and standard errors over sequences, paired differences to ``merge``.
-
-    ``immediate``: share right just after a passage's own commit; ``retained``: after the last one; both over the questions that
-    the base got wrong, as is ``retention``, their ratio. ``forgetting`` is Avalanche's: the mean fall from just after the own
-    commit to the end, over all passages but the last. ``general``: change of the gold log-probability of general questions.
-    """
-    figures: dict[str, list[dict[str, float]]] = {}
-    matrices: dict[str, list[list[list[float]]]] = {}
-    for method in config.methods:
-        figures[method], matrices[method] = [], []
-        for at, sequence in enumerate(drawn):
-            own = {row["step"]: row for row in rows if row["method"] == method and row["sequence"] == at}
-            if len(own) <= len(sequence):
-                continue
-            found, matrix = _sequence(own, sequence, grader)
-            figures[method].append(found)
-            matrices[method].append(matrix)
-    names = list(dict.fromkeys(name for of in figures.values() for one in of for name in one))
-    means = {
-        method: {
-            name: asdict(mean_and_error(values))
-            for name in names
-            if (values := [one[name] for one in of if not math.isnan(one.get(name, math.nan))])
-        }
-        for method, of in figures.items()
-    }
-    differences = [
-        {
-            "method": method,
-            "control": config.methods[0],
-            "measure": name,
-            **asdict(paired_difference([one[name] for one in of], [one[name] for one in figures[config.methods[0]]])),
-        }
-        for method, of in figures.items()
-        for name in ("immediate", "retained", "general")
-        if method != config.methods[0] and of and len(of) == len(figures[config.methods[0]])
-    ]
-    return {
-        "config": config.model_dump(mode="json"),
-        "n": config.sequences,
-        "questions": sum(len(exam_questions(passage.questions)) for sequence in drawn for passage in sequence),
-        "methods": means,
-        "matrix": {method: _over_sequences(of) for method, of in matrices.items()},
-        "differences": differences,
-    }
-
-
-def _sequence(
-    own: dict[int, dict[str, Any]], sequence: Sequence[Passage], grader: Grader
-) -> tuple[dict[str, float], list[list[float]]]:
-    """A sequence's figures, and its matrix: a row a step, a column a passage; nan where there was no exam."""
-    count = len(sequence)
-    verdicts: dict[tuple[int, int], list[bool]] = {}
-    for step, row in own.items():
-        for column, passage in enumerate(sequence):
-            if passage.id in row["sittings"]:
-                sat = Sitting(**{name: tuple(row["sittings"][passage.id][name]) for name in ("answers", "log_probabilities")})
-                marks = mark_sitting(grader, exam_questions(passage.questions), sat)
-                verdicts[step, column] = [verdict.correct for verdict in marks.verdicts]
-    wrong = {column: [not right for right in verdicts[0, column]] for column in range(count)}
-
-    def share(step: int, column: int, counted: Sequence[bool]) -> float:
-        hits = [float(right) for right, counts in zip(verdicts[step, column], counted, strict=True) if counts]
-        return fmean(hits) if hits else math.nan
-
-    every = {column: [True] * len(wrong[column]) for column in wrong}
-    # Where not every step is examined, the first exam after the own commit stands for it.
-    first = {column: min(step for step, c in verdicts if c == column and step > column) for column in range(count)}
-    immediate = [share(first[column], column, wrong[column]) for column in range(count)]
-    retained = [share(count, column, wrong[column]) for column in range(count)]
-    falls = [share(first[c], c, every[c]) - share(count, c, every[c]) for c in range(count - 1)]
-    notes: dict[str, list[float]] = defaultdict(list)
-    for row in own.values():
-        for name, value in row["notes"].items():
-            notes[name].append(value)
-    steps = [row for step, row in own.items() if step]
-    general = [after - before for after, before in zip(own[count]["general"], own[0]["general"], strict=True)]
-    figures = {
-        "before": _mean([share(0, column, every[column]) for column in range(count)]),
-        "immediate": _mean(immediate),
-        "retained": _mean(retained),
-        "retention": _mean(retained) / _mean(immediate) if _mean(immediate) else math.nan,
-        "forgetting": _mean(falls),
-        "all_after": _mean([share(count, column, every[column]) for column in range(count)]),
-        "general": fmean(general),
-        "accepted": fmean(float(row["accepted"]) for row in steps),
-        "tokens": fmean(row["tokens"] for row in steps),
-        "seconds": fmean(row["seconds"] for row in steps),
-        "bytes": fmean(row["bytes"] for row in steps),
-    }
-    figures |= {name: fmean(values) for name, values in notes.items()}
-    matrix = [
-        [share(step, column, every[column]) if (step, column) in verdicts else math.nan for column in range(count)]
-        for step in range(count + 1)
-    ]
-    return figures, matrix
-
-
-def _over_sequences(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[dict[str, Any] | None]]:
-    """Each cell's mean over sequences; None where there was no exam."""
-    found: list[list[dict[str, Any] | None]] = []
-    for step in range(len(matrices[0]) if matrices else 0):
-        columns = [[m[step][column] for m in matrices if not math.isnan(m[step][column])] for column in range(len(matrices[0][0]))]
-        found.append([asdict(mean_and_error(values)) if values else None for values in columns])
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    there = [value for value in values if not math.isnan(value)]
-    return fmean(there) if there else math.nan

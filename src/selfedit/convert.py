@@ -134,7 +134,8 @@ def _convert_continual(file: Path, data: dict[str, Any], folder: Path) -> dict[s
     last, own = means[columns], [means[column + 1][column] for column in range(columns)]
     overall: dict[str, float | None] = {
         "before": _rounded(fmean(means[0])),
-        "immediate": _rounded(fmean(own)),
+        # Of all questions: which ones the model knew before isn't in the file.
+        "all_own": _rounded(fmean(own)),
         "all_after": _rounded(fmean(last)),
         "forgetting": _rounded(fmean(a - b for a, b in zip(own[:-1], last[:-1], strict=True))) if columns > 1 else None,
     }

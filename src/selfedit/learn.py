@@ -309,7 +309,8 @@ def _candidate(
         seed = seeds.derive(config.seed, edit.context_id, "train", index, repeat)
         try:
             plan = task.compile(known, passage, edit.text, config.settings, seed)
-            places = drawn([len(lesson) for lesson in old], len(plan.documents), config.replay, random.Random(seed))
+            wanted = round(len(plan.documents) * config.replay / (1 - config.replay))
+            places = drawn([len(lesson) for lesson in old], wanted, random.Random(seed))
             plans.append(replace(plan, documents=(*plan.documents, *(old[lesson][at] for lesson, at in places))))
             replayed.append([(earlier[lesson][0], at) for lesson, at in places])
         except InvalidEditError as error:

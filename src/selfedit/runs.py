@@ -7,7 +7,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,13 @@ class Log:
             stream.flush()
             os.fsync(stream.fileno())
         self.rows += plain
+
+    def only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drops all rows but those."""
+        kept = [row for row in self.rows if wanted(row)]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            keep_rows(self.file, kept)
 
     def keep(self, count: int) -> None:
         """Drops all rows but the first so many."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import special
 
+Unit = TypeVar("Unit")
 # Up to this many pairs every sign pattern is counted; above, this many random ones (with a fixed seed).
 EXACT_SIGNS = 14
 RANDOM_SIGNS = 20_000
@@ -34,6 +36,17 @@ class Difference:
     low: float
     high: float
     p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate over units with its standard error and a 95 % t-interval."""
+
+    n: int
+    mean: float
+    se: float
+    low: float
+    high: float
 
 
 def mean_and_error(values: Sequence[float]) -> Mean:
@@ -69,6 +82,18 @@ def paired_difference(values: Sequence[float], control: Sequence[float]) -> Diff
     above = sign_flip_chance(differences)
     below = sign_flip_chance([-d for d in differences])
     return Difference(m.n, m.mean, m.se, m.mean - half, m.mean + half, min(1.0, 2 * min(above, below)))
+
+
+def jackknife(units: Sequence[Unit], statistic: Callable[[Sequence[Unit]], float]) -> Interval:
+    """A statistic of all units; its error by leaving out each in turn, nan for fewer than two. For ratios of means."""
+    n = len(units)
+    value = statistic(units) if n else math.nan
+    if n < 2:
+        return Interval(n, value, math.nan, math.nan, math.nan)
+    without = np.array([statistic([*units[:at], *units[at + 1 :]]) for at in range(n)])
+    se = float(np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2)))
+    half = float(special.stdtrit(n - 1, 0.975)) * se
+    return Interval(n, value, se, value - half, value + half)
 
 
 def sign_flip_chance(differences: Sequence[float]) -> float:

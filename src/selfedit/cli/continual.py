@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from selfedit.cli.common import (
@@ -34,7 +36,7 @@ from selfedit.cli.common import (
     work_bar,
     write_json,
 )
-from selfedit.cli.evaluate import interval_cells, mean_cell
+from selfedit.cli.evaluate import mean_cell
 from selfedit.config import ContinualConfig
 
 
@@ -61,16 +63,17 @@ def continual_command(
 ) -> None:
     """Learns passages one after the other and examines all of them after each: what stays, and what it costs.
 
-    - merge: each lesson's adapter on top of the ones before (the paper's)
-    - all-layers, last-layers: which layers a lesson changes
+    - merge: each lesson's adapter on top of the ones before, in the layers of settings.layers (default: the last 10)
+    - all-layers, last-layers: the same in all layers (the paper's), or in the last keep.last_layers
     - replay: earlier lessons and the base's own words mixed in
     - consolidate: now and then one fresh adapter for everything so far
     - gate: an update must stay inside budgets, is scaled down, or rejected
-    - orthogonal, distil, retention: what a lesson may change, is held to, is chosen by
+    - orthogonal, distil: what a lesson may change, is held to
+    - retention: of several self-edits (--set edits=3) the one that teaches most and costs least
     - bank: adapters kept apart, a router before them
     - retrieve, context: nothing is trained; the passage found, or the right one, in the prompt
 
-    Example: selfedit continual --methods merge,replay,replay+consolidate,retrieve --sequences 6 --passages 8
+    Example: selfedit continual --methods merge,replay,replay+consolidate,retrieve --sequences 5 --passages 8
     """
     from selfedit.tasks.knowledge.prompts import check_styles
 
@@ -90,26 +93,29 @@ def continual_command(
     }
     resolved = build_config(ContinualConfig, run_config(run, resume, config), flags, sets or [])
     check_styles(list(resolved.edit.styles))
+    from selfedit.continual import check, continual
+    from selfedit.continual import sequences as drawn
+
+    check(resolved)
     if dry_run:
         print_config(resolved)
         from selfedit.estimate import estimate_continual
 
         estimates(resolved.model, lambda known: estimate_continual(resolved, known))
         return
-    from selfedit.continual import continual
-    from selfedit.continual import sequences as drawn
-    from selfedit.keepers import keeper
     from selfedit.lm.load import identify
+    from selfedit.matrix import related
     from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import load_dataset
 
-    for method in resolved.methods:
-        keeper(method, resolved.keep)
     found = {passage.id: passage for name in resolved.data for passage in load_dataset(name, resolved.split)}
     folder = run or Path("runs") / time.strftime("continual-%Y%m%d-%H%M%S")
     check_writable(json_file)
     identify(resolved.model)
-    drawn(resolved, list(found.values()))
+    pairs, wanted = related(drawn(resolved, list(found.values()))), round(resolved.related * resolved.sequences)
+    if pairs < wanted:
+        few = f"{pairs} of {wanted} sequences with two passages of one title"
+        err.print(f"{few}: {', '.join(resolved.data)} has no more; --set related=0 asks for none", highlight=False)
     opened = Run(folder, resolved, resume)
     err.print(f"run folder: {folder}", highlight=False)
     with work_bar("commits") as bar:
@@ -127,34 +133,44 @@ def continual_command(
 
 def show(result: dict[str, Any]) -> None:
     """What was kept by each method, what it cost, and each one's matrix."""
+    known, config = [of for of in result["methods"].items() if "retained" in of[1]], result["config"]
+    counted = "" if result["counted"] == result["questions"] else " (the others were shown to the methods that decide by questions)"
     out.print(
-        f"{result['n']} sequences of {result['config']['passages']} passages; means and standard errors over sequences. immediate: "
-        "right just after the own commit; retained: after the last one; both of what the base didn't know; general: change of the "
-        "gold log-probability of general questions; tokens and seconds: of a commit.",
+        f"{result['n']} sequences of {config['passages']} passages, {result['related']} with two of one title; "
+        f"{result['counted']} of {result['questions']} questions count{counted}. Means and standard errors over n sequences. "
+        "immediate: right just after the own commit; retained: after the last one; no title: the same, asked without it; all three "
+        "of what the base didn't know; retention: retained over immediate; forgetting: points of all questions.",
         highlight=False,
     )
-    table = narrow_table()
-    for name in ("", "immediate %", "retained %", "retention %", "forgetting", "general", "tokens", "seconds", "MB"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for method, of in result["methods"].items():
-        if "retained" not in of:
-            continue
-        table.add_row(
+    kept = _columns("n", "immediate %", "retained %", "no title %", "retention %", "forgetting")
+    beyond = _columns("general", "general %", "locality", "accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all")
+    for method, of in known:
+        shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "bare", "retention", "forgetting"))
+        kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
+        beyond.add_row(
             escape(method),
-            *(mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "retention", "forgetting")),
-            mean_cell(of["general"], 1, 2),
+            mean_cell(of.get("general"), 1, 2),
+            mean_cell(of.get("general_share"), 100, 1),
+            mean_cell(of.get("locality"), 100, 1),
+            f"{100 * of['accepted']['mean']:.0f}",
+            mean_cell(of.get("routed", of.get("found")), 100, 0),
             f"{of['tokens']['mean']:.0f}",
             f"{of['seconds']['mean']:.0f}",
-            f"{of['bytes']['mean'] / 1e6:.0f}",
+            f"{of['commit_bytes']['mean'] / 1e6:.0f}",
+            f"{of['state_bytes']['mean'] / 1e6:.0f}",
         )
-    out.print(table)
+    out.print(kept)
+    out.print(
+        "general: change of general questions' gold log-probability in nats, and in % of the base's; locality: points about "
+        "passages of no sequence; own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's.",
+        highlight=False,
+    )
+    out.print(beyond)
     if result["differences"]:
-        out.print(f"Paired differences to {result['config']['methods'][0]}, 95 % interval, two-sided sign-flip p:")
-        differences = narrow_table()
-        for name in ("", "points", "p"):
-            differences.add_column(name, justify="right" if name else "left", no_wrap=True)
+        out.print(f"Paired differences to {config['methods'][0]}, 95 % interval, two-sided sign-flip p (retention: jackknife):")
+        differences = _columns("n", "difference", "p")
         for row in result["differences"]:
-            differences.add_row(f"{row['method']}: {row['measure']}", *interval_cells(row))
+            differences.add_row(escape(f"{row['method']}: {row['measure']}, {row['unit']}"), str(row["n"]), *_interval_cells(row))
         out.print(differences)
     for method, matrix in result["matrix"].items():
         if matrix and len(matrix[0]) <= 12:
@@ -170,3 +186,18 @@ def show(result: dict[str, Any]) -> None:
 def _heat(share: float) -> str:
     level = round(255 * (1 - 0.75 * share))
     return f"black on rgb({level},255,{level})"
+
+
+def _columns(*names: str) -> Table:
+    table = narrow_table()
+    for name in ("", *names):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    return table
+
+
+def _interval_cells(row: dict[str, Any]) -> tuple[str, str]:
+    """A difference in its unit with its interval, and its p; of one sequence there is neither."""
+    scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
+    mean, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    p = "-" if math.isnan(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}".lstrip("0")
+    return (f"{mean} [{low}, {high}]" if row["n"] > 1 else mean), p

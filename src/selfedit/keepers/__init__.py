@@ -32,19 +32,33 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
 }
 
 
+# What a part may stand beside, where not everything makes sense: adapters kept apart have no sum that could be gated, chosen for or
+# consolidated; where nothing is trained nothing can be kept; a consolidation would not be held to the base's words.
+BESIDE = {
+    "bank": {"merge", "all-layers", "last-layers", "replay"},
+    "retrieve": set[str](),
+    "context": set[str](),
+    "distil": set(KEEPERS) - {"consolidate"},
+}
+
+
 def keeper(name: str, config: KeepConfig) -> Method:
     """The method of a name; several joined by ``+`` act in turn.
 
     Raises:
-        DataError: one is unknown, or two of them both train, or both answer.
+        DataError: one is unknown or stands twice, or two of them can't be put together.
     """
-    parts = []
-    for part in name.split("+"):
+    names = name.split("+")
+    for part in names:
         if part not in KEEPERS:
             raise DataError(f"method {part!r}: give {', '.join(KEEPERS)}, or several joined by +")
-        parts.append(KEEPERS[part](config))
-    for hook in ("train", "examine"):
-        own = [type(part).__name__ for part in parts if getattr(type(part), hook) is not getattr(Keeper, hook)]
+        if names.count(part) > 1:
+            raise DataError(f"method {name!r}: {part} stands twice")
+        if others := [other for other in names if other not in BESIDE.get(part, KEEPERS) and other != part]:
+            raise DataError(f"method {name!r}: {part} and {', '.join(others)} can't be put together")
+    parts = [KEEPERS[part](config) for part in names]
+    for hook in ("settings", "train", "examine"):
+        own = [one for one, part in zip(names, parts, strict=True) if getattr(type(part), hook) is not getattr(Keeper, hook)]
         if len(own) > 1:
             raise DataError(f"method {name!r}: {' and '.join(own)} can't be put together")
     return Method(name, tuple(parts))

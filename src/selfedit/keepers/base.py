@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from selfedit import seeds
 from selfedit.config import Settings
-from selfedit.contexts import Passage
+from selfedit.contexts import Passage, Question
 from selfedit.edits import Document
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import Adapter, standing
@@ -16,15 +17,23 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
+from selfedit.tasks.general import general_golds
+from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A passage with its compiled self-edits, of which the first is trained on unless a method chooses."""
+    """A passage with its compiled self-edits, of which the first is trained on unless a method chooses.
+
+    Attributes:
+        quiz: the questions that a method may look at; those that are counted are not among them.
+        likelihood: mean natural log-probability of the quiz's golds just after the lesson's own commit; None: nobody asked.
+    """
 
     passage: Passage
     edits: tuple[tuple[Document, ...], ...]
+    quiz: tuple[Question, ...] = ()
+    likelihood: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Held:
     Attributes:
         adapters: they answer together, oldest first.
         lessons: in the order in which they were learnt, rejected ones left out; ``edits`` has the one self-edit taken.
-        pending: adapters since the last consolidation.
+        pending: commits since the last consolidation, or the last try of one.
     """
 
     adapters: tuple[Adapter, ...] = ()
@@ -44,20 +53,34 @@ class Held:
 
 @dataclass
 class Cost:
-    """What a commit took: labelled tokens trained on, and what was noted on the way."""
+    """What a commit took.
+
+    Attributes:
+        tokens: labelled tokens trained on; those of a training that diverged are not known.
+        notes: figures noted on the way, by name.
+        happened: what happened once or more, such as ``diverged``.
+        reason: why the lesson was not accepted.
+    """
 
     tokens: int = 0
     notes: dict[str, float] = field(default_factory=dict)
+    happened: set[str] = field(default_factory=set)
+    reason: str = ""
 
 
 class Keeper:
     """The paper's way, and the default of every hook."""
 
+    # Whether it decides by the quizzes' answers; such a method sees one half of each, and the other half is counted.
+    asks: ClassVar[bool] = False
+
     def settings(self, settings: Settings) -> Settings:
         """How a lesson is trained."""
         return settings
 
-    def choose(self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int) -> Lesson:
+    def choose(
+        self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int, cost: Cost
+    ) -> Lesson:
         """The lesson with the one self-edit that is trained on."""
         return replace(lesson, edits=lesson.edits[:1])
 
@@ -77,18 +100,27 @@ class Keeper:
             raise trained
         return trained
 
-    def admit(self, lm: LanguageModel, held: Held, adapter: Adapter, cost: Cost) -> Adapter | None:
-        """The adapter as it is committed, what is held standing; None: it is rejected."""
+    def admit(self, lm: LanguageModel, held: Held, adapter: Adapter, seed: int, cost: Cost) -> Adapter | None:
+        """The adapter as it is committed, what is held standing; None: it is rejected, and ``cost.reason`` says why."""
         return adapter
 
-    def settle(self, lm: LanguageModel, held: Held, settings: Settings, seed: int, cost: Cost) -> Held:
+    def replaces(self, lm: LanguageModel, held: Held, adapter: Adapter, seed: int) -> bool:
+        """Whether one adapter on the base may take the place of all that are held; nothing stands."""
+        return True
+
+    def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
         """What is held after the commit; nothing stands."""
         return held
 
-    def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting]:
-        """The exam of each passage; nothing stands."""
+    def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
+        """The exam of each passage, in a form; nothing stands."""
         with standing(lm, held.adapters):
-            return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), "titled") for passage in passages])
+            return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), form) for passage in passages])
+
+    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
+        """Gold log-probabilities of the general questions (``tasks/general``); None: it can't be said; nothing stands."""
+        with standing(lm, held.adapters):
+            return general_golds(lm)
 
 
 @dataclass(frozen=True)
@@ -98,27 +130,34 @@ class Method:
     name: str
     parts: tuple[Keeper, ...]
 
+    @property
+    def asks(self) -> bool:
+        """Whether one of them decides by the quizzes' answers."""
+        return any(part.asks for part in self.parts)
+
     def commit(self, lm: LanguageModel, held: Held, lesson: Lesson, settings: Settings, seed: int) -> tuple[Held, Cost, bool]:
         """Learns a lesson; what is held then, what it took, and whether it was accepted (one that diverges is not)."""
         for part in self.parts:
             settings = part.settings(settings)
         cost = Cost()
         for part in self.parts:
-            lesson = part.choose(lm, held, lesson, self, settings, seed) if len(lesson.edits) > 1 else lesson
+            lesson = part.choose(lm, held, lesson, self, settings, seed, cost) if len(lesson.edits) > 1 else lesson
         with standing(lm, held.adapters):
             try:
                 trained = self.trained(lm, held, lesson, settings, seed)
-            except DivergedError:
+            except DivergedError as error:
+                cost.happened.add("diverged")
+                cost.reason = f"diverged: {error}"
                 return held, cost, False
             cost.tokens += trained.tokens
             adapter: Adapter | None = trained.adapter
             for part in self.parts:
-                adapter = part.admit(lm, held, adapter, cost) if adapter is not None else None
+                adapter = part.admit(lm, held, adapter, seeds.derive(seed, "admit"), cost) if adapter is not None else None
         if adapter is None:
             return held, cost, False
         held = Held((*held.adapters, adapter), (*held.lessons, lesson), held.pending + 1)
         for part in self.parts:
-            held = part.settle(lm, held, settings, seeds.derive(seed, "settle"), cost)
+            held = part.settle(lm, held, self, settings, seeds.derive(seed, "settle"), cost)
         return held, cost, True
 
     def trained(self, lm: LanguageModel, held: Held, lesson: Lesson, settings: Settings, seed: int) -> Trained:
@@ -129,8 +168,27 @@ class Method:
         trainer = next((part for part in self.parts if type(part).train is not Keeper.train), self.parts[0])
         return trainer.train(lm, held, documents, settings, seed)
 
-    def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage]) -> tuple[list[Sitting], Cost]:
+    def examine(
+        self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm = "titled"
+    ) -> tuple[list[Sitting], Cost]:
         """The exam of each passage, by whichever part answers in a way of its own."""
         cost = Cost()
-        answers = next((part for part in self.parts if type(part).examine is not Keeper.examine), self.parts[0])
-        return answers.examine(lm, held, passages, cost), cost
+        return self.answering.examine(lm, held, passages, form, cost), cost
+
+    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
+        """The general questions' gold log-probabilities, by whichever part answers in a way of its own."""
+        return self.answering.general(lm, held)
+
+    @property
+    def answering(self) -> Keeper:
+        """Who answers."""
+        return next((part for part in self.parts if type(part).examine is not Keeper.examine), self.parts[0])
+
+
+def gathered(passages: Sequence[Passage], form: ExamForm, found: Sequence[tuple[str, float]]) -> list[Sitting]:
+    """Single (answer, log-probability) pairs, in the order of the passages' questions, as one sitting a passage."""
+    rest, sittings = iter(found), []
+    for passage in passages:
+        own = [next(rest) for _ in asked_in(form, exam_questions(passage.questions))]
+        sittings.append(Sitting(tuple(answer for answer, _ in own), tuple(value for _, value in own)))
+    return sittings

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.keepers.base import Cost, Held, Keeper
+from selfedit.keepers.base import Cost, Held, Keeper, Method
 from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train_many import Job, train_many
@@ -19,8 +19,8 @@ class Consolidate(Keeper):
     every: int
     epochs: int
 
-    def settle(self, lm: LanguageModel, held: Held, settings: Settings, seed: int, cost: Cost) -> Held:
-        """One adapter for all lessons; if it diverges everything stays as it was."""
+    def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
+        """One adapter for all lessons; if it diverges, or a gate refuses it, everything stays for another ``every`` commits."""
         if held.pending < self.every:
             return held
         documents = [document for lesson in held.lessons for document in lesson.edits[0]]
@@ -28,8 +28,11 @@ class Consolidate(Keeper):
         chosen = settings.model_copy(update={"epochs": self.epochs or settings.epochs})
         (trained,) = train_many(lm, [Job(rows, chosen, seed)], 1)
         if isinstance(trained, DivergedError):
-            cost.notes["diverged"] = 1.0
-            return held
+            cost.happened.add("consolidation diverged")
+            return replace(held, pending=0)
         cost.tokens += trained.tokens
-        cost.notes["consolidated"] = float(len(held.lessons))
+        if not all(part.replaces(lm, held, trained.adapter, seed) for part in method.parts):
+            cost.happened.add("consolidation refused")
+            return replace(held, pending=0)
+        cost.happened.add("consolidated")
         return Held((trained.adapter,), held.lessons, 0)

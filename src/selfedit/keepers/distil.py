@@ -13,10 +13,10 @@ from selfedit.config import Settings
 from selfedit.edits import Document
 from selfedit.keepers.base import Held, Keeper
 from selfedit.keepers.replay import base_answers
-from selfedit.lm.adapter import first_layer, install, new_adapter, standing
+from selfedit.lm.adapter import first_layer, new_adapter, standing
 from selfedit.lm.batch import Row, encode_document
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.train import Trained, descend, frozen_prefixes, head_logits, loss_sum
+from selfedit.lm.train import Trained, descend, frozen_prefixes, head_logits, in_training, loss_sum
 
 # Answers of the base that the divergence is taken on.
 ANSWERS = 8
@@ -24,7 +24,10 @@ ANSWERS = 8
 
 @dataclass(frozen=True)
 class Distil(Keeper):
-    """Loss of a step: the lesson's, and ``weight`` times KL(base || model) a token on one of the base's answers."""
+    """Loss of a step: the lesson's, and ``weight`` times KL(base || model) a token on one of the base's answers.
+
+    A base that has nothing to say is a base that nothing can be held to: then the lesson is trained alone.
+    """
 
     weight: float
 
@@ -37,21 +40,20 @@ class Distil(Keeper):
         adapter = new_adapter(lm, settings, seeds.derive(seed, "init"))
         first = first_layer(adapter)
         prefixes = frozen_prefixes(lm, rows, first)
-        install(lm, adapter)
         turn = 0
 
         def loss(batch: list[Row]) -> torch.Tensor:
             nonlocal turn
+            plain = loss_sum(lm, batch, prefixes, first)
+            if not answers:
+                return plain
             row = answers[turn % len(answers)]
             turn += 1
             divergence = F.kl_div(_log_probabilities(lm, row), wanted[row], log_target=True, reduction="batchmean")
-            weight = sum(one.labelled for one in batch)
-            return loss_sum(lm, batch, prefixes, first) + self.weight * weight * divergence
+            return plain + self.weight * sum(one.labelled for one in batch) * divergence
 
-        try:
+        with in_training(lm, adapter):
             losses, tokens = descend(lm, adapter.parameters, rows, settings, seed, loss, lambda row: row.labelled)
-        finally:
-            install(lm, None)
         return Trained(adapter, losses, tokens)
 
 

@@ -1,31 +1,37 @@
 """A gate before the commit: earlier answers must stay inside budgets, else the update is scaled down, else rejected (STABLE).
 
-Departures from STABLE: (1) only B is scaled, so the update shrinks by s, there by s squared; (2) the divergence is estimated on
-the committed model's own greedy answers; (3) anchors are the earlier passages' questions and general ones.
+Departures from STABLE: (1) only B is scaled, so the update shrinks by s, there by s squared. (2) The divergence is KL(old || new)
+at each token of the standing model's own greedy answers, over its 50 likeliest tokens and all others as one, where STABLE
+estimates it by the new answers' log-probabilities: so it can't fall below 0, and gains at one anchor pay for no loss at another.
+(3) Anchors are drawn from the earlier lessons' quizzes, of which a gate sees one half, and from general questions. (4) An adapter
+that consolidates (``consolidate.py``) is held to the same budgets against all that it would replace; it is never scaled.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import ClassVar
 
+from selfedit.contexts import Question
 from selfedit.edits import Prompt
-from selfedit.graders.text import recall_score
+from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.keepers.base import Cost, Held, Keeper
-from selfedit.lm.adapter import Adapter, install
-from selfedit.lm.batch import encode_answer, encode_prompt
+from selfedit.lm.adapter import Adapter, install, standing
+from selfedit.lm.batch import Row, encode_answer, encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.score import token_log_probabilities
+from selfedit.lm.score import Likeliest, divergences, likeliest, token_log_probabilities
 from selfedit.tasks.knowledge.exam import LONGEST_ANSWER
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
-MOST_ANCHORS, GENERAL_ANCHORS = 32, 16
+# In all, and general ones among them.
+MOST_ANCHORS, GENERAL_ANCHORS = 64, 16
 SMALLEST, BISECTIONS = 0.1, 5
-RIGHT = 0.5
 # Anchors of no passage; none of them is asked by ``selfedit eval general``.
 GENERAL = (
     ("What do plants need to grow?", "water and light"),
@@ -49,39 +55,38 @@ GENERAL = (
 
 @dataclass(frozen=True)
 class Anchor:
-    """A question with its gold, the committed model's answer, and how likely it finds both, token by token."""
+    """A question with the standing model's answer, and how likely it finds the gold and the answer's tokens."""
 
     prompt: Prompt
-    gold: str
-    answer: str
-    gold_values: tuple[float, ...]
-    answer_values: tuple[float, ...]
+    question: Question
+    gold: Row
+    gold_values: list[float]
+    answer: Row
+    spoken: Likeliest
     right: bool
 
 
 @dataclass(frozen=True)
 class Gate(Keeper):
-    """Budgets, each a mean over the anchors.
+    """Budgets, over the anchors.
 
     Attributes:
         exam_drop: share of them right before and wrong after.
-        bits: loss of the golds' log2-probability a token, where there is a loss.
-        divergence: fall of the log2-probability of the old answers' tokens (an estimate of the KL divergence).
+        bits: mean over all golds' tokens of the fall of the log2-probability, where it falls.
+        divergence: mean over all old answers' tokens of the KL divergence, in bits.
     """
 
     exam_drop: float
     bits: float
     divergence: float
+    asks: ClassVar[bool] = True
 
-    def admit(self, lm: LanguageModel, held: Held, adapter: Adapter, cost: Cost) -> Adapter | None:
+    def admit(self, lm: LanguageModel, held: Held, adapter: Adapter, seed: int, cost: Cost) -> Adapter | None:
         """The adapter with B scaled by the largest of the bisected factors that stays inside all budgets."""
-        anchors = anchors_of(lm, held)
-        if self.within(lm, anchors, adapter):
-            cost.notes["scale"] = 1.0
-            return adapter
-        low, high = 0.0, 1.0
-        for step in range(BISECTIONS):
-            middle = SMALLEST if not step else (low + high) / 2
+        anchors = anchors_of(lm, held, seed)
+        low, high = (1.0, 1.0) if self.within(lm, anchors, adapter) else (0.0, 1.0)
+        for step in range(BISECTIONS if not low else 0):
+            middle = (low + high) / 2 if step else SMALLEST
             if self.within(lm, anchors, scaled(adapter, middle)):
                 low = middle
             else:
@@ -89,41 +94,68 @@ class Gate(Keeper):
             if not low:
                 break
         cost.notes["scale"] = low
-        return scaled(adapter, low) if low else None
+        if not low:
+            cost.reason = f"over the gate's budgets even at {SMALLEST} of its size"
+            return None
+        return adapter if low == 1 else scaled(adapter, low)
+
+    def replaces(self, lm: LanguageModel, held: Held, adapter: Adapter, seed: int) -> bool:
+        """Whether the adapter alone keeps the budgets against all that are held."""
+        with standing(lm, held.adapters):
+            anchors = anchors_of(lm, held, seed)
+        return self.within(lm, anchors, adapter)
 
     def within(self, lm: LanguageModel, anchors: list[Anchor], adapter: Adapter) -> bool:
         """Whether the adapter, on top of what stands, keeps the budgets."""
         with active(lm, adapter):
-            after = sat(lm, [(anchor.prompt, anchor.gold, anchor.answer) for anchor in anchors])
-        drop = fmean(float(before.right and not now.right) for before, now in zip(anchors, after, strict=True))
-        lost = [max(0.0, fmean(b.gold_values) - fmean(a.gold_values)) / math.log(2) for b, a in zip(anchors, after, strict=True)]
-        moved = [(fmean(b.answer_values) - fmean(a.answer_values)) / math.log(2) for b, a in zip(anchors, after, strict=True)]
-        return drop <= self.exam_drop and fmean(lost) <= self.bits and fmean(moved) <= self.divergence
+            answers = answered(lm, [anchor.prompt for anchor in anchors])
+            golds = token_log_probabilities(lm, [anchor.gold for anchor in anchors])
+            moved = divergences(lm, [anchor.answer for anchor in anchors], [anchor.spoken for anchor in anchors])
+        drop = fmean(
+            float(anchor.right and not is_right(answer, anchor.question)) for anchor, answer in zip(anchors, answers, strict=True)
+        )
+        lost = [
+            max(0.0, before - after) / math.log(2)
+            for anchor, values in zip(anchors, golds, strict=True)
+            for before, after in zip(anchor.gold_values, values, strict=True)
+        ]
+        bits = [value / math.log(2) for values in moved for value in values]
+        return drop <= self.exam_drop and fmean(lost) <= self.bits and fmean(bits) <= self.divergence
 
 
-def anchors_of(lm: LanguageModel, held: Held) -> list[Anchor]:
-    """The latest lessons' questions in turn, and general ones, as the model that stands answers them."""
-    asked: list[tuple[Prompt, str]] = []
-    questions = [[(lesson.passage, one) for one in lesson.passage.questions] for lesson in reversed(held.lessons)]
-    for at in range(max((len(own) for own in questions), default=0)):
-        for own in questions:
-            if at < len(own) and len(asked) < MOST_ANCHORS:
-                passage, one = own[at]
-                asked.append((exam_prompt(one.question, passage.title, lm.chat), one.answer))
-    asked += [(exam_prompt(question, None, lm.chat), gold) for question, gold in GENERAL[:GENERAL_ANCHORS]]
-    return sat(lm, [(prompt, gold, None) for prompt, gold in asked])
-
-
-def sat(lm: LanguageModel, asked: list[tuple[Prompt, str, str | None]]) -> list[Anchor]:
-    """Anchors under what is installed; the old answers are scored where there are any, else the new ones."""
-    answers = generate(lm, [encode_prompt(lm, prompt) for prompt, _, _ in asked], LONGEST_ANSWER)
-    scored = [old if old is not None else new for (_, _, old), new in zip(asked, answers, strict=True)]
-    rows = [encode_answer(lm, prompt, text) for (prompt, gold, _), kept in zip(asked, scored, strict=True) for text in (gold, kept)]
-    values = iter(token_log_probabilities(lm, rows))
+def anchors_of(lm: LanguageModel, held: Held, seed: int) -> list[Anchor]:
+    """Questions drawn evenly over all earlier lessons, and general ones, as the model that stands answers them."""
+    chance = random.Random(seed)
+    piles = [[(lesson.passage.title, one) for one in chance.sample(lesson.quiz, len(lesson.quiz))] for lesson in held.lessons]
+    asked: list[tuple[str | None, Question]] = []
+    while any(piles) and len(asked) < MOST_ANCHORS - GENERAL_ANCHORS:
+        for pile in chance.sample(piles, len(piles)):
+            if pile and len(asked) < MOST_ANCHORS - GENERAL_ANCHORS:
+                asked.append(pile.pop())
+    asked += [(None, Question(question, gold)) for question, gold in GENERAL[:GENERAL_ANCHORS]]
+    prompts = [exam_prompt(one.question, title, lm.chat) for title, one in asked]
+    answers = answered(lm, prompts)
+    golds = [encode_answer(lm, prompt, one.answer) for prompt, (_, one) in zip(prompts, asked, strict=True)]
+    spoken = [encode_answer(lm, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    values, before = token_log_probabilities(lm, golds), likeliest(lm, spoken)
     return [
-        Anchor(prompt, gold, kept, tuple(next(values)), tuple(next(values)), recall_score(answer, gold) >= RIGHT)
-        for (prompt, gold, _), kept, answer in zip(asked, scored, answers, strict=True)
+        Anchor(prompt, one, gold, own, row, words, is_right(answer, one))
+        for prompt, (_, one), gold, own, row, words, answer in zip(
+            prompts, asked, golds, values, spoken, before, answers, strict=True
+        )
     ]
+
+
+def answered(lm: LanguageModel, prompts: list[Prompt]) -> list[str]:
+    """Greedy answers, as an exam takes them: of a base model the first line."""
+    stop = None if lm.chat else (lambda text: "\n" in text.strip())
+    texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
+    return texts if lm.chat else [text.split("\n")[0].strip() for text in texts]
+
+
+def is_right(answer: str, question: Question) -> bool:
+    """By token recall, answer by answer."""
+    return max(recall_score(answer, gold) for gold in question.golds) >= RECALL_THRESHOLD
 
 
 def scaled(adapter: Adapter, factor: float) -> Adapter:

@@ -28,7 +28,12 @@ ABOUT = (
 
 @dataclass(frozen=True)
 class Replay(Keeper):
-    """Old documents at ``share`` of all, drawn evenly over the earlier lessons, and answers of the base at ``base_share``."""
+    """Old documents, drawn evenly over the earlier lessons, and answers of the base.
+
+    Attributes:
+        share: of the old ones among all documents, not tokens; less where there are too few.
+        base_share: of the base's answers among all documents; at most one for each of ``ABOUT``.
+    """
 
     share: float
     base_share: float
@@ -36,28 +41,26 @@ class Replay(Keeper):
     def documents(self, lm: LanguageModel, held: Held, lesson: Lesson, seed: int) -> list[Document]:
         """Drawn anew for each lesson."""
         own = len(lesson.edits[0])
-        chance = random.Random(seed)
-        generic = round(own * self.base_share / (1 - self.base_share))
-        found = base_answers(lm, generic, seed)
-        places = drawn([len(old.edits[0]) for old in held.lessons], own, self.share, chance)
-        return found + [held.lessons[lesson].edits[0][at] for lesson, at in places]
+        wanted = round(own * self.share / (1 - self.share - self.base_share))
+        places = drawn([len(old.edits[0]) for old in held.lessons], wanted, random.Random(seed))
+        generic = round((own + len(places)) * self.base_share / (1 - self.base_share))
+        return base_answers(lm, generic, seed) + [held.lessons[lesson].edits[0][at] for lesson, at in places]
 
 
-def drawn(sizes: Sequence[int], own: int, share: float, chance: random.Random) -> list[tuple[int, int]]:
+def drawn(sizes: Sequence[int], wanted: int, chance: random.Random) -> list[tuple[int, int]]:
     """(lesson, document) of earlier lessons, of each in turn so that none is forgotten for the longest.
 
     Args:
         sizes: documents of each earlier lesson.
-        own: documents of the new one.
-        share: of the earlier ones among all.
+        wanted: how many; fewer where there are fewer.
+        chance: what draws.
     """
     piles = [[(lesson, at) for at in chance.sample(range(size), size)] for lesson, size in enumerate(sizes)]
-    wanted, found = round(own * share / (1 - share)), []
-    while wanted > 0 and any(piles):
+    found: list[tuple[int, int]] = []
+    while len(found) < wanted and any(piles):
         for pile in chance.sample(piles, len(piles)):
-            if pile and wanted > 0:
+            if pile and len(found) < wanted:
                 found.append(pile.pop())
-                wanted -= 1
     return found
 
 

@@ -1,18 +1,20 @@
 """Retention in the reward: of several self-edits the one is taken that teaches most and costs the earlier passages least (SCoL).
 
-Departure from SCoL: gains and losses are of the golds' log-probability, not of accuracy, and no policy is trained on the choice.
+Departures from SCoL: (1) gains and losses are of the golds' log-probability, not of accuracy, over the half of each quiz that is
+not counted; (2) no policy is trained on the choice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import ClassVar
 
 from selfedit import seeds
 from selfedit.config import Settings
-from selfedit.contexts import Passage
 from selfedit.errors import DivergedError
-from selfedit.keepers.base import Held, Keeper, Lesson, Method
+from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.keepers.gate import active
 from selfedit.lm.adapter import standing
 from selfedit.lm.batch import encode_answer
@@ -23,38 +25,54 @@ from selfedit.tasks.knowledge.prompts import exam_prompt
 
 @dataclass(frozen=True)
 class Retention(Keeper):
-    """Reward: the gain on the passage's own questions less ``weight`` times the mean loss on ``remembered`` earlier passages'."""
+    """Reward: the gain on the passage's own quiz less ``weight`` times what ``remembered`` earlier lessons have lost in the mean.
+
+    A lesson has lost what it is below its own commit's log-probability, never less than 0 (``seal.md`` A2); so a candidate also
+    gains by bringing back what an earlier commit took. A passage without a quiz to look at counts nothing.
+    """
 
     weight: float
     remembered: int
+    asks: ClassVar[bool] = True
 
-    def choose(self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int) -> Lesson:
+    def choose(
+        self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int, cost: Cost
+    ) -> Lesson:
         """Every self-edit is trained once; the best is trained again for the commit, with the same seed."""
-        earlier = [old.passage for old in held.lessons]
-        earlier.sort(key=lambda passage: seeds.derive(seed, "remembered", passage.id))
-        asked = [lesson.passage, *earlier[: self.remembered]]
+        known = [old for old in held.lessons if old.quiz and old.likelihood is not None]
+        known.sort(key=lambda old: seeds.derive(seed, "remembered", old.passage.id))
+        asked = [lesson, *known[: self.remembered]]
         best: tuple[float, int] | None = None
         with standing(lm, held.adapters):
-            before = golds(lm, asked)
             for index, edit in enumerate(lesson.edits):
                 try:
                     trained = method.trained(lm, held, replace(lesson, edits=(edit,)), settings, seed)
                 except DivergedError:
+                    cost.happened.add("a choice diverged")
                     continue
+                cost.tokens += trained.tokens
                 with active(lm, trained.adapter):
-                    after = golds(lm, asked)
-                lost = [max(0.0, b - a) for b, a in zip(before[1:], after[1:], strict=True)]
-                reward = after[0] - before[0] - self.weight * (fmean(lost) if lost else 0.0)
+                    own, *after = likelihoods(lm, asked)
+                lost = [max(0.0, (old.likelihood or 0.0) - now) for old, now in zip(asked[1:], after, strict=True)]
+                # What the lesson's own questions were before is the same for all.
+                reward = own - self.weight * (fmean(lost) if lost else 0.0)
                 best = max(best or (reward, -index), (reward, -index))
         return replace(lesson, edits=(lesson.edits[-best[1] if best else 0],))
 
+    def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
+        """Notes how likely the new lesson's golds are now."""
+        *earlier, new = held.lessons
+        with standing(lm, held.adapters):
+            (value,) = likelihoods(lm, [new])
+        return replace(held, lessons=(*earlier, replace(new, likelihood=value)))
 
-def golds(lm: LanguageModel, passages: list[Passage]) -> list[float]:
-    """Each passage's mean log-probability of its gold answers."""
+
+def likelihoods(lm: LanguageModel, lessons: Sequence[Lesson]) -> list[float]:
+    """Each lesson's mean log-probability of its quiz's golds; 0 without a quiz."""
     rows = [
-        encode_answer(lm, exam_prompt(one.question, passage.title, lm.chat), one.answer)
-        for passage in passages
-        for one in passage.questions
+        encode_answer(lm, exam_prompt(one.question, lesson.passage.title, lm.chat), one.answer)
+        for lesson in lessons
+        for one in lesson.quiz
     ]
     values = iter(log_probabilities(lm, rows))
-    return [fmean(next(values) for _ in passage.questions) for passage in passages]
+    return [fmean(next(values) for _ in lesson.quiz) if lesson.quiz else 0.0 for lesson in lessons]

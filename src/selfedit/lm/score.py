@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import torch
@@ -38,3 +38,50 @@ def token_log_probabilities(
                 found_N = head_logits(lm, states_Nd).log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
                 values += [piece.tolist() for piece in torch.split(found_N, [row.labelled for _, row in part])]
     return values
+
+
+# What is known of each labelled token's distribution: the likeliest ids and their natural log-probabilities, (labelled, K) each.
+Likeliest = tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.inference_mode()
+def likeliest(lm: LanguageModel, rows: Sequence[Row], count: int = 50) -> list[Likeliest]:
+    """For each row the likeliest ``count`` tokens in the place of each labelled one, under what is installed."""
+    found = []
+    for logs_LV in _distributions(lm, rows):
+        values_LK, ids_LK = logs_LV.topk(min(count, logs_LV.shape[1]))
+        found.append((ids_LK, values_LK))
+    return found
+
+
+@torch.inference_mode()
+def divergences(lm: LanguageModel, rows: Sequence[Row], before: Sequence[Likeliest]) -> list[list[float]]:
+    """KL(before || now) in nats at each labelled token of each row, over the likeliest tokens of before and all others as one.
+
+    At least 0, and at most the divergence over the whole vocabulary.
+
+    Args:
+        lm: the model as it is now.
+        rows: what is read.
+        before: what ``likeliest`` said of the same rows.
+    """
+    found = []
+    for logs_LV, (ids_LK, old_LK) in zip(_distributions(lm, rows), before, strict=True):
+        new_LK = logs_LV.gather(1, ids_LK)
+        named_L = (old_LK.exp() * (old_LK - new_LK)).sum(1)
+        old_L, new_L = ((1 - logs.exp().sum(1)).clamp(min=1e-7) for logs in (old_LK, new_LK))
+        # A rest that float32 can't tell from nothing counts as nothing.
+        others_L = torch.where(old_L > 1e-6, old_L * (old_L / new_L).log(), 0.0)
+        values: list[float] = (named_L + others_L).clamp(min=0.0).tolist()
+        found.append(values)
+    return found
+
+
+def _distributions(lm: LanguageModel, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
+    """Each row's labelled tokens' log-probabilities (labelled, V), row after row."""
+    prefixes = Prefixes(lm, 0)
+    with document_attention(lm):
+        for part in parts_of([(0, row) for row in rows], laid_out=True):
+            with reading(lm, prefixes, part) as (states_Nd, _):
+                for states_Ld in torch.split(states_Nd, [row.labelled for _, row in part]):
+                    yield head_logits(lm, states_Ld).log_softmax(-1)

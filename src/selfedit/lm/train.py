@@ -82,6 +82,18 @@ def fully_trained(lm: LanguageModel, rows: Sequence[Row], settings: Settings, se
             parameter.data = data
 
 
+@contextmanager
+def in_training(lm: LanguageModel, adapter: Adapter) -> Iterator[None]:
+    """An adapter installed for a while, with its dropout at work."""
+    install(lm, adapter)
+    lm.model.train(adapter.dropout > 0)
+    try:
+        yield
+    finally:
+        lm.model.eval()
+        install(lm, None)
+
+
 def descend(
     lm: LanguageModel,
     parameters: Sequence[torch.Tensor],

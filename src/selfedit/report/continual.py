@@ -13,7 +13,9 @@ from selfedit.report.plots import STYLE, Picture, picture_of
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 
-SHARES = ("before", "immediate", "retained", "retention", "forgetting", "all_after")
+SHARES = ("before", "immediate", "retained", "bare", "retention", "forgetting", "all_own", "all_after")
+COSTS = (("tokens", 1, 0), ("seconds", 1, 0), ("commit_bytes", 1e-6, 0), ("state_bytes", 1e-6, 0))
+KNOWN = {*SHARES, "general", "general_share", "locality", "accepted", *(name for name, _, _ in COSTS)}
 # Above so many passages the cells get no figures of their own.
 MOST_LABELLED = 12
 
@@ -24,25 +26,41 @@ def kept_table(run: RunData) -> Table:
     rows = []
     for method, of in table["methods"].items():
         shares = [_pm(of.get(name), 100, 1) for name in SHARES]
-        costs = [
-            _pm(of.get(name), scale, digits) for name, scale, digits in (("tokens", 1, 0), ("seconds", 1, 0), ("bytes", 1e-6, 0))
-        ]
+        costs = [_pm(of.get(name), scale, digits) for name, scale, digits in COSTS]
+        beyond = (_pm(of.get("general"), 1, 3), _pm(of.get("general_share"), 100, 1), _pm(of.get("locality"), 100, 1))
         others = ", ".join(f"{name} {of[name]['mean']:.2f}" for name in of if name not in KNOWN)
-        rows.append((method, *shares, _pm(of.get("general"), 1, 3), _pm(of.get("accepted"), 100, 0), *costs, others or None))
+        rows.append((method, of["all_after"]["n"], *shares, *beyond, _pm(of.get("accepted"), 100, 0), *costs, others or None))
     return Table(
         "What was kept",
-        f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over sequences. "
-        "Immediate: right just after the own commit; retained: after the last one; both of what the model didn't know before. "
-        "Forgetting: mean fall, over all questions. General: change of general questions' gold log-probability. Cost of a commit.",
+        f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over n sequences. "
+        "Immediate: right just after the own commit; retained: after the last one; no title: the same, asked without it; all three "
+        "of what the model didn't know before. Before, all at the own commit, all at the end, and forgetting (the mean fall): of "
+        "all counted questions. General: change of general questions' gold log-probability, in nats and in % of the base's. "
+        "Locality: change of what is right about passages of no sequence. Tokens, seconds, MB: of a commit.",
         (
-            "method", "before %", "immediate %", "retained %", "retention %", "forgetting", "all at the end %", "general",
-            "accepted %", "tokens", "seconds", "MB", "notes",
+            "method", "n", "before %", "immediate %", "retained %", "no title %", "retention %", "forgetting",
+            "all at the own commit %", "all at the end %", "general", "general %", "locality", "accepted %", "tokens", "seconds",
+            "MB", "MB in all", "notes",
         ),
         tuple(rows),
     )  # fmt: skip
 
 
-KNOWN = {*SHARES, "general", "accepted", "tokens", "seconds", "bytes"}
+def kept_differences_table(run: RunData) -> Table:
+    """Every method against the first one, each measure in its unit."""
+    rows = []
+    for row in (run.table or {})["differences"]:
+        scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
+        mean, low, high = (None if row[name] is None else f"{scale * row[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+        between = mean if low is None else f"{mean} [{low}, {high}]"
+        p = None if row["p"] is None else f"{row['p']:.3f}"
+        rows.append((f"{row['method']} - {row['control']}", row["measure"], row["unit"], row["n"], between, p))
+    return Table(
+        "Paired differences",
+        "By sequence; 95 % t-interval, two-sided sign-flip p; of retention the jackknife's interval.",
+        ("pair", "measure", "unit", "n", "difference", "p"),
+        tuple(rows),
+    )
 
 
 def matrices_table(run: RunData) -> Table:

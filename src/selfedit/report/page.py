@@ -15,7 +15,7 @@ import markupsafe
 import yaml
 
 from selfedit.report import tables
-from selfedit.report.continual import continual_pictures, kept_table, matrices_table
+from selfedit.report.continual import continual_pictures, kept_differences_table, kept_table, matrices_table
 from selfedit.report.plots import Picture, pictures_of
 from selfedit.report.puzzles import galleries, puzzle_pictures, recipes_table, solved_table
 from selfedit.report.read import RunData, read_run
@@ -51,7 +51,7 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
 
 def _tables(run: RunData) -> list[tables.Table]:
     if run.kind == "continual":
-        return [table for table in (kept_table(run), tables.differences_table(run)) if table.rows]
+        return [table for table in (kept_table(run), kept_differences_table(run)) if table.rows]
     if run.kind == "puzzles":
         return [solved_table(run), tables.differences_table(run)]
     if run.kind == "eval":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
@@ -44,6 +45,25 @@ def load_general() -> dict[str, list[Any]]:
     return dict(json.loads(files(__name__).joinpath("data.json").read_text(encoding="utf-8")))
 
 
+def general_questions() -> list[str]:
+    """What is asked: the questions, then the sentences' beginnings."""
+    data = load_general()
+    return [item["question"] for item in data["questions"]] + [item["begins"] for item in data["completions"]]
+
+
+def general_golds(lm: LanguageModel, places: Sequence[int] | None = None) -> list[float]:
+    """Mean natural log-probability of each gold's tokens, under whatever is installed.
+
+    Args:
+        lm: the model.
+        places: of which of the ``general_questions``; None: of all.
+    """
+    data = load_general()
+    rows = [encode_answer(lm, exam_prompt(item["question"], None, lm.chat), item["answer"]) for item in data["questions"]]
+    rows += [_completed(lm, item) for item in data["completions"]]
+    return log_probabilities(lm, rows if places is None else [rows[at] for at in places])
+
+
 def sit_general(lm: LanguageModel) -> General:
     """Answers and log-probabilities under whatever is installed, in a few batches."""
     data = load_general()
@@ -52,11 +72,9 @@ def sit_general(lm: LanguageModel) -> General:
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
     answers = generate(lm, [encode_prompt(lm, prompt) for prompt in asked], LONGEST_ANSWER, stop=stop)
     answers += generate(lm, [encode_prompt(lm, prompt) for prompt in begun], LONGEST_END)
-    rows = [encode_answer(lm, prompt, item["answer"]) for prompt, item in zip(asked, data["questions"], strict=True)]
-    rows += [_completed(lm, item) for item in data["completions"]]
     texts = [Row(tuple(lm.tokenizer(text)["input_ids"]), 0) for text in data["texts"]]
     spoken = token_log_probabilities(lm, texts)
-    return General(tuple(answers), tuple(log_probabilities(lm, rows)), tuple(tuple(values) for values in spoken))
+    return General(tuple(answers), tuple(general_golds(lm)), tuple(tuple(values) for values in spoken))
 
 
 def marked(sat: General) -> dict[str, Any]:

@@ -1,0 +1,228 @@
+"""From the rows of ``selfedit continual`` to its table: which questions are counted, the matrix, and what it comes to."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from selfedit import seeds
+from selfedit.config import ContinualConfig
+from selfedit.contexts import Passage, Question
+from selfedit.errors import DataError
+from selfedit.graders import Grader
+from selfedit.keepers import keeper
+from selfedit.marks import mark_sitting, split_quiz
+from selfedit.stats import jackknife, mean_and_error, mean_of_known, paired_difference
+from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
+
+# Rows of the model before any commit; the same for all methods.
+BASE_METHOD = "base"
+# Share of a quiz that methods see which decide by it.
+SHOWN = 0.5
+# What methods are held against the first one by, and in which unit.
+TESTED = {"immediate": "points", "retained": "points", "retention": "points", "general": "nats"}
+
+
+def halves(config: ContinualConfig, passage: Passage) -> tuple[list[int], list[int]]:
+    """Places of a passage's questions that methods may look at, and of those that are counted, for every method of the run.
+
+    In a run with a method that decides by questions (``gate``, ``retention``) these are two halves; in any other run nobody looks
+    and all are counted. A quiz that can't be split (one question, or one asked twice) is counted whole and shown to nobody.
+    """
+    every = list(range(len(passage.questions)))
+    if not any(keeper(method, config.keep).asks for method in config.methods):
+        return [], every
+    try:
+        return split_quiz(passage.questions, SHOWN, seeds.derive(config.seed, passage.id, "shown"))
+    except DataError:
+        return [], every
+
+
+def shown(config: ContinualConfig, passage: Passage) -> tuple[Question, ...]:
+    """The questions that methods may look at."""
+    return tuple(passage.questions[at] for at in halves(config, passage)[0])
+
+
+def table(
+    config: ContinualConfig,
+    drawn: Sequence[Sequence[Passage]],
+    elsewhere: Sequence[Asked],
+    rows: Sequence[dict[str, Any]],
+    grader: Grader,
+) -> dict[str, Any]:
+    """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the first method.
+
+    ``immediate``: share right just after a passage's own commit; ``retained``: after the last one; both of the counted questions
+    that the base got wrong. ``bare``: as ``retained``, asked without titles, of those that the base got wrong so. ``retention``:
+    mean retained over mean immediate, both over sequences, with a jackknife's error. ``all_own``, ``all_after``: of all
+    counted questions, just after the own and after the last commit. ``forgetting`` is Avalanche's: the mean fall from the one to
+    the other, over all passages but the last. ``general``: change of the mean gold log-probability of general questions in nats;
+    ``general_share``: the same as a share of the base's own. ``locality``: change of the share right about passages of no
+    sequence. ``accepted`` and what happened (``diverged``): shares of the commits. ``tokens, seconds, commit_bytes``: a
+    commit's mean; ``state_bytes``: of all adapters after the last one. ``routed, found``: at the last step's exam.
+
+    The control of every difference is ``config.methods[0]``; a sequence without one of the two figures is left out of it.
+    """
+    base = {row["sequence"]: row for row in rows if row["method"] == BASE_METHOD}
+    figures: dict[str, dict[int, dict[str, float]]] = {}
+    matrices: dict[str, list[list[list[float]]]] = {}
+    for method in config.methods:
+        figures[method], matrices[method] = {}, []
+        for at, sequence in enumerate(drawn):
+            own = {row["step"]: row for row in rows if row["method"] == method and row["sequence"] == at}
+            if len(own) < len(sequence):
+                continue
+            found, matrix = _sequence(config, own | {0: base[at]}, sequence, grader)
+            figures[method][at] = found | _beyond(own[len(sequence)], base[0], elsewhere, grader)
+            matrices[method].append(matrix)
+    means = {method: _means(list(of.values())) for method, of in figures.items()}
+    return {
+        "config": config.model_dump(mode="json"),
+        "n": config.sequences,
+        "related": related(drawn),
+        "questions": sum(len(exam_questions(passage.questions)) for sequence in drawn for passage in sequence),
+        "counted": sum(len(_counted(config, passage)) for sequence in drawn for passage in sequence),
+        "methods": means,
+        "matrix": {method: _over_sequences(of) for method, of in matrices.items()},
+        "differences": _differences(figures, config.methods[0]),
+    }
+
+
+def related(drawn: Sequence[Sequence[Passage]]) -> int:
+    """Sequences in which two passages have one title."""
+    return sum(len({passage.title for passage in sequence}) < len(sequence) for sequence in drawn)
+
+
+def _counted(config: ContinualConfig, passage: Passage) -> list[Asked]:
+    return exam_questions(passage.questions, halves(config, passage)[1])
+
+
+def _verdicts(config: ContinualConfig, passage: Passage, sitting: dict[str, Any], form: ExamForm, grader: Grader) -> list[bool]:
+    """Of the counted questions; the whole exam is marked, since one answer to all of them is no answer."""
+    asked = asked_in(form, exam_questions(passage.questions))
+    counted = set(halves(config, passage)[1])
+    marks = mark_sitting(grader, asked, Sitting(tuple(sitting["answers"]), tuple(sitting["log_probabilities"])))
+    return [verdict.correct for one, verdict in zip(asked, marks.verdicts, strict=True) if one.group in counted]
+
+
+def _sequence(
+    config: ContinualConfig, own: dict[int, dict[str, Any]], sequence: Sequence[Passage], grader: Grader
+) -> tuple[dict[str, float], list[list[float]]]:
+    """A sequence's figures, and its matrix: a row a step, a column a passage; nan where there was no exam."""
+    count = len(sequence)
+    titled = {
+        (step, column): _verdicts(config, passage, row["sittings"][passage.id], "titled", grader)
+        for step, row in own.items()
+        for column, passage in enumerate(sequence)
+        if passage.id in row["sittings"]
+    }
+    bare = {
+        (step, column): _verdicts(config, passage, own[step]["bare"][passage.id], "bare", grader)
+        for step in (0, count)
+        for column, passage in enumerate(sequence)
+    }
+    columns, steps = range(count), [own[step] for step in range(1, count + 1)]
+    immediate = [_share(titled[c + 1, c], unknown=titled[0, c]) for c in columns]
+    figures = {
+        "before": mean_of_known([_share(titled[0, c]) for c in columns]),
+        "immediate": mean_of_known(immediate),
+        "retained": mean_of_known([_share(titled[count, c], unknown=titled[0, c]) for c in columns]),
+        "bare": mean_of_known([_share(bare[count, c], unknown=bare[0, c]) for c in columns]),
+        "forgetting": mean_of_known([_share(titled[c + 1, c]) - _share(titled[count, c]) for c in columns[:-1]]),
+        "all_own": mean_of_known([_share(titled[c + 1, c]) for c in columns]),
+        "all_after": mean_of_known([_share(titled[count, c]) for c in columns]),
+        "accepted": fmean(float(row["accepted"]) for row in steps),
+        **{name: fmean(row[name] for row in steps) for name in ("tokens", "seconds", "commit_bytes")},
+        "state_bytes": float(steps[-1]["state_bytes"]),
+    }
+    notes: dict[str, list[float]] = defaultdict(list)
+    for row in steps:
+        for name, value in row["notes"].items():
+            notes[name].append(value)
+    happened = {name for row in steps for name in row["happened"]}
+    figures |= {name: fmean(values) for name, values in notes.items()}
+    figures |= {name: fmean(float(name in row["happened"]) for row in steps) for name in happened}
+    matrix = [[_share(titled[step, c]) if (step, c) in titled else math.nan for c in columns] for step in range(count + 1)]
+    return figures, matrix
+
+
+def _share(verdicts: Sequence[bool], unknown: Sequence[bool] | None = None) -> float:
+    """Share right, of those that were wrong before where that is given; nan of none."""
+    kept = [float(right) for at, right in enumerate(verdicts) if unknown is None or not unknown[at]]
+    return fmean(kept) if kept else math.nan
+
+
+def _beyond(last: dict[str, Any], base: dict[str, Any], elsewhere: Sequence[Asked], grader: Grader) -> dict[str, float]:
+    """What a sequence did to general knowledge and to other passages, and how its last exam was routed; nan: not measured."""
+    figures: dict[str, float] = {"general": math.nan, "general_share": math.nan, "locality": math.nan, **last["answering"]}
+    if last["general"] is not None:
+        before = fmean(base["general"])
+        figures["general"] = fmean(last["general"]) - before
+        figures["general_share"] = figures["general"] / abs(before)
+    if elsewhere:
+        marks = [
+            mark_sitting(
+                grader, elsewhere, Sitting(tuple(row["elsewhere"]["answers"]), tuple(row["elsewhere"]["log_probabilities"]))
+            )
+            for row in (last, base)
+        ]
+        figures["locality"] = marks[0].accuracy - marks[1].accuracy
+    return figures
+
+
+def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Each figure over the sequences that have it; what never happened in a sequence happened 0 times there."""
+    names = list(dict.fromkeys(name for one in of for name in one))
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        missing = 0.0 if name not in ("scale", "routed", "found") else math.nan
+        values = [value for one in of if not math.isnan(value := one.get(name, missing))]
+        if values:
+            found[name] = asdict(mean_and_error(values))
+    pairs = [(one["retained"], one["immediate"]) for one in of]
+    retention = jackknife([pair for pair in pairs if not math.isnan(sum(pair))], _ratio)
+    return found if math.isnan(retention.mean) else found | {"retention": asdict(retention)}
+
+
+def _ratio(pairs: Sequence[tuple[float, ...]]) -> float:
+    below = sum(pair[1] for pair in pairs)
+    return sum(pair[0] for pair in pairs) / below if below else math.nan
+
+
+def _differences(figures: dict[str, dict[int, dict[str, float]]], control: str) -> list[dict[str, Any]]:
+    """Of every other method to the control, paired by sequence."""
+    found: list[dict[str, Any]] = []
+    for method, of in figures.items():
+        for name, unit in TESTED.items():
+            if method == control:
+                continue
+            parts = ("retained", "immediate") if name == "retention" else (name,)
+            units = [
+                tuple(side[at][part] for side in (of, figures[control]) for part in parts) for at in of if at in figures[control]
+            ]
+            units = [one for one in units if not math.isnan(sum(one))]
+            if not units:
+                continue
+            if name == "retention":
+                whole = jackknife(units, lambda chosen: _ratio(chosen) - _ratio([one[2:] for one in chosen]))
+                if math.isnan(whole.mean):
+                    continue
+                values = asdict(whole) | {"p": math.nan}
+            else:
+                values = asdict(paired_difference([one[0] for one in units], [one[1] for one in units]))
+            found.append({"method": method, "control": control, "measure": name, "unit": unit, **values})
+    return found
+
+
+def _over_sequences(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[dict[str, Any] | None]]:
+    """Each cell's mean over sequences; None where there was no exam."""
+    found: list[list[dict[str, Any] | None]] = []
+    for step in range(len(matrices[0]) if matrices else 0):
+        columns = [[m[step][column] for m in matrices if not math.isnan(m[step][column])] for column in range(len(matrices[0][0]))]
+        found.append([asdict(mean_and_error(values)) if values else None for values in columns])
+    return found
