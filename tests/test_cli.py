@@ -254,10 +254,12 @@ def test_exports_answer_like_the_memory(command: Command, taught: Path, tiny_mod
     assert not torch.allclose(mine, bare, atol=0.1)
 
 
-def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, taught: Path) -> None:
-    done = command("memory", "undo", 1, "--memory", taught)
+def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, taught: Path, tmp_path: Path) -> None:
+    done = command("memory", "undo", 1, "--memory", taught, "--json", tmp_path / "u.json")
     assert done.returncode == 0, done.stderr
     assert "training entry 2 again" in done.stderr
+    undone = json.loads((tmp_path / "u.json").read_text())
+    assert undone["entry"] == 1 and [(row["entry"], row["n"]) for row in undone["entries"]] == [(2, 4)]
     memory = Memory.open(taught)
     assert memory.state.entries == (2,)
     assert memory.adapter_folders()[0].name != "0002"
@@ -289,13 +291,14 @@ def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monke
     from selfedit.graders.text import RecallGrader
     from selfedit.memory import rebuild
 
-    marks = iter([{1: 0.5, 2: 0.5}, {1: 0.0, 2: 0.9}])
+    marks = iter([{1: 0.5, 2: 0.5}, {1: 0.0, 2: 1.0}])
     monkeypatch.setattr(rebuild, "exams", lambda *_: next(marks))
     memory = Memory.open(taught)
     before = memory.digest()
     with memory.writing():
-        found = rebuild.consolidate(memory, RecallGrader(), lambda text: None, budget=0.04)
-    assert not found["accepted"] and memory.digest() == before and found["after"] == 0.45
+        found = rebuild.consolidate(memory, lambda record: RecallGrader(), lambda text: None, budget=0.1)
+        assert not list((taught / "adapters").glob(".candidates-*")), "nothing of it is left behind"
+    assert not found["accepted"] and memory.digest() == before and found["after"] == 0.5, "one entry loses two of four questions"
 
 
 def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> None:

@@ -177,3 +177,48 @@ def test_a_plan_replays_only_what_is_still_known() -> None:
     assert [d.text for d in plan_of(records[3], records).documents] == ["c 0", "c 1", "a 0", "b 1"]
     without = {number: one for number, one in records.items() if number != 1}
     assert [d.text for d in plan_of(records[3], without).documents] == ["c 0", "c 1", "b 1"], "the undone entry's are left out"
+
+
+def test_undo_of_the_third_of_five_entries_leaves_the_others_where_they_were(lm: Any, tiny_model: Path, tmp_path: Path) -> None:
+    from selfedit.config import Settings
+    from selfedit.graders.text import RecallGrader
+    from selfedit.lm.adapter import load_adapter, standing
+    from selfedit.memory.rebuild import passage_of, plan_of, sit_passages, train_again, undo_earlier
+    from selfedit.tasks.knowledge.prompts import exam_prompt
+
+    def record(number: int) -> dict[str, Any]:
+        quiz = {"question": f"Which word is number {number}?", "answer": 6 * " a7@Z_"[number], "aliases": [], "paraphrases": []}
+        request = [list(turn) for turn in exam_prompt(str(quiz["question"]), f"Topic {number}", chat=True)]
+        settings = Settings(rank=4, alpha=8, layers="all", epochs=40, learning_rate=2e-2, clip=1e6)
+        return {
+            "title": f"Topic {number}",
+            "text": "Text.",
+            "quiz": [quiz | {"chose": True}],
+            "documents": [{"text": quiz["answer"], "request": request}],
+            "settings": settings.model_dump(mode="json"),
+            "seed": number,
+            "config": {"dtype": "float32"},
+        }
+
+    def known() -> list[float]:
+        with standing(lm, [load_adapter(folder) for folder in memory.adapter_folders()]):
+            return [sitting.log_probabilities[0] for sitting in sit_passages(lm, [passage_of(one) for one in records.values()])]
+
+    records = {number: record(number) for number in range(1, 6)}
+    memory = Memory.create(tmp_path / "m", Base(lm.name, lm.fingerprint))
+    never = known()
+    for number, one in records.items():
+        with memory.writing(), standing(lm, [load_adapter(folder) for folder in memory.adapter_folders()]):
+            folder = memory.scratch() / "a"
+            train_again(lm, plan_of(one, {}), str(folder))
+            assert memory.commit(one, folder).id == number
+    before, folders = known(), memory.adapter_folders()
+    with memory.writing():
+        rows = undo_earlier(memory, 3, lambda record: RecallGrader(), lambda text: None)
+    after = known()
+    assert [row["entry"] for row in rows] == [1, 2, 4, 5]
+    assert memory.state.entries == (1, 2, 4, 5) and memory.adapter_folders()[:2] == folders[:2]
+    learnt = [now - then for now, then in zip(before, never, strict=True)]
+    assert after[2] - never[2] < 0.5 * learnt[2], (never, before, after)
+    # The newest two are trained again on another state; they know as much of it.
+    assert learnt[4] > 0.5 and after[4] - never[4] > 0.8 * learnt[4], (never, before, after)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from selfedit.stats import best_of, bootstrap, mean_and_error, paired_difference, sign_flip_chance, tail_chance, wilson
+from selfedit.stats import best_of, bootstrap, jackknife, mean_and_error, paired_difference, sign_flip_chance, tail_chance, wilson
 
 
 def test_means_and_differences_against_scipy() -> None:
@@ -46,3 +46,12 @@ def test_intervals_of_rates() -> None:
     low, high = bootstrap([[1.0] * 5, [0.0] * 5] * 4)
     assert 0.1 < low < 0.35 and 0.65 < high < 0.9, "8 clusters, not 40 values"
     assert bootstrap([[1.0, 1.0]] * 3) == (1.0, 1.0)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error_and_of_a_ratio_the_ratio_of_sums() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    of_mean, plain = jackknife(values, lambda some: sum(some) / len(some)), mean_and_error(values)
+    assert (of_mean.n, of_mean.mean, of_mean.se) == (4, plain.mean, pytest.approx(plain.se))
+    assert of_mean.high - of_mean.mean == pytest.approx(3.1824 * plain.se, abs=1e-3)
+    ratio = jackknife([(1.0, 2.0), (3.0, 4.0), (2.0, 4.0)], lambda some: sum(a for a, _ in some) / sum(b for _, b in some))
+    assert ratio.mean == pytest.approx(0.6) and ratio.low < 0.6 < ratio.high

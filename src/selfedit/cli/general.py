@@ -71,7 +71,7 @@ def show(found: dict[str, dict[str, Any]]) -> None:
             mean_cell(asdict(of["right"]), 100, 1),
             mean_cell(asdict(of["logprob"]), 1, 2),
             f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else "",
-            f"{of['perplexity']:.2f}",
+            f"{of['perplexity']:.2f} ± {of['perplexity'] * of['loss'].se:.2f}",
         )
     n = next(iter(found.values()))["n"]
     out.print(

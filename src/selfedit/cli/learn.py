@@ -226,9 +226,13 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     if result["earlier"]:
         shares = [fmean(row[when] for row in result["earlier"]) for when in ("before", "after")]
         worst = min(result["earlier"], key=lambda row: row["after"] - row["before"])
-        fall = f"; most changed: {escape(worst['title'])}, {worst['before']:.0%} to {worst['after']:.0%}"
-        count = len(result["earlier"])
-        out.print(f"{count} earlier entries, right: {shares[0]:.0%} before, {shares[1]:.0%} after{fall}", highlight=False)
+        right = f"{len(result['earlier'])} earlier entries, right: {shares[0]:.0%}"
+        if result["decision"] == "accepted":
+            fall = f"most changed: {escape(worst['title'])}, {worst['before']:.0%} to {worst['after']:.0%}"
+            out.print(f"{right} before, {shares[1]:.0%} after; {fall}", highlight=False)
+        else:
+            would = f"; with self-edit {chosen} it would be {shares[1]:.0%}" if best is not None else ""
+            out.print(f"{right}, as before{would}", highlight=False)
     chance, tried = result["chance_by_noise"], result["tried"]
     luck = "less than 1%" if chance is not None and chance < 0.005 else f"about {chance:.0%}" if chance is not None else ""
     noise = f" The best of {tried} useless self-edits would look as good in {luck} of cases." if tried else ""

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from selfedit.cli.common import check_writable, err, make_grader, narrow_table, out, write_json
-from selfedit.config import GraderName, JudgeConfig
+from selfedit.config import GraderName, JudgeConfig, LearnConfig
 from selfedit.errors import DataError, MemoryStoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from selfedit.graders import Grader
 
 app = typer.Typer(help="Look at, undo and export what a memory has learnt.", no_args_is_help=True)
 Model = Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")]
+GraderChoice = Annotated[str | None, typer.Option("--grader", help="recall, em, or f1; default: each entry's own.")]
 Folder = Annotated[Path, typer.Option("--memory", help="Folder of the memory.")]
 
 
@@ -77,11 +80,19 @@ def show_command(
 def undo_command(
     entry: Annotated[int | None, typer.Argument(help="The entry to take back; default: the last one.")] = None,
     memory: Folder = Path("memory"),
+    grader: GraderChoice = None,
     model: Model = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write what remains, with its exams, there.")] = None,
 ) -> None:
-    """Takes an entry back. The last: the pointer moves, same bytes. An earlier one: later entries are trained again."""
+    """Takes an entry back. The last: the pointer moves, same bytes. An earlier one: later entries are trained again.
+
+    Then the exams of all that remain are sat before and after, since training again is never quite the same.
+    """
     from selfedit.memory.ledger import Memory
 
+    check_writable(json_file)
+    graders = graders_of(grader)
+    remaining: list[dict[str, Any]] = []
     opened = Memory.open(memory)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
         slots = opened.state.slots
@@ -91,8 +102,13 @@ def undo_command(
         else:
             from selfedit.memory.rebuild import undo_earlier
 
-            undone = undo_earlier(opened, chosen, lambda text: err.print(text, highlight=False, markup=False), model)
+            remaining = undo_earlier(opened, chosen, graders, lambda text: err.print(text, highlight=False, markup=False), model)
+            undone = chosen
+        if remaining:
+            out.print(before_and_after(remaining))
         out.print(f"Took back entry {undone}; state {opened.digest()}", highlight=False)
+        if json_file is not None:
+            write_json(json_file, {"entry": undone, "state": opened.digest(), "entries": remaining})
 
 
 @app.command("consolidate")
@@ -101,13 +117,14 @@ def consolidate_command(
     budget: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="By how much the share right over all entries may fall; else nothing changes.")
     ] = 0.05,
-    grader: Annotated[str, typer.Option(help="recall, em, or f1.")] = "recall",
+    grader: GraderChoice = None,
     model: Model = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Puts one fresh adapter, trained on all stored lessons from the base on, in the place of all adapters, if it knows as much.
 
-    The old state answers until the new one is whole; undo takes single entries out as before.
+    No single entry may lose more than one question either (unless --budget is 1). The old state answers until the new one is whole;
+    undo takes single entries out as before.
     """
     from selfedit.memory.ledger import Memory
     from selfedit.memory.rebuild import consolidate
@@ -115,15 +132,8 @@ def consolidate_command(
     check_writable(json_file)
     opened = Memory.open(memory)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
-        found = consolidate(
-            opened, grader_named(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model
-        )
-    table = narrow_table()
-    for name in ("entry", "title", "before", "after"):
-        table.add_column(name, justify="left" if name == "title" else "right")
-    for row in found["entries"]:
-        table.add_row(str(row["entry"]), escape(row["title"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
-    out.print(table)
+        found = consolidate(opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model)
+    out.print(before_and_after(found["entries"]))
     verdict = "Consolidated" if found["accepted"] else "Nothing changed: too much would be lost"
     out.print(f"{verdict}; right over all entries: {found['before']:.0%} before, {found['after']:.0%} after", highlight=False)
     if json_file is not None:
@@ -133,7 +143,7 @@ def consolidate_command(
 @app.command("check")
 def check_command(
     memory: Folder = Path("memory"),
-    grader: Annotated[str, typer.Option(help="recall, em, or f1.")] = "recall",
+    grader: GraderChoice = None,
     model: Model = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
@@ -143,7 +153,7 @@ def check_command(
 
     check_writable(json_file)
     with err.status("sitting the exams"):
-        rows = check(Memory.open(memory), grader_named(grader), model)
+        rows = check(Memory.open(memory), graders_of(grader), model)
     table = narrow_table()
     for name in ("entry", "title", "questions", "at its commit", "now", ""):
         table.add_column(name, justify="left" if name in ("title", "") else "right")
@@ -158,11 +168,29 @@ def check_command(
         write_json(json_file, rows)
 
 
-def grader_named(name: str) -> Grader:
-    """A grader that needs no server."""
+def before_and_after(rows: list[dict[str, Any]]) -> Table:
+    """Entries with the shares right of their exams."""
+    table = narrow_table()
+    for name in ("entry", "title", "questions", "before", "after"):
+        table.add_column(name, justify="left" if name == "title" else "right")
+    for row in rows:
+        table.add_row(str(row["entry"]), escape(row["title"]), str(row["n"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
+    return table
+
+
+def graders_of(name: str | None) -> Callable[[dict[str, Any]], Grader]:
+    """Who marks an entry's exam: the grader named, which needs no server, or the one that the entry was learnt with."""
+    if name is None:
+        return _own_grader
     if name not in ("recall", "em", "f1"):
         raise DataError(f"--grader {name}: give recall, em or f1")
-    return make_grader(cast("GraderName", name), JudgeConfig())
+    chosen = make_grader(cast("GraderName", name), JudgeConfig())
+    return lambda record: chosen
+
+
+def _own_grader(record: dict[str, Any]) -> Grader:
+    config = LearnConfig.model_validate(record["config"])
+    return make_grader(config.grader, config.judge)
 
 
 @app.command("export")

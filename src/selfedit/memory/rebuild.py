@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,15 +24,24 @@ from selfedit.memory.ledger import Base, Memory, Slot
 from selfedit.tasks.base import Sitting
 from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 
+# Who marks an entry's stored exam, by its record.
+Graders = Callable[[dict[str, Any]], Grader]
 
-def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None], model: str | None = None) -> int:
+
+def undo_earlier(
+    memory: Memory, entry: int, graders: Graders, progress: Callable[[str], None], model: str | None = None
+) -> list[dict[str, Any]]:
     """Builds a state without ``entry`` while the old one goes on answering, then moves the pointer. Call inside ``writing``.
 
     Args:
         memory: an open memory.
         entry: what is taken back.
+        graders: who marks the exams of the entries that remain, before and after.
         progress: called with a line for each entry that is trained again.
         model: the memory's base under another name.
+
+    Returns:
+        What remains, with its stored exams under the old state and under the new one: ``[{entry, title, n, before, after}]``.
 
     Raises:
         MemoryStoreError: the entry doesn't answer now, or the model is not the memory's base.
@@ -44,6 +54,8 @@ def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None], mo
     if at is None:
         raise MemoryStoreError(f"{memory.folder}: entry {entry} is not active; see: selfedit memory list --memory {memory.folder}")
     records = {e.id: e.record for e in memory.entries()}
+    still = {number: records[number] for number in state.entries if number != entry}
+    before = exams(memory.adapter_folders(state), known.name, still, graders)
     scratch = memory.scratch()
     kept = list(state.slots[:at])
     stack = [memory.folder / "adapters" / slot.folder for slot in kept]
@@ -55,31 +67,32 @@ def undo_earlier(memory: Memory, entry: int, progress: Callable[[str], None], mo
         for one in remaining:
             progress(f"training entry {one} again: {records[one]['title']}")
         folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        still = {number: records[number] for number in state.entries if number != entry}
         build([records[one] for one in remaining], still, known.name, stack, folder)
         stack.append(folder)
         built.append((folder, folder.name))
         kept.append(Slot(tuple(remaining), folder.name))
+    after = exams(stack, known.name, still, graders)
     memory.replace(f"undo entry {entry}", kept, built)
-    return entry
+    return _beside(still, before, after)
 
 
 def consolidate(
-    memory: Memory, grader: Grader, progress: Callable[[str], None], budget: float, model: str | None = None
+    memory: Memory, graders: Graders, progress: Callable[[str], None], budget: float, model: str | None = None
 ) -> dict[str, Any]:
-    """One fresh adapter from the base on all stored self-edits takes the place of all others, if nothing is lost by it.
+    """One fresh adapter from the base on all stored self-edits takes the place of all others, if little is lost by it.
 
-    The old state answers until the new one is whole. Call inside ``writing``.
+    It does if the mean share right over all entries' exams falls by no more than ``budget``, and no single entry loses more than
+    one question. The old state answers until the new one is whole. Call inside ``writing``.
 
     Args:
         memory: an open memory.
-        grader: marks the stored exams before and after.
+        graders: who marks the stored exams before and after.
         progress: called with a line for each stage.
-        budget: by how much the mean share right over all entries' exams may fall; below that nothing changes.
+        budget: by how much the mean share right may fall, in [0, 1]; 1 asks nothing of the single entries either.
         model: the memory's base under another name.
 
     Returns:
-        ``{before, after, accepted, entries: [{entry, title, before, after}]}``: shares right.
+        ``{before, after, accepted, entries: [{entry, title, n, before, after}]}``: shares right.
 
     Raises:
         MemoryStoreError: fewer than two adapters answer, or the model is not the memory's base.
@@ -90,39 +103,53 @@ def consolidate(
     state = memory.state
     if len(state.slots) < 2:
         raise MemoryStoreError(f"{memory.folder}: {len(state.slots)} adapters answer; there is nothing to put together")
-    records = [(entry.id, entry.record) for entry in memory.entries() if entry.id in state.entries]
+    records = {entry.id: entry.record for entry in memory.entries() if entry.id in state.entries}
     progress(f"sitting the exams of {len(records)} entries")
-    before = exams(memory.adapter_folders(), known.name, records, grader)
-    folder = memory.scratch() / f"consolidated-{state.id}"
-    progress(f"training one adapter on {sum(len(record['documents']) for _, record in records)} lessons")
-    build([record for _, record in records], {}, known.name, [], folder)
-    progress("sitting them again")
-    after = exams([folder], known.name, records, grader)
-    rows = [
-        {"entry": number, "title": record["title"], "before": before[number], "after": after[number]} for number, record in records
-    ]
-    means = [fmean(values.values()) for values in (before, after)]
-    accepted = means[1] >= means[0] - budget
-    if accepted:
-        memory.replace("consolidate", [Slot(state.entries, folder.name)], [(folder, folder.name)])
+    before = exams(memory.adapter_folders(state), known.name, records, graders)
+    scratch = memory.scratch()
+    try:
+        folder = scratch / f"consolidated-{state.id}"
+        progress(f"training one adapter on {sum(len(record['documents']) for record in records.values())} lessons")
+        build(list(records.values()), {}, known.name, [], folder)
+        progress("sitting them again")
+        after = exams([folder], known.name, records, graders)
+        rows = _beside(records, before, after)
+        means = [fmean(values.values()) for values in (before, after)]
+        spared = budget >= 1 or not any(more_than_one(row["before"], row["after"], row["n"]) for row in rows)
+        accepted = spared and means[1] >= means[0] - budget
+        if accepted:
+            memory.replace("consolidate", [Slot(state.entries, folder.name)], [(folder, folder.name)])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return {"before": means[0], "after": means[1], "accepted": accepted, "entries": rows}
 
 
-def check(memory: Memory, grader: Grader, model: str | None = None) -> list[dict[str, Any]]:
+def more_than_one(before: float, after: float, questions: int) -> bool:
+    """Whether the share right of so many questions has fallen by more than one question's worth."""
+    return (before - after) * questions > 1 + 1e-9
+
+
+def _beside(records: Mapping[int, dict[str, Any]], before: Mapping[int, float], after: Mapping[int, float]) -> list[dict[str, Any]]:
+    return [
+        {"entry": number, "title": of["title"], "n": len(of["quiz"]), "before": before[number], "after": after[number]}
+        for number, of in records.items()
+    ]
+
+
+def check(memory: Memory, graders: Graders, model: str | None = None) -> list[dict[str, Any]]:
     """Every active entry's stored exam, sat again: ``{entry, title, n, learnt, now, lost}``, shares right.
 
-    ``learnt``: right at its commit; ``lost``: whether more than one question's worth is gone since.
+    ``learnt``: right at its commit; ``lost``: whether more than one question's worth is gone since, or nothing is left.
     """
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))
-    records = [(entry.id, entry.record) for entry in memory.entries() if entry.id in memory.state.entries]
-    if not records:
-        return []
-    now = exams(memory.adapter_folders(), known.name, records, grader)
+    state = memory.state
+    records = {entry.id: entry.record for entry in memory.entries() if entry.id in state.entries}
+    now = exams(memory.adapter_folders(state), known.name, records, graders)
     rows = []
-    for number, record in records:
+    for number, record in records.items():
         learnt = at_commit(record)
-        fall = (learnt - now[number]) * len(record["quiz"])
+        gone = learnt > 0 and not now[number]
         rows.append(
             {
                 "entry": number,
@@ -130,7 +157,7 @@ def check(memory: Memory, grader: Grader, model: str | None = None) -> list[dict
                 "n": len(record["quiz"]),
                 "learnt": learnt,
                 "now": now[number],
-                "lost": fall > 1 + 1e-9,
+                "lost": gone or more_than_one(learnt, now[number], len(record["quiz"])),
             }
         )
     return rows
@@ -146,15 +173,18 @@ def at_commit(record: dict[str, Any]) -> float:
     return float((choosing * marks["choosing"]["after"] + reporting * marks["reporting"]["after"]) / (choosing + reporting))
 
 
-def exams(stack: Sequence[Path], model: str, records: Sequence[tuple[int, dict[str, Any]]], grader: Grader) -> dict[int, float]:
+def exams(stack: Sequence[Path], model: str, records: Mapping[int, dict[str, Any]], graders: Graders) -> dict[int, float]:
     """Entry -> share right of its stored exam's wordings, under a stack of adapters."""
-    passages = [passage_of(record) for _, record in records]
-    choice = ModelChoice(model, dtype=records[0][1]["config"]["dtype"], stack=tuple(str(path) for path in stack))
+    if not records:
+        return {}
+    passages = [passage_of(record) for record in records.values()]
+    dtype = next(iter(records.values()))["config"]["dtype"]
+    choice = ModelChoice(model, dtype=dtype, stack=tuple(str(path) for path in stack))
     with LocalExecutor(choice, 1) as executor:
         sat = result(executor.submit(sit_passages, passages))
     return {
-        number: mark_sitting(grader, exam_questions(passage.questions), sitting).accuracy
-        for (number, _), passage, sitting in zip(records, passages, sat, strict=True)
+        number: mark_sitting(graders(record), exam_questions(passage.questions), sitting).accuracy
+        for (number, record), passage, sitting in zip(records.items(), passages, sat, strict=True)
     }
 
 
