@@ -18,7 +18,6 @@ COMMANDS = {
     "learn": ("learn", "almanac:dev:1"),
     "train": ("train", "knowledge"),
     "eval": ("eval", "knowledge"),
-    "continual": ("continual",),
 }
 
 
