@@ -14,13 +14,20 @@ from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.score import log_probabilities
 from selfedit.rewards.exams import Exam, Labelled
-from selfedit.rewards.self_quiz import SelfQuiz, answer_spans, copied, read_answers, spread, trivial, write_items
-from selfedit.samplers.base import Sampler
-from selfedit.samplers.local import LocalSampler
-from selfedit.samplers.remote import RemoteSampler
+from selfedit.rewards.self_quiz import (
+    SelfQuiz,
+    answer_spans,
+    copied,
+    read_answers,
+    sampler_of,
+    sentences_of,
+    spread,
+    trivial,
+    write_items,
+)
 from selfedit.tasks.base import Request, Sitting, Task
 from selfedit.tasks.knowledge.compile import held_out, split_passage
-from selfedit.tasks.knowledge.documents import content_words, passage_pieces
+from selfedit.tasks.knowledge.documents import content_words
 from selfedit.tasks.knowledge.prompts import STANDING_REQUESTS, edit_prompts, exam_prompt
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -95,10 +102,10 @@ class QuestionFree:
         return [(asked, sentence) for part in parts for sentence in held_out(part.text, self.edit.held_out)]
 
     def _paraphrases(self, lm: LanguageModel, passage: Passage, seed: int) -> list[tuple[str, str]]:
-        sampler, found = self._sampler(lm), []
+        sampler, found = sampler_of(self.quiz, lm), []
         asked = STANDING_REQUESTS[0].format(title=passage.title)
-        sentences = [sentence for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
-        sentences = [sentences[at] for at in spread(range(len(sentences)), self.quiz.items)]
+        every = sentences_of(lm, passage)
+        sentences = [every[at][1] for at in spread(range(len(every)), self.quiz.items)]
         prompts = edit_prompts("rewrite", passage.title, sentences, "", sampler.known.chat, 2, "sentence")
         with standing(lm, [], alone=True):
             texts = sampler.write(
@@ -115,8 +122,8 @@ class QuestionFree:
         return found
 
     def _answers(self, lm: LanguageModel, passage: Passage, seed: int) -> list[tuple[str, str]]:
-        sampler = self._sampler(lm)
-        sentences = [(part, sentence) for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
+        sampler = sampler_of(self.quiz, lm)
+        sentences = sentences_of(lm, passage)
         spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
         places = spread([at for at, of in enumerate(spans) if of], self.quiz.items)
         once = self.quiz.model_copy(update={"passes": 1})
@@ -126,9 +133,6 @@ class QuestionFree:
                 asked.append((sentences[at][0], one))
         answers = iter(read_answers(lm, sampler, asked, self.quiz, self.quiz.resamples, seeds.derive(seed, "answers")))
         return [(one.question, text) for _, one in asked for text in [next(answers) for _ in range(self.quiz.resamples)] if text]
-
-    def _sampler(self, lm: LanguageModel) -> Sampler:
-        return RemoteSampler(self.quiz.url, self.quiz.model, lm) if self.quiz.url else LocalSampler(lm)
 
 
 def make_exam(reward: RewardName, task: KnowledgeTask, quiz: QuizConfig, edit: EditConfig) -> Exam:

@@ -78,13 +78,16 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
     """A job: the quiz of a passage.
 
     Writing and reading are the base's own, without a memory; what is known already is asked of the model as it stands.
+
+    Raises:
+        SamplerError: the server of ``config.url`` gave no text.
     """
     with standing(lm, [], alone=True):
         bits = bits_a_byte(lm, passage.text)
     if bits > config.most_bits:
         return Quiz((), reason=f"the model can't read it: {bits:.1f} bits a byte, more than quiz.most_bits={config.most_bits:g}")
-    sampler: Sampler = RemoteSampler(config.url, config.model, lm) if config.url else LocalSampler(lm)
-    sentences = [(part, sentence) for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
+    sampler = sampler_of(config, lm)
+    sentences = sentences_of(lm, passage)
     spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
     passed: dict[int, list[tuple[int, Question]]] = defaultdict(list)
     refused: Counter[str] = Counter()
@@ -121,6 +124,16 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
     elif len(questions) < config.least:
         reason = f"{len(questions)} of {asked} questions passed, and {config.least} are needed"
     return Quiz(questions, asked, dict(refused), reason)
+
+
+def sampler_of(config: QuizConfig, lm: LanguageModel) -> Sampler:
+    """Who makes exams: the server that is named, or the model itself."""
+    return RemoteSampler(config.url, config.model, lm) if config.url else LocalSampler(lm)
+
+
+def sentences_of(lm: LanguageModel, passage: Passage) -> list[tuple[Passage, str]]:
+    """(part of the passage that fits the window, sentence of it), in order."""
+    return [(part, sentence) for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
 
 
 def spread(places: Sequence[int], items: int) -> list[int]:
