@@ -140,6 +140,29 @@ def test_a_sliding_window_does_not_slide_over_padding(tmp_path: Path, family: st
     assert generate(lm, ids, 12) == [generate(lm, [one], 12)[0] for one in ids]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_many_rows_of_a_prompt_are_as_each_alone(tmp_path: Path, family: str) -> None:
+    """Rows leave one by one, prompts with them; Gemma 2's scores are capped, Gemma 3's windows slide."""
+    import torch
+
+    lm = load_model(str(make_tiny_model(tmp_path / family, family=family)), dtype="float32")
+    for layer in lm.model.base_model.layers:
+        if getattr(layer.self_attn, "sliding_window", None):
+            layer.self_attn.sliding_window = lm.model.config.sliding_window = 48
+    for name, weight in lm.model.named_parameters():
+        weight.data.mul_(4 if "proj" in name else 1)
+    ids = [one for one in prompts(lm, "Say. ")[1:3] for _ in range(4)]
+    limits = [3, 14, 6, 30, 5, 4, 2, 7]
+    together = generate(lm, ids, limits, 1.0, 0.95, list(range(8)))
+    assert together == [
+        generate(lm, [one], limit, 1.0, 0.95, [seed])[0] for seed, (one, limit) in enumerate(zip(ids, limits, strict=True))
+    ]
+    assert len(set(together)) == 8
+    (greedy,) = generate(lm, ids[3:4], 30)
+    out = lm.model.generate(torch.tensor(ids[3:4]), max_new_tokens=30, do_sample=False, pad_token_id=1)
+    assert greedy == lm.tokenizer.decode(out[0, len(ids[3]) :], skip_special_tokens=True).strip()
+
+
 def test_a_long_neighbour_does_not_cut_an_answer_and_no_room_is_an_error(lm: Any) -> None:
     short, long = prompts(lm)[0], tuple([5] * (lm.window - 4))
     (alone,) = generate(lm, [short], 24)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from selfedit.errors import ModelError
+from selfedit.lm.branches import ATTENTION, Branches
 from selfedit.lm.grammar import Grammars
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.stack import Stream, segments_of, streaming
+from selfedit.lm.stack import Stream, attention, segments_of, streaming
 from selfedit.lm.train import head_logits, layer_range
 
 # The nucleus is looked for among so many likeliest tokens first; sorting a whole vocabulary costs as much as the model's step.
@@ -91,45 +93,53 @@ def _continue(
     """One batch of (slot, prompt) rows, each with its own limit of new tokens."""
     unique = list(dict.fromkeys(rows))
     logits_UV, cache, mask_UT = _prefill(lm, unique, max(limits), first)
-
     index_of = {row: index for index, row in enumerate(unique)}
-    source = torch.tensor([index_of[row] for row in rows])
-    logits_BV = logits_UV[source.to(lm.device)]
-    mask_BT = mask_UT[source]
-    if len(unique) < len(rows):
-        cache.batch_select_indices(source.to(lm.device))
+    sources = [index_of[row] for row in rows]
+    branches = Branches(cache, mask_UT, sources, max(limits))
+    del cache
+    logits_BV = logits_UV[torch.tensor(sources, device=lm.device)]
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else None
     made: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))
     ends = _end_ids(lm)
-    while live:
-        if grammars is not None:
-            logits_BV = grammars.masked(logits_BV, live)
-        nexts = _pick(logits_BV, temperature, top_p, [generators[row] for row in live] if generators else None)
-        keep = []
-        for at, (row, token) in enumerate(zip(live, nexts, strict=True)):
-            if token in ends:
-                continue
-            made[row].append(token)
-            if len(made[row]) == limits[row] or (grammars is not None and grammars.took(row, token)):
-                continue
-            if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
-                keep.append(at)
-        if not keep:
-            break
-        if len(keep) < len(live):
-            live = [live[at] for at in keep]
-            nexts = [nexts[at] for at in keep]
-            mask_BT = mask_BT[keep]
-            cache.batch_select_indices(torch.tensor(keep, device=lm.device))
-        mask_BT = torch.cat([mask_BT, torch.ones(len(live), 1, dtype=torch.long)], dim=1)
-        positions_B1 = mask_BT.sum(1, keepdim=True) - 1
-        ids_B1 = torch.tensor(nexts, device=lm.device)[:, None]
-        owners = [rows[row][0] for row in live]
-        states_B1d = _layers(lm, {"input_ids": ids_B1}, mask_BT, positions_B1, cache, owners, (0, None))
-        logits_BV = head_logits(lm, states_B1d[:, -1])
+    with attention(lm, ATTENTION):
+        while live:
+            if grammars is not None:
+                logits_BV = grammars.masked(logits_BV, live)
+            nexts = _pick(logits_BV, temperature, top_p, [generators[row] for row in live] if generators else None)
+            keep = []
+            for at, (row, token) in enumerate(zip(live, nexts, strict=True)):
+                if token in ends:
+                    continue
+                made[row].append(token)
+                if len(made[row]) == limits[row] or (grammars is not None and grammars.took(row, token)):
+                    continue
+                if stop is None or not stop(lm.tokenizer.decode(made[row], skip_special_tokens=True)):
+                    keep.append(at)
+            if not keep:
+                break
+            if len(keep) < len(live):
+                live = [live[at] for at in keep]
+                nexts = [nexts[at] for at in keep]
+                branches.keep(keep)
+            logits_BV = head_logits(lm, _next_states(lm, nexts, branches, [rows[row][0] for row in live]))
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+
+
+def _next_states(lm: LanguageModel, tokens: Sequence[int], branches: Branches, slots: Sequence[int]) -> torch.Tensor:
+    """Last hidden states (B, d) after one more token a row."""
+    with _rows_of(lm, slots, 1):
+        out: Any = lm.model.base_model(
+            input_ids=torch.tensor(tokens, device=lm.device)[:, None],
+            position_ids=branches.positions_B1,
+            past_key_values=branches,
+            use_cache=True,
+            branches=branches,
+        )
+    branches.advance()
+    states: torch.Tensor = out.last_hidden_state[:, -1]
+    return states
 
 
 def _prefill(
@@ -230,10 +240,7 @@ def _layers(
     layers: tuple[int, int | None],
 ) -> torch.Tensor:
     """Hidden states (B, T, d) after a range of layers."""
-    columns = positions_BT.shape[1]
-    segments = segments_of(slots, [columns] * len(slots))
-    ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32, device=lm.device)
-    with streaming(Stream(segments=segments, ends=ends)), layer_range(lm, *layers):
+    with _rows_of(lm, slots, positions_BT.shape[1]), layer_range(lm, *layers):
         out: Any = lm.model.base_model(
             **inputs,
             attention_mask=mask_BT.to(lm.device),
@@ -243,6 +250,13 @@ def _layers(
         )
     states: torch.Tensor = out.last_hidden_state
     return states
+
+
+def _rows_of(lm: LanguageModel, slots: Sequence[int], columns: int) -> AbstractContextManager[None]:
+    """Tells the adapted layers whose rows a batch has, each of so many columns."""
+    segments = segments_of(slots, [columns] * len(slots))
+    ends = torch.tensor([end for _, _, end in segments], dtype=torch.int32, device=lm.device)
+    return streaming(Stream(segments=segments, ends=ends))
 
 
 def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators: list[torch.Generator] | None) -> list[int]:

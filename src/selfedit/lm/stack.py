@@ -14,7 +14,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,14 +111,19 @@ def segments_of(slots: Sequence[int], lengths: Sequence[int]) -> tuple[tuple[int
 
 
 @contextmanager
-def document_attention(lm: LanguageModel) -> Iterator[None]:
-    """Attention within the documents of a flat stream, without a mask."""
+def attention(lm: LanguageModel, name: str) -> Iterator[None]:
+    """Another attention function while it lasts."""
     before = lm.model.config._attn_implementation
-    lm.model.set_attn_implementation(ATTENTION)
+    lm.model.set_attn_implementation(name)
     try:
         yield
     finally:
         lm.model.set_attn_implementation(before)
+
+
+def document_attention(lm: LanguageModel) -> AbstractContextManager[None]:
+    """Attention within the documents of a flat stream, without a mask."""
+    return attention(lm, ATTENTION)
 
 
 def compile_layers(lm: LanguageModel) -> None:
