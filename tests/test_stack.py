@@ -392,6 +392,17 @@ def test_what_documents_begin_with_is_read_once_and_counts_for_each(family_lm: L
     assert log_probabilities(family_lm, rows) == pytest.approx([log_probabilities(family_lm, [row])[0] for row in rows], abs=1e-5)
 
 
+def test_a_step_reads_what_documents_begin_with_once_in_whatever_order_they_are_drawn(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Row((*[group] * 20, at + 1), 20) for at in range(4) for group in (2, 3)]
+    laid: list[int] = []
+    packed = flat.pack
+    monkeypatch.setattr(flat, "pack", lambda *args: laid.append(sum(s.length for s in packed(*args).spans)) or packed(*args))
+    whole(train_many(lm, [Job(tuple(rows), Settings(rank=4, epochs=2, batch_size=8), 0)], 1))
+    assert laid == [2 * 20 + 8] * 2
+
+
 def test_rows_are_laid_out_without_what_stands_before_them(lm: LanguageModel) -> None:
     rows = sharing_rows(lm)
     packed = flat.pack([*((0, row) for row in rows), (1, rows[0])])
