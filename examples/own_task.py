@@ -1,4 +1,4 @@
-"""A domain of your own in 40 lines: entries of a glossary, which the model learns to explain.
+"""A domain of your own, its task in 35 lines: entries of a glossary, which the model learns to explain.
 
 python examples/own_task.py runs/glossary
 """

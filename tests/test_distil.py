@@ -234,10 +234,10 @@ def test_many_passages_are_each_taught_with_their_own_in_view(lm: LanguageModel)
     assert [(document.text, document.view) for document in documents] == [("It stands.", TOWER.view), ("1732", BRIDGE.view)]
     losses = {}
     for full in (False, True):
-        config = build_config(EvalConfig, None, {"corpus.full": full}, [])
+        config = build_config(EvalConfig, None, {"setting": "corpus", "corpus.full": full}, [])
         for share in (0.0, 0.5):
             settings = Settings(rank=4, alpha=8, epochs=2, learning_rate=1e-4, batch_size=2, distil=share)
-            losses[full, share] = train_on_all(lm, "self", config, documents, settings, (), None)["losses"]
+            losses[full, share] = train_on_all(lm, "self", config, documents, settings, (), None, {})["losses"]
     for share in (0.0, 0.5):
         assert losses[True, share][0] == pytest.approx(losses[False, share][0], abs=1e-5), "the same targets before the first step"
     assert abs(losses[True, 0.5][0] - losses[True, 0.0][0]) > 1e-3

@@ -39,8 +39,14 @@ def result_file(tmp_path: Path) -> Path:
                 for rep, run in enumerate(runs)
                 for q, right in enumerate(run)
             ]  # fmt: skip
-            listed.append({"text": f" Notes {a} {c}.\nA gold 0 line. ", "stats": {}, "questions": questions})
-        articles.append({"title": f"T{a}", "context": f"Passage {a}.", "prompt": f"Read {a}:", "stats": {}, "completions": listed})
+            mean = round(fmean(fmean(run) for run in runs), 4)
+            stats = {"adapter_mean": mean, "baseline_mean": round(fmean(BEFORE[a]), 4)}
+            listed.append({"text": f" Notes {a} {c}.\nA gold 0 line. ", "stats": stats, "questions": questions})
+        stats = {"adapter_mean": 0.7 if a == 1 else round(fmean(one["stats"]["adapter_mean"] for one in listed), 4)}
+        articles.append(
+            {"title": f"T{a}", "context": f"Passage {a}.", "prompt": f"Read {a}:", "stats": stats, "completions": listed}
+        )
+    articles[0]["completions"][2]["stats"]["gain_mean"] = 0.5
     data: dict[str, Any] = {"exp_name": "iter0", "split_newlines": True, "k_completions": 3, "eval_times": 2, "articles": articles}
     data["overall"] = {"adapter_mean_accuracy": 0.9, "baseline_mean_accuracy": round(fmean(fmean(marks) for marks in BEFORE), 4)}
     file = tmp_path / "result.json"
@@ -59,6 +65,9 @@ def test_aggregates_are_computed_again(result_file: Path, tmp_path: Path) -> Non
     assert overall["mean_adapter_std_within_completions"] == round(fmean(within), 4)
     assert overall["mean_gain"] == pytest.approx(overall["adapter_mean_accuracy"] - overall["baseline_mean_accuracy"], abs=1e-4)
     assert found["differs"] == ["adapter_mean_accuracy"], "the file says 0.9"
+    gain = means[0][2] - fmean(BEFORE[0])
+    second = f"article 2: adapter_mean 0.7, computed {fmean(means[1]):.4f}"
+    assert found["below"] == [f"article 1, completion 3: gain_mean 0.5, computed {gain:.4f}", second]
     with pytest.raises(DataError, match="exists"):
         convert(result_file, tmp_path / "run")
 

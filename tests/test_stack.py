@@ -18,7 +18,7 @@ from selfedit.errors import DivergedError
 from selfedit.inner import Trial, run_trials
 from selfedit.lm import flat, stack
 from selfedit.lm import train_many as engine
-from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, new_adapter, save_adapter
+from selfedit.lm.adapter import Adapter, adapted_layers, install, install_stack, load_adapter, new_adapter, save_adapter
 from selfedit.lm.batch import Row, encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel, load_model
@@ -336,6 +336,19 @@ def make_trial() -> Callable[..., Trial]:
 def test_slots_fit_the_memory(lm: LanguageModel) -> None:
     assert slots_that_fit(lm, Settings(rank=4, alpha=8), device="cpu", workers=2) == 8
     assert slots_that_fit(lm, Settings(rank=512, alpha=8), device="cpu", workers=10**9) == 1
+
+
+def test_slots_leave_room_for_the_model_and_count_what_is_adapted(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(memory: float, **more: Any) -> int:
+        monkeypatch.setattr(stack, "memory_here", lambda: int(memory))
+        return slots_that_fit(lm, Settings(rank=16, alpha=8, **more), device="cpu", workers=1)
+
+    weights = 4 * sum(weight.numel() for weight in lm.model.parameters())
+    # Parameters, gradients, two moments and as much for activations, in float32.
+    slot = 32 * 16 * sum(sum(linear.base.weight.shape) for linear in adapted_layers(lm, "all-linear", "all").values())
+    assert fit(weights + 2 * 3.5 * slot) == 3, "half of what the model leaves"
+    assert fit(weights) == 1
+    assert fit(weights + 2 * 3.5 * slot, targets="qv") == 8 > fit(weights + 2 * 3.5 * slot, layers="last:2") >= 6
 
 
 def test_a_job_that_diverged_leaves_nothing_to_the_next_in_its_slot(tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+from selfedit.contexts import Passage
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
@@ -260,7 +263,12 @@ def test_many_passages_at_once(command: Command, tiny_model: Path, tmp_path: Pat
     assert sorted(table["methods"]) == sorted(["none", "context", *labels])
     rows = {row["method"]: row for row in rows_of(tmp_path / "run" / "trials.jsonl") if row["kind"] == "corpus"}
     assert rows["passage epochs=1"]["documents"] == 3 and rows["passage epochs=2 learning_rate=0.01"]["steps"] == 6
-    assert ("self epochs=1", "passage epochs=1") in {(row["method"], row["control"]) for row in table["differences"]}
+    held = {(row["method"], row["control"]) for row in table["differences"]}
+    assert {("self epochs=1", "passage epochs=1"), ("self epochs=2 learning_rate=0.01", "self epochs=1")} <= held
+    assert table["methods"]["self epochs=1"]["locality_logprob"]["n"] == 3, "asked about passages that are not among the three"
+    assert table["cost"]["trainings"] == 4 and table["cost"]["tokens"] > 0
+    alone = command("eval", "knowledge", "--split", "dev", "--model", tiny_model, "--full", "--run", tmp_path / "alone")
+    assert alone.returncode == 1 and "--setting corpus" in alone.stderr and not (tmp_path / "alone").exists()
     done = command(*flags[:-1], "corpus.variants=[{epochs: 2}]", "--full", "--run", tmp_path / "full")
     assert done.returncode == 0, done.stderr
     full = {row["method"]: row for row in rows_of(tmp_path / "full" / "trials.jsonl") if row["kind"] == "corpus"}
@@ -277,3 +285,34 @@ def test_report_and_select_of_our_own_runs(command: Command, trained: Path, tmp_
     assert command("select", trained, "--rule", "best", "--round", 2, "--out", tmp_path / "rows.jsonl").returncode == 0
     ours = [row["completion"][0]["content"] for row in rows_of(tmp_path / "rows.jsonl")]
     assert ours == [row["completion"] for row in rows_of(trained / "round-02" / "rows.jsonl")], "what the policy was trained on"
+
+
+def test_select_lets_go_what_halving_let_go_and_takes_pieces(command: Command, trained: Path, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "rows.jsonl"
+    shutil.copytree(trained, run)
+    scored = rows_of(run / "round-01" / "scored.jsonl")
+    context = scored[0]["context"]
+    title, gold = "", ""
+    for passage in json.loads((run / "data.json").read_text()):
+        if Passage(passage["title"], passage["context"]).id == context:
+            title, gold = passage["title"], passage["questions"][0]["answer"]
+    verdicts = [False] * len(scored[0]["baseline_verdicts"] or [0])
+    for row in scored:
+        runs = [{"accuracy": 0.4}, {"accuracy": 0.4}] if row["candidate"] else [{"accuracy": 0.9}]
+        won = [[True, *verdicts[1:]]] * len(runs)
+        row |= {"usable": True, "runs": runs, "reward": 0.9 - 0.5 * row["candidate"], "value": 0.9 - 0.5 * row["candidate"]}
+        row |= {"verdicts": won, "baseline_verdicts": verdicts}
+    (run / "round-01" / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
+    written = rows_of(run / "round-01" / "edits.jsonl")
+    edits = next(row for row in written if row["context"] == context)["edits"]
+    edits[1]["texts"][:3] = [f"Q: Which?\nA: {gold}", "nothing", f"Q: Which?\nA: {gold}"][: len(edits[1]["texts"])]
+    (run / "round-01" / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+
+    def completions(*more: object) -> list[str]:
+        done = command("select", run, "--rule", "best", "--round", 1, "--out", file, *more)
+        assert done.returncode == 0, done.stderr
+        return [row["completion"][0]["content"] for row in rows_of(file) if title in row["prompt"][-1]["content"]]
+
+    assert completions()[:2] == [f"Q: Which?\nA: {gold}", "nothing"], "the one with fewer runs was let go"
+    assert completions("--credit", "pieces")[0] == f"Q: Which?\nA: {gold}"
+    assert "nothing" not in completions("--credit", "pieces")

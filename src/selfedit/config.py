@@ -35,6 +35,7 @@ LABEL_FREE = tuple(reward for reward, exam in REWARD_EXAMS.items() if exam != "l
 TEXT_REWARDS = ("sentences", "paraphrases", "agreement")
 ScreenName = Literal["", "ridge", "gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness"]
 Rendering = Literal["python-list", "digits", "words"]
+CreditName = Literal["edit", "pieces"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
 METHODS = (
     "none",
@@ -250,7 +251,7 @@ class OuterConfig(Frozen):
     rule: Annotated[SelectionRule, Field(description="which self-edits the policy is trained on")] = "best-positive"
     fraction: Annotated[float, Field(gt=0, le=1, description="share of all edits that top-fraction takes")] = 0.2
     credit: Annotated[
-        Literal["edit", "pieces"],
+        CreditName,
         Field(description="train on all answers of a selected self-edit, or on those that a question won can be traced to"),
     ] = "edit"
     reward: RewardName = "accuracy"
@@ -548,3 +549,9 @@ class EvalConfig(Frozen):
         if len(set(value)) < len(value):
             raise ValueError("a method stands twice")
         return value
+
+    @model_validator(mode="after")
+    def _corpus_settings_count(self) -> EvalConfig:
+        if self.setting == "single" and (self.corpus.full or self.corpus.variants):
+            raise ValueError("corpus.full and corpus.variants are for many passages at once; give --setting corpus")
+        return self

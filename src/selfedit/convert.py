@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -29,9 +29,10 @@ FORMS = {"server_reply", "mean_over_sequences"}
 
 
 def convert(file: Path, folder: Path) -> dict[str, Any]:
-    """Writes the run folder and returns ``{overall, stored, differs}``.
+    """Writes the run folder and returns ``{overall, stored, differs, below}``.
 
-    Aggregates computed again, the file's own, and the names of those that differ by more than rounding.
+    Aggregates computed again, the file's own, and the names of those that differ by more than rounding; ``below`` says where the
+    means of single articles and completions do.
 
     Raises:
         DataError: the file isn't such a result, or the folder exists; names the item and the field.
@@ -75,7 +76,7 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     summary = {"round": 1, **round_summary(scored, [], "accuracy"), "overall": overall}
     keep_rows(scratch / "metrics.jsonl", [summary])
     scratch.rename(folder)
-    return _compared(overall, data)
+    return _compared(overall, data, _below(data["articles"], scored))
 
 
 def _convert_corpus(file: Path, data: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -174,7 +175,28 @@ def _started(file: Path, data: dict[str, Any], folder: Path) -> Path:
     return scratch
 
 
-def _compared(overall: Mapping[str, float | None], data: dict[str, Any]) -> dict[str, Any]:
+def _below(articles: list[dict[str, Any]], scored: list[Scored]) -> list[str]:
+    """Where the file's means of a completion or an article differ from those of its verdicts."""
+    found = []
+    listed = iter(scored)
+    for number, article in enumerate(articles, start=1):
+        own = [next(listed) for _ in article["completions"]]
+        levels = [(f"article {number}", article, [one for one in own if one.usable])]
+        pairs = enumerate(zip(article["completions"], own, strict=True), start=1)
+        levels += [(f"article {number}, completion {at}", part, [one] if one.usable else []) for at, (part, one) in pairs]
+        for place, part, ones in levels:
+            stored = part.get("stats")
+            if not ones or not isinstance(stored, dict):
+                continue
+            after, before = fmean(_number(one.accuracy) for one in ones), fmean(_number(one.baseline) for one in ones)
+            for name, value in (("adapter_mean", after), ("baseline_mean", before), ("gain_mean", after - before)):
+                given = stored.get(name)
+                if isinstance(given, (int, float)) and abs(given - value) > ROUNDING:
+                    found.append(f"{place}: {name} {given}, computed {value:.4f}")
+    return found
+
+
+def _compared(overall: Mapping[str, float | None], data: dict[str, Any], below: Sequence[str] = ()) -> dict[str, Any]:
     """What ``convert`` returns: aggregates, the file's own, and which of them differ."""
     stored: dict[str, Any] = data["overall"] if isinstance(data.get("overall"), dict) else {}
     differs = [
@@ -182,7 +204,7 @@ def _compared(overall: Mapping[str, float | None], data: dict[str, Any]) -> dict
         for name, value in overall.items()
         if isinstance(stored.get(name), (int, float)) and value is not None and abs(stored[name] - value) > ROUNDING
     ]
-    return {"overall": dict(overall), "stored": stored, "differs": differs}
+    return {"overall": dict(overall), "stored": stored, "differs": differs, "below": list(below)}
 
 
 def aggregates(scored: list[Scored]) -> dict[str, float | None]:

@@ -24,6 +24,8 @@ from selfedit.evaluate import (
     UNTRAINED,
     Lease,
     check_rows,
+    cost_of,
+    elsewhere,
     leases,
     method_name,
     plans_of,
@@ -40,31 +42,39 @@ from selfedit.lm.train import fully_trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.runs import Run, policy_of
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.knowledge.task import KnowledgeTask
+from selfedit.tasks.knowledge.exam import Paper
+from selfedit.tasks.knowledge.task import Elsewhere, KnowledgeTask
 
 # Exams that are sat in one batch.
 PASSAGES_AT_ONCE = 8
 
 
 def evaluate_corpus(
-    config: EvalConfig, passages: Sequence[Passage], grader: Grader, run: Run, workers: int | None, told: Callable[[int], None]
+    config: EvalConfig,
+    passages: Sequence[Passage],
+    grader: Grader,
+    run: Run,
+    workers: int | None,
+    told: Callable[[int], None],
+    others: Sequence[Passage] = (),
 ) -> dict[str, Any]:
     """Runs what is missing and returns the table, a row for each method and variant of the settings.
 
     Two stages: what is written about each passage (a lease each), then one training for each method and variant.
 
     Args:
+        others: passages that are not trained on; questions about them show what was disturbed (locality).
         told: called with the number of passages written about and trainings done.
     """
     policy = policy_of(config.writer, identify(config.model).fingerprint)
     check_rows(run, policy)
+    papers = {passage.id: elsewhere(config, passage, others) for passage in passages}
     choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
     with LocalExecutor(choice, workers) as executor:
         done = {row["passage"] for row in run.rows if row["kind"] == "passage"}
         waiting = [passage for passage in passages if passage.id not in done]
         told(len(run.rows))
-        open_leases = [replace(lease, elsewhere=()) for lease in leases(config, passages, waiting, run, policy)]
-        for row in executor.map(write_about, [(lease,) for lease in open_leases]):
+        for row in executor.map(write_about, [(lease,) for lease in leases(config, passages, waiting, run, policy, others)]):
             run.append(row | {"policy": policy.digest})
             told(len(run.rows))
         written = {row["passage"]: row for row in run.rows if row["kind"] == "passage"}
@@ -77,7 +87,7 @@ def evaluate_corpus(
                 if label not in trained:
                     folder = policy.folder if method_name(method) in ON_POLICY else None
                     settings = config.settings.model_copy(update=variant)
-                    jobs.append((label, config, documents, settings, tuple(passages), folder))
+                    jobs.append((label, config, documents, settings, tuple(passages), folder, papers))
         for row in executor.map(train_on_all, jobs):
             run.append(row | {"policy": policy.digest})
             told(len(run.rows))
@@ -89,7 +99,9 @@ def evaluate_corpus(
         own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
         rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
     labels = [method for method in config.methods if method in UNTRAINED]
-    return table(config, passages, rows, [*labels, *trained], grader)
+    listed = [*trained.values(), *(trial for row in written.values() for trial in row["trials"])]
+    cost = cost_of(listed, [row["seconds"] for row in (*trained.values(), *written.values())])
+    return table(config, passages, rows, [*labels, *trained], grader, [papers[one.id] for one in passages]) | {"cost": cost}
 
 
 def labels_of(config: EvalConfig) -> list[str]:
@@ -110,12 +122,14 @@ def trainings(config: EvalConfig) -> int:
 
 def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     """A lease: a passage's exams without training, and the documents of each method's self-edits."""
+    start = time.perf_counter()
     trials = untrained(lm, lease)
     plans, failed = plans_of(lm, lease)
     listed = [
         {"method": one.method, "edit": one.edit, "documents": [[d.text, d.request] for d in one.plan.documents]} for one in plans
     ]
-    return {"kind": "passage", "passage": lease.passage.id, "trials": trials + failed, "plans": listed}
+    seconds = round(time.perf_counter() - start, 2)
+    return {"kind": "passage", "passage": lease.passage.id, "trials": trials + failed, "plans": listed, "seconds": seconds}
 
 
 def train_on_all(
@@ -126,8 +140,9 @@ def train_on_all(
     settings: Settings,
     passages: tuple[Passage, ...],
     policy: str | None,
+    papers: Mapping[str, tuple[Paper, ...]],
 ) -> dict[str, Any]:
-    """A job: one training on all documents, and every passage's exam after it."""
+    """A job: one training on all documents, and every passage's exam after it, with questions about passages left out."""
     start = time.perf_counter()
     seed = seeds.derive(config.seed, "corpus", label)
     more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
@@ -136,7 +151,7 @@ def train_on_all(
             rows = tuple(taught(lm, documents, settings.distil))
             if config.corpus.full:
                 with fully_trained(lm, rows, settings, seed) as (losses, tokens):
-                    sittings = _sit_all(lm, config, passages)
+                    sittings = _sit_all(lm, config, passages, papers)
             else:
                 (trained,) = train_many(lm, [Job(rows, settings, seed)], 1, progress.report)
                 if isinstance(trained, DivergedError):
@@ -144,26 +159,35 @@ def train_on_all(
                 losses, tokens = trained.losses, trained.tokens
                 install(lm, trained.adapter)
                 try:
-                    sittings = _sit_all(lm, config, passages)
+                    sittings = _sit_all(lm, config, passages, papers)
                 finally:
                     install(lm, None)
     except DivergedError as error:
-        return row_of(label, (), status="diverged", reason=str(error)) | more | {"sittings": {}}
+        more |= {"sittings": {}, "seconds": round(time.perf_counter() - start, 2)}
+        return row_of(label, (), status="diverged", reason=str(error)) | more
     more |= {"steps": len(losses), "losses": losses, "tokens": tokens, "seconds": round(time.perf_counter() - start, 2)}
     return row_of(label, ()) | more | {"sittings": sittings}
 
 
-def _sit_all(lm: LanguageModel, config: EvalConfig, passages: Sequence[Passage]) -> dict[str, list[dict[str, Any]]]:
-    """Passage id -> its sittings, with title and without, under whatever is installed."""
-    found: dict[str, list[dict[str, Any]]] = {passage.id: [] for passage in passages}
+def _sit_all(
+    lm: LanguageModel, config: EvalConfig, passages: Sequence[Passage], papers: Mapping[str, tuple[Paper, ...]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Passage id -> its sittings, with title, without, and elsewhere, under whatever is installed."""
+    found: dict[str, list[Sitting]] = {passage.id: [] for passage in passages}
     for form in FORMS:
         task = KnowledgeTask(config.edit, form=form)
         for at in range(0, len(passages), PASSAGES_AT_ONCE):
             part = passages[at : at + PASSAGES_AT_ONCE]
             sat: list[Sitting] = task.examine(lm, [(0, passage) for passage in part], 0)
             for passage, sitting in zip(part, sat, strict=True):
-                found[passage.id].append({"answers": sitting.answers, "log_probabilities": sitting.log_probabilities})
-    return found
+                found[passage.id].append(sitting)
+    for passage in passages:
+        if papers.get(passage.id):
+            found[passage.id] += Elsewhere(papers=papers[passage.id]).examine(lm, [(0, passage)], 0)
+    return {
+        key: [{"answers": sitting.answers, "log_probabilities": sitting.log_probabilities} for sitting in sat]
+        for key, sat in found.items()
+    }
 
 
 def _documents(method: str, passages: Sequence[Passage], written: Mapping[str, dict[str, Any]]) -> tuple[Document, ...]:

@@ -78,8 +78,9 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     names = [method_name(method) for method in config.methods]
     trained = [name for name in names if name not in UNTRAINED]
     each = {name: config.edits if name in WRITERS else 1 for name in set(trained)}
-    trial = _trial(shape, config.settings, config.edit)
-    short = shape.step(config.settings, PASSAGE_TOKENS, PASSAGE_TOKENS) * config.settings.epochs
+    full = config.corpus.full
+    trial = _trial(shape, config.settings, config.edit, full)
+    short = shape.step(config.settings, PASSAGE_TOKENS, PASSAGE_TOKENS, full) * config.settings.epochs
     per_passage = sum(each[name] * (short if name.endswith("passage") else trial) for name in trained) / TRAINING_SHARE
     trials = passages * sum(each[name] for name in trained)
     if config.setting == "corpus":
@@ -90,7 +91,11 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     per_passage += (exams + len(writers) * config.edits * _writing(shape, config.edit)) / WRITING_SHARE
     workers = default_workers(config.device)
     seconds = passages * per_passage / _speed(config.device) / workers
-    return Estimate(trials, seconds, 8000.0 * trials + 2000.0 * passages, _memory(known, shape, config, workers), workers)
+    memory = _memory(known, shape, config, workers)
+    if full:
+        # Weights as they were, weights in training, gradients, two moments: of one training at a time in each process.
+        memory = float(workers * (5 * shape.weights + 600 * 2**20))
+    return Estimate(trials, seconds, 8000.0 * trials + 2000.0 * passages, memory, workers)
 
 
 def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
@@ -109,8 +114,7 @@ def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
     workers = default_workers(config.device)
     seconds = flops / _speed(config.device) / workers
     disk = config.sequences * len(trained) * config.passages * shape.adapter_bytes(config.settings) + 20_000.0 * lessons
-    weights = 4 * (shape.layer * shape.layers + shape.head)
-    memory = workers * (1.2 * weights + (4 + config.passages) * shape.adapter_bytes(config.settings) + 600 * 2**20)
+    memory = workers * (1.2 * shape.weights + (4 + config.passages) * shape.adapter_bytes(config.settings) + 600 * 2**20)
     return Estimate(trials, seconds, disk, memory, workers)
 
 
@@ -164,8 +168,15 @@ class _Shape:
         """Layers with an adapter."""
         return self.layers if settings.layers == "all" else min(self.layers, int(settings.layers.removeprefix("last:")))
 
-    def step(self, settings: Settings, tokens: float, labelled: float) -> float:
-        """FLOPs of one pass over so many tokens, forwards and backwards."""
+    @property
+    def weights(self) -> float:
+        """Bytes of the base in float32."""
+        return 4 * (self.layer * self.layers + self.head)
+
+    def step(self, settings: Settings, tokens: float, labelled: float, full: bool = False) -> float:
+        """FLOPs of one pass over so many tokens, forwards and backwards; ``full``: all weights have a gradient."""
+        if full:
+            return 6 * (tokens * self.layer * self.layers + labelled * self.head)
         adapters = 6 * settings.rank * self.widths * self.adapted(settings)
         return tokens * (4 * self.layer * self.adapted(settings) + adapters) + labelled * 4 * self.head
 
@@ -182,10 +193,11 @@ class _Shape:
         return 4 * settings.rank * self.widths * self.adapted(settings)
 
 
-def _trial(shape: _Shape, settings: Settings, edit: EditConfig) -> float:
+def _trial(shape: _Shape, settings: Settings, edit: EditConfig, full: bool = False) -> float:
     documents = min(DOCUMENTS, edit.limit_documents or DOCUMENTS)
     tokens = documents * TOKENS + PASSAGE_TOKENS
-    return settings.epochs * shape.step(settings, tokens, LABELLED * tokens) + tokens * shape.below(settings)
+    below = 0.0 if full else tokens * shape.below(settings)
+    return settings.epochs * shape.step(settings, tokens, LABELLED * tokens, full) + below
 
 
 def _exam(shape: _Shape) -> float:
@@ -198,9 +210,8 @@ def _writing(shape: _Shape, edit: EditConfig) -> float:
 
 def _memory(known: Identity, shape: _Shape, config: Any, workers: int) -> float:
     slots = config.slots or slots_that_fit(known, config.settings, config.device, workers)
-    weights = 4 * (shape.layer * shape.layers + shape.head)
     # Weights, gradients and two moments of each slot, and the activations of a step.
-    return float(workers * (1.2 * weights + slots * 4 * shape.adapter_bytes(config.settings) + 600 * 2**20))
+    return float(workers * (1.2 * shape.weights + slots * 4 * shape.adapter_bytes(config.settings) + 600 * 2**20))
 
 
 def _speed(device: str) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import EvalConfig
+from selfedit.config import EvalConfig, Settings
 from selfedit.contexts import Passage
-from selfedit.edits import SelfEdit, TrainingPlan, in_view
+from selfedit.edits import Document, SelfEdit, TrainingPlan, in_view
 from selfedit.errors import DataError, InvalidEditError, ModelError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders import Grader
@@ -128,11 +129,21 @@ def evaluate(
     if waiting:
         choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
         with LocalExecutor(choice, workers) as executor:
-            for row in executor.map(evaluate_passage, [(lease,) for lease in leases(config, passages, waiting, run, policy)]):
+            for row in executor.map(
+                evaluate_passage, [(lease,) for lease in leases(config, passages, waiting, run, policy, passages)]
+            ):
                 run.append(row | {"policy": policy.digest})
                 told(len(run.rows))
     rows = {row["passage"]: row for row in run.rows}
-    return table(config, passages, [rows[passage.id] for passage in passages], config.methods, grader)
+    papers = [elsewhere(config, passage, passages) for passage in passages]
+    cost = cost_of([trial for row in rows.values() for trial in row["trials"]], [row["seconds"] for row in rows.values()])
+    return table(config, passages, [rows[one.id] for one in passages], config.methods, grader, papers) | {"cost": cost}
+
+
+def cost_of(trials: Sequence[dict[str, Any]], seconds: Sequence[float]) -> dict[str, float]:
+    """What a run has cost: trainings, their labelled tokens, and seconds of all workers with writing and exams."""
+    tokens = [trial["tokens"] for trial in trials if trial.get("tokens")]
+    return {"trainings": len(tokens), "tokens": sum(tokens), "seconds": round(sum(seconds), 1)}
 
 
 def check_writers(config: EvalConfig) -> None:
@@ -151,7 +162,14 @@ def check_rows(run: Run, policy: Policy) -> None:
             raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
 
 
-def leases(config: EvalConfig, passages: Sequence[Passage], waiting: Sequence[Passage], run: Run, policy: Policy) -> list[Lease]:
+def leases(
+    config: EvalConfig,
+    passages: Sequence[Passage],
+    waiting: Sequence[Passage],
+    run: Run,
+    policy: Policy,
+    others: Sequence[Passage],
+) -> list[Lease]:
     """A lease for each waiting passage; what an external model has yet to write is written here."""
     for passage in passages:
         if not passage.questions:
@@ -160,13 +178,13 @@ def leases(config: EvalConfig, passages: Sequence[Passage], waiting: Sequence[Pa
     slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
     external = external_edits(config, waiting, known, run)
     return [
-        Lease(config, passage, slots, policy.folder, external.get(passage.id, {}), elsewhere(config, passage, passages))
+        Lease(config, passage, slots, policy.folder, external.get(passage.id, {}), elsewhere(config, passage, others))
         for passage in waiting
     ]
 
 
 def elsewhere(config: EvalConfig, passage: Passage, passages: Sequence[Passage]) -> tuple[Paper, ...]:
-    """Exams of one question each about other passages of the data set, the same for all methods of a passage."""
+    """Exams of one question each about others of these passages, the same for all methods of a passage."""
     others = [(other, question) for other in passages if other.id != passage.id for question in other.questions]
     others.sort(key=lambda pair: seeds.derive(config.seed, passage.id, "elsewhere", pair[0].id, pair[1].question))
     return tuple(Paper(other, (Asked(question, 0, paraphrase=False),), "titled") for other, question in others[: config.locality])
@@ -204,6 +222,7 @@ def external_edits(
 
 def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     """A lease: every method on one passage, its trials side by side; answers only, grading comes later."""
+    start = time.perf_counter()
     trials = untrained(lm, lease)
     plans, failed = plans_of(lm, lease)
     trials += failed
@@ -228,7 +247,8 @@ def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
                     edit=one.edit,
                 )
             )
-    return {"passage": lease.passage.id, "title": lease.passage.title, "trials": trials}
+    seconds = round(time.perf_counter() - start, 2)
+    return {"passage": lease.passage.id, "title": lease.passage.title, "trials": trials, "seconds": seconds}
 
 
 def exams_of(lease: Lease) -> list[Task]:
@@ -281,14 +301,17 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
             documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
             plans.append(Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(lease, method, 0))))
         elif name == "passage-matched":
-            compiled = []
+            # One for each way to train that the self-edits name; by default there is one.
+            compiled: dict[Settings, list[tuple[Document, ...]]] = {}
             for index, edit in enumerate(edits_by("base", "")):
                 try:
-                    compiled.append(KnowledgeTask(config.edit).compile(lm, passage, edit.text, config.settings, index).documents)
+                    plan = KnowledgeTask(config.edit).compile(lm, passage, edit.text, config.settings, index)
+                    compiled.setdefault(plan.settings, []).append(plan.documents)
                 except InvalidEditError:
                     continue
-            matched = passage_matched(lm, passage, config.edit, compiled)
-            plans.append(Planned(method, TrainingPlan(in_view(matched, passage.view), config.settings, _seed(lease, method, 0))))
+            for index, (settings, documents_of) in enumerate((compiled or {config.settings: []}).items()):
+                matched = in_view(passage_matched(lm, passage, config.edit, documents_of), passage.view)
+                plans.append(Planned(method, TrainingPlan(matched, settings, _seed(lease, method, index))))
         elif name in WRITERS:
             how = own.edit if name != "external" else own.edit.model_copy(update={"grounding": 0.0})
             for index, edit in enumerate(edits_by(WRITERS[name], style)):
@@ -315,10 +338,14 @@ def method_name(method: str) -> str:
 
 
 def table(
-    config: EvalConfig, passages: Sequence[Passage], rows: Sequence[dict[str, Any]], methods: Sequence[str], grader: Grader
+    config: EvalConfig,
+    passages: Sequence[Passage],
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    grader: Grader,
+    papers: Sequence[tuple[Paper, ...]],
 ) -> dict[str, Any]:
     """Means over passages with standard errors, and each method's paired differences to its controls."""
-    papers = [elsewhere(config, passage, passages) if config.setting == "single" else () for passage in passages]
     graded = [_graded(passage, row, paper, grader) for passage, row, paper in zip(passages, rows, papers, strict=True)]
     means = {}
     for method in methods:
@@ -350,13 +377,21 @@ def table(
 
 
 def _controls(method: str, methods: Sequence[str]) -> list[str]:
-    """What a method is held against: of each control the one of its own style and settings, else the plain one."""
-    label = method[len(method_name(method)) :]
+    """What a method is held against: of each control the one of its own style and settings, else the plain one.
+
+    Of several rows of one method, styles or settings, the first one listed is a control of the others; where the model chooses how
+    it trains, so are settings that are fixed, and settings drawn at random.
+    """
+    name = method_name(method)
+    label = method[len(name) :]
     found = []
-    for control in CONTROLS[method_name(method)]:
-        own = next((name for name in (f"{control}{label}", control) if name in methods and name != method), None)
+    for control in CONTROLS[name]:
+        own = next((one for one in (f"{control}{label}", control) if one in methods and one != method), None)
         found += [own] if own else []
-    return found
+    alike = [one for one in methods if method_name(one) == name]
+    if ":notes+settings" in method:
+        found += [own for of in ("fixed", "random") if (own := method.replace("+settings", f"+{of}-settings")) in alike]
+    return list(dict.fromkeys([*found, *(one for one in alike[:1] if one != method)]))
 
 
 def row_of(method: str, sittings: Sequence[Sitting], **more: Any) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from typing import Any
 
 from selfedit import seeds
 from selfedit.config import TEXT_REWARDS, OuterConfig, TrainConfig
-from selfedit.edits import Prompt
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
@@ -44,8 +43,9 @@ from selfedit.outer_jobs import dpo, look_at, prepare_exam, sft, try_group, writ
 from selfedit.rewards import Reward, likelihood_gain, make_reward, rewards_beside
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
+from selfedit.rows import answers
 from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
-from selfedit.selection import Scored, finalists, preferences, round_summary, select
+from selfedit.selection import Scored, finalists, preferences, round_summary, select, won
 from selfedit.stats import mean_and_error
 from selfedit.tasks.base import Sitting, Task
 
@@ -206,6 +206,9 @@ class Round:
         listed = [{"context": context, "candidate": candidate} for context, candidate in chosen]
         (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
         after, training = self.train_policy(job, rows)
+        parts: dict[str, Lessons | Trials] = {"exams": materials, "writing": written, "screening": self.looks, "trying": tried}
+        cost = {name: round(sum(row["seconds"] for row in part.values()), 1) for name, part in parts.items()}
+        cost["policy"] = training["seconds"]
         row = {
             "round": self.number,
             "policy_before": self.policy.digest,
@@ -217,11 +220,8 @@ class Round:
             "outer_losses": training["losses"],
             "tokens": sum(row["tokens"] for row in tried.values()),
             # Of all workers together, whatever was interrupted in between.
-            "seconds": round(
-                sum(row["seconds"] for part in (materials, written, self.looks, tried) for row in part.values())
-                + training["seconds"],
-                1,
-            ),
+            "cost": cost,
+            "seconds": round(sum(cost.values()), 1),
         }
         self.told("reinforced", row)
         return after, row
@@ -557,25 +557,13 @@ class Round:
         return rows
 
     def answers(self, context: Any, candidate: int, written: Lessons) -> list[dict[str, Any]]:
-        """A self-edit's prompts with what was written to each, without empty answers and without a pair that stands there twice."""
-        requests = self.task.requests(self.known, context, candidate)
-        found: dict[tuple[Prompt, str], dict[str, Any]] = {}
-        for piece, (request, text) in enumerate(zip(requests, written[context.id]["edits"][candidate]["texts"], strict=True)):
-            if text:
-                turns = [message._asdict() for message in request.prompt]
-                row = {"context": context.id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text}
-                found.setdefault((request.prompt, text), row)
-        return list(found.values())
+        """A self-edit's prompts with what was written to each."""
+        return answers(self.task, self.known, context, candidate, written[context.id]["edits"][candidate]["texts"])
 
     def traced(self, context: Any, one: Scored, written: Lessons) -> list[int]:
         """The answers of a selected self-edit that a question won can be traced to: wrong before, right in most of its runs."""
-        won = [
-            index
-            for index, before in enumerate(one.baseline_verdicts)
-            if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
-        ]
         assert self.credit is not None
-        return self.credit(self.examined[context.id], written[one.context]["edits"][one.candidate]["texts"], won)
+        return self.credit(self.examined[context.id], written[one.context]["edits"][one.candidate]["texts"], won(one))
 
     def random_pieces(
         self, by_id: dict[str, Any], written: Lessons, scored: Sequence[Scored], theirs: Sequence[dict[str, Any]]
@@ -611,7 +599,9 @@ class Round:
         after, scratch = self.folder / "policy", self.folder / ".policy.new"
         if not after.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
-            self.told("reinforcing", {"rows": len(rows)})
+            outer = self.config.outer
+            steps = outer.epochs * math.ceil(len(rows) / (outer.batch_size * outer.accumulation))
+            self.told("reinforcing", {"rows": len(rows), "steps": steps})
             start = time.perf_counter()
             losses = result(self.executor.submit(job, rows, self.config, self.seed("outer"), self.policy.folder, str(scratch)))
             known = {"rows": len(rows), "losses": losses, "base": self.known.fingerprint}

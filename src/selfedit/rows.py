@@ -1,31 +1,48 @@
-"""SFT rows of any run: what a writer would be trained on under a rule."""
+"""SFT rows: what a writer is trained on, in a run, or would be, by any run under any rule."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfedit import seeds
-from selfedit.config import ArcTrainConfig, SelectionRule, TrainConfig
+from selfedit.config import LABEL_FREE, ArcTrainConfig, CreditName, SelectionRule, TrainConfig
 from selfedit.convert import is_converted
 from selfedit.errors import DataError
 from selfedit.report.read import passages_of, scored_of
 from selfedit.runs import read_rows
-from selfedit.selection import select
+from selfedit.selection import Scored, finalists, select, won
 
 if TYPE_CHECKING:
+    from selfedit.edits import Prompt
+    from selfedit.lm.load import Identity
     from selfedit.tasks.base import Task
 
 
-def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: float, seed: int) -> list[dict[str, Any]]:
+def answers(task: Task, known: Identity, context: Any, candidate: int, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """A self-edit's prompts with what was written to each, without empty answers and without a pair that stands there twice."""
+    found: dict[tuple[Prompt, str], dict[str, Any]] = {}
+    for piece, (request, text) in enumerate(zip(task.requests(known, context, candidate), texts, strict=True)):
+        if text.strip():
+            turns = [message._asdict() for message in request.prompt]
+            row = {"context": context.id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text}
+            found.setdefault((request.prompt, text), row)
+    return list(found.values())
+
+
+def selected_rows(
+    folder: Path, rule: SelectionRule, number: int, fraction: float, seed: int, credit: CreditName | None = None
+) -> list[dict[str, Any]]:
     """``{prompt, completion}`` of each selected self-edit, stripped; of ours one for each request, in turns if the model takes any.
 
     Args:
         number: the round; 0: all.
+        credit: whole self-edits, or only the answers that questions won can be traced to; None: as the run did.
 
     Raises:
-        DataError: no run, or no such round in it.
+        DataError: no run, or no such round in it; credit by pieces where the run's own questions aren't the passages'.
     """
     rounds = sorted(int(path.parent.name.removeprefix("round-")) for path in folder.glob("round-*/scored.jsonl"))
     chosen_rounds = [one for one in rounds if number in (0, one)]
@@ -34,7 +51,8 @@ def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: floa
     rows = []
     converted = is_converted(folder)
     for one in chosen_rounds:
-        chosen = select(rule, scored_of(folder, one), fraction, seeds.derive(seed, "select", one))
+        scored = finalists(scored_of(folder, one))
+        chosen = select(rule, scored, fraction, seeds.derive(seed, "select", one))
         written = {row["context"]: row for row in read_rows(folder / f"round-{one:02d}" / "edits.jsonl")}
         if converted:
             rows += [
@@ -42,11 +60,17 @@ def selected_rows(folder: Path, rule: SelectionRule, number: int, fraction: floa
                 for context, candidate in chosen
             ]
         else:
-            rows += _own_rows(folder, chosen, written)
+            rows += _own_rows(folder, chosen, written, {(of.context, of.candidate): of for of in scored}, credit)
     return rows
 
 
-def _own_rows(folder: Path, chosen: list[tuple[str, int]], written: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _own_rows(
+    folder: Path,
+    chosen: list[tuple[str, int]],
+    written: dict[str, dict[str, Any]],
+    scored: dict[tuple[str, int], Scored],
+    credit: CreditName | None,
+) -> list[dict[str, Any]]:
     # Here, since converted runs need no torch.
     from selfedit.lm.load import identify
     from selfedit.tasks.arc.data import load_puzzles
@@ -55,22 +79,29 @@ def _own_rows(folder: Path, chosen: list[tuple[str, int]], written: dict[str, di
 
     settings = json.loads((folder / "run.json").read_text())["config"]
     known = identify(settings["model"])
-    task: Task
+    task: ArcTask | KnowledgeTask
     contexts: dict[str, Any]
+    credit = credit or settings.get("credit", "edit")
     if "rendering" in settings["edit"]:
         task = ArcTask(ArcTrainConfig.model_validate(settings).edit)
         contexts = {puzzle.id: puzzle for puzzle in load_puzzles(str(folder / "data.json"), "")}
     else:
         task, contexts = KnowledgeTask(TrainConfig.model_validate(settings).edit), dict[str, Any](passages_of(folder))
+    by_pieces = credit == "pieces"
+    if by_pieces and (isinstance(task, ArcTask) or settings["reward"] in LABEL_FREE):
+        raise DataError(f"{folder}: only answers to a passage's own questions can be traced to pieces; give --credit edit")
     rows: list[dict[str, Any]] = []
     for context, candidate in chosen:
-        requests = task.requests(known, contexts[context], candidate)
-        for request, text in zip(requests, written[context]["edits"][candidate]["texts"], strict=True):
-            if not text.strip():
-                continue
-            if known.chat and request.prompt[0].role != "text":
-                turns = [message._asdict() for message in request.prompt]
-                rows.append({"prompt": turns, "completion": [{"role": "assistant", "content": text.strip()}]})
+        texts = written[context]["edits"][candidate]["texts"]
+        own = answers(task, known, contexts[context], candidate, texts)
+        if by_pieces and isinstance(task, KnowledgeTask):
+            traced = task.credit(contexts[context], texts, won(scored[context, candidate]))
+            own = [row for row in own if row["piece"] in traced]
+        for row in own:
+            if known.chat and row["messages"][0]["role"] != "text":
+                completion = [{"role": "assistant", "content": row["completion"].strip()}]
+                rows.append({"prompt": row["messages"], "completion": completion})
             else:
-                rows.append({"prompt": "\n".join(message.content for message in request.prompt), "completion": text.strip()})
+                prompt = "\n".join(turn["content"] for turn in row["messages"])
+                rows.append({"prompt": prompt, "completion": row["completion"].strip()})
     return rows

@@ -124,7 +124,12 @@ def without_nan(data: Any) -> Any:
 
 
 class Run:
-    """An open run folder; its rows are its trials, or whatever else a lease brings."""
+    """An open run folder; its rows are its trials, or whatever else a lease brings.
+
+    Attributes:
+        begun_by: the commit of the code that made it.
+        other_code: whether that isn't the code that runs now.
+    """
 
     def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
         """Makes a new folder, or reopens one made with the same config.
@@ -133,13 +138,16 @@ class Run:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
         """
         self.folder = folder
-        resolved = {"version": __version__, "commit": _commit(), "config": config.model_dump(mode="json")}
+        commit = self.begun_by = _commit()
+        resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
             if not resume:
                 raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
             try:
-                before = _flat(type(config).model_validate(json.loads(file.read_text())["config"]).model_dump(mode="json"))
+                stored = json.loads(file.read_text())
+                before = _flat(type(config).model_validate(stored["config"]).model_dump(mode="json"))
+                self.begun_by = stored["commit"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}: can't be read as a run of this version ({error}); give another --run folder") from error
             for key, value in _flat(config.model_dump(mode="json")).items():
@@ -153,6 +161,7 @@ class Run:
             scratch.write_text(json.dumps(resolved, indent=1) + "\n")
             scratch.replace(file)
         self.log = Log(folder / ROWS)
+        self.other_code = self.begun_by != commit
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -165,19 +174,19 @@ class Run:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, ``+`` after it with changes; None outside a git clone."""
-    here = Path(__file__).parent
+    """The commit of the code that runs, ``+`` after it with changes; None outside a git clone of it."""
+    # Installed into an environment that lies in somebody's own repository, this file isn't one of that repository's.
+    if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+        return None
+    return _git("describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12")
+
+
+def _git(*words: str) -> str | None:
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        found = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if not found.returncode else None
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -65,6 +65,15 @@ def finalists(scored: Sequence[Scored]) -> list[Scored]:
     return [one for one in scored if not one.usable or len(one.runs) == most[one.context]]
 
 
+def won(one: Scored) -> list[int]:
+    """The questions that a self-edit won: wrong before, right in most of its runs."""
+    return [
+        index
+        for index, before in enumerate(one.baseline_verdicts)
+        if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
+    ]
+
+
 def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed: int) -> list[tuple[str, int]]:
     """(context, candidate) of the self-edits that the policy is trained on, in the order of contexts.
 

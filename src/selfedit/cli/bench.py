@@ -24,6 +24,7 @@ from selfedit.cli.common import (
     check_writable,
     err,
     narrow_table,
+    open_run,
     out,
     print_config,
     run_config,
@@ -52,7 +53,7 @@ def inner_command(
     last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 10,
     slots: Annotated[int, typer.Option(min=1, help="Adapters side by side in the stacked rows.")] = 8,
     quick: Annotated[
-        bool, typer.Option("--quick", help="At most 4 self-edits of 6 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
+        bool, typer.Option("--quick", help="At most 4 self-edits of 5 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="The stacked rows' layers through torch.compile.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
@@ -73,7 +74,7 @@ def inner_command(
     from selfedit.bench import bench_inner, workload
 
     if quick:
-        edits, documents, epochs, repeats = min(edits, 4), min(documents, 6), min(epochs, 3), 1
+        edits, documents, epochs, repeats = min(edits, 4), min(documents, 5), min(epochs, 3), 1
     work = workload(model, str(notes) if notes else None, edits, documents, epochs, 1 if quick else 2, last, slots, compiled)
     with err.status("starting") as status:
         result = bench_inner(work, repeats, status.update)
@@ -131,13 +132,11 @@ def rewards_command(
     check_writable(json_file)
     from selfedit.bench_rewards import bench_rewards
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import load_dataset
 
     contexts = {one.id: one for name in resolved.data for one in load_dataset(name, resolved.split)}
     folder = run or Path("runs") / time.strftime("rewards-%Y%m%d-%H%M%S")
-    opened = Run(folder, resolved, resume)
-    err.print(f"run folder: {folder}", highlight=False)
+    opened, resolved = open_run(folder, resolved, resume)
     choice = ModelChoice(resolved.model, resolved.device, resolved.dtype)
     with work_bar("passages") as bar, LocalExecutor(choice, workers) as executor:
         task = bar.add_task("passages", total=None)

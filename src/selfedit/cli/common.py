@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from selfedit.estimate import Estimate
     from selfedit.graders import Grader
     from selfedit.lm.load import Identity
+    from selfedit.runs import Run
 
 out = Console()
 err = Console(stderr=True)
@@ -44,6 +45,31 @@ SlotsOption = Annotated[int | None, typer.Option(min=0, help="Adapters trained s
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+
+
+def open_run(folder: Path, config: Config, resume: bool) -> tuple[Run, Config]:
+    """The run's folder, and its settings with what this machine chooses in the place of ``auto``: device, precision, slots.
+
+    Raises:
+        DataError: as ``Run``.
+        ModelError: there is no such model.
+    """
+    from selfedit.executors.local import most_workers
+    from selfedit.lm.load import dtype_name, identify, resolve_device
+    from selfedit.lm.stack import slots_that_fit
+    from selfedit.runs import Run
+
+    values: Any = config
+    known = identify(values.model)
+    chosen: dict[str, Any] = {"device": str(resolve_device(values.device)), "dtype": dtype_name(known, values.device, values.dtype)}
+    if getattr(values, "slots", None) == 0:
+        chosen["slots"] = slots_that_fit(known, values.settings, values.device, most_workers(values.device))
+    resolved = config.model_copy(update=chosen)
+    run = Run(folder, resolved, resume)
+    err.print(f"run folder: {folder}", highlight=False)
+    if run.other_code:
+        err.print(f"begun by the code of {run.begun_by}, which is not what runs now: rows may differ", highlight=False)
+    return run, resolved
 
 
 def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], sets: list[str]) -> Config:

@@ -29,6 +29,7 @@ from selfedit.cli.common import (
     estimates,
     make_grader,
     narrow_table,
+    open_run,
     out,
     print_config,
     run_config,
@@ -103,21 +104,17 @@ def continual_command(
 
         estimates(resolved.model, lambda known: estimate_continual(resolved, known))
         return
-    from selfedit.lm.load import identify
     from selfedit.matrix import related
-    from selfedit.runs import Run
     from selfedit.tasks.knowledge.data import load_dataset
 
     found = {passage.id: passage for name in resolved.data for passage in load_dataset(name, resolved.split)}
     folder = run or Path("runs") / time.strftime("continual-%Y%m%d-%H%M%S")
     check_writable(json_file)
-    identify(resolved.model)
     pairs, wanted = related(drawn(resolved, list(found.values()))), round(resolved.related * resolved.sequences)
     if pairs < wanted:
         few = f"{pairs} of {wanted} sequences with two passages of one title"
         err.print(f"{few}: {', '.join(resolved.data)} has no more; --set related=0 asks for none", highlight=False)
-    opened = Run(folder, resolved, resume)
-    err.print(f"run folder: {folder}", highlight=False)
+    opened, resolved = open_run(folder, resolved, resume)
     with work_bar("commits") as bar:
         task = bar.add_task("", total=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,10 +26,10 @@ from selfedit.cli.common import (
     WorkersOption,
     build_config,
     check_writable,
-    err,
     estimates,
     make_grader,
     narrow_table,
+    open_run,
     out,
     print_config,
     run_config,
@@ -122,24 +123,20 @@ def knowledge_command(
         return
     from selfedit.corpus import evaluate_corpus, trainings
     from selfedit.evaluate import check_writers, evaluate
-    from selfedit.lm.load import identify
-    from selfedit.runs import Run
 
     check_writers(resolved)
     passages = load_dataset(resolved.data, resolved.split)
-    passages = passages[: resolved.limit] if resolved.limit else passages
+    passages, others = (passages[: resolved.limit], passages[resolved.limit :]) if resolved.limit else (passages, [])
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
     check_writable(json_file)
-    identify(resolved.model)
-    opened = Run(folder, resolved, resume)
-    err.print(f"run folder: {folder}", highlight=False)
+    opened, resolved = open_run(folder, resolved, resume)
     corpus = resolved.setting == "corpus"
     what = "passages, then trainings" if corpus else "passages"
     total = len(passages) + (trainings(resolved) if corpus else 0)
     with work_bar(what) as bar:
         task = bar.add_task("", total=total)
         grading = make_grader(resolved.grader, resolved.judge)
-        measured = evaluate_corpus if corpus else evaluate
+        measured = partial(evaluate_corpus, others=others) if corpus else evaluate
         result = measured(resolved, passages, grading, opened, workers, lambda count: bar.update(task, completed=count))
     write_json(folder / "table.json", result)
     if json_file is not None:
@@ -185,6 +182,9 @@ def show(result: dict[str, Any]) -> None:
         "The gold answers here and elsewhere, questions right elsewhere; a trial's labelled tokens, steps, seconds with exam:"
     )
     out.print(costs)
+    cost = result["cost"]
+    total = f"{cost['trainings']} trainings, {cost['tokens']:,} labelled tokens, {cost['seconds']:,.0f} worker-seconds"
+    out.print(f"in total: {total}", highlight=False)
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("correct", "p", "F1", "p")
     rows = result["differences"]

@@ -28,6 +28,7 @@ from selfedit.cli.common import (
     err,
     estimates,
     narrow_table,
+    open_run,
     out,
     print_config,
     run_config,
@@ -106,9 +107,7 @@ def eval_arc_command(
         count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
-    from selfedit.lm.load import identify
     from selfedit.puzzles.evaluate import evaluate
-    from selfedit.runs import Run
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
 
     puzzles = load_puzzles(resolved.data, resolved.split)
@@ -116,10 +115,8 @@ def eval_arc_command(
     check_solved(puzzles)
     folder = run or Path("runs") / time.strftime("eval-arc-%Y%m%d-%H%M%S")
     check_writable(json_file)
-    identify(resolved.model)
-    opened = Run(folder, resolved, resume)
+    opened, resolved = open_run(folder, resolved, resume)
     write_json(folder / "data.json", as_json(puzzles))
-    err.print(f"run folder: {folder}", highlight=False)
     with work_bar("puzzles") as bar:
         task = bar.add_task("", total=len(puzzles))
         result = evaluate(resolved, puzzles, opened, workers, lambda count: bar.update(task, completed=count))

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
-from selfedit.config import SelectionRule
+from selfedit.config import CreditName, SelectionRule
 
 
 def report_command(
@@ -59,6 +59,8 @@ def convert_command(
         mark = " differs" if name in found["differs"] else ""
         table.add_row(name, "-" if value is None else f"{value:.4f}", "-" if stored is None else f"{stored}{mark}")
     out.print(table)
+    for line in found["below"]:
+        out.print(f"differs: {escape(line)}", highlight=False, soft_wrap=True)
     out.print(f"run: {escape(str(run))}", highlight=False, soft_wrap=True)
 
 
@@ -69,6 +71,10 @@ def select_command(
     number: Annotated[int, typer.Option("--round", min=0, help="Which round; 0: all.")] = 0,
     fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of all self-edits that top-fraction takes.")] = 0.2,
     seed: Annotated[int, typer.Option(help="For random.")] = 0,
+    credit: Annotated[
+        CreditName | None,
+        typer.Option(help="edit: whole self-edits; pieces: answers that questions won go back to; default: the run's."),
+    ] = None,
 ) -> None:
     """Writes the rows that a writer would be trained on, selected from a run by a rule.
 
@@ -81,6 +87,6 @@ def select_command(
     from selfedit.runs import keep_rows
 
     check_writable(file)
-    rows = selected_rows(run, rule, number, fraction, seed)
+    rows = selected_rows(run, rule, number, fraction, seed, credit)
     keep_rows(file, rows)
     out.print(f"{len(rows)} rows: {escape(str(file))}", highlight=False, soft_wrap=True)

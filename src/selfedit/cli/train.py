@@ -27,6 +27,7 @@ from selfedit.cli.common import (
     estimates,
     make_grader,
     narrow_table,
+    open_run,
     out,
     print_config,
     run_config,
@@ -271,23 +272,26 @@ def _train_on(
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.lm.load import identify
     from selfedit.outer import draw, train
-    from selfedit.runs import Run
 
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
-    identify(resolved.model)
     drawn = [context for part in draw(resolved, contexts) for context in part]
-    opened = Run(folder, resolved, resume)
+    opened, resolved = open_run(folder, resolved, resume)
     write_json(folder / "data.json", stored(drawn))
-    err.print(f"run folder: {folder}", highlight=False)
     with work_bar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
-        head = ""
+        head, made = "", 0
+        steps_before: int | None = None
+
+        def stepped(steps: int) -> None:
+            nonlocal made
+            made = steps
+            if steps_before is not None:
+                bar.update(task, completed=made - steps_before)
 
         def told(event: str, details: dict[str, Any]) -> None:
-            nonlocal head
+            nonlocal head, steps_before
             if event == "round":
                 head = f"round {details['number']} of {resolved.rounds}"
                 bar.reset(task, description=f"{head}: writing", total=details["contexts"])
@@ -305,12 +309,14 @@ def _train_on(
             elif event == "tried":
                 bar.update(task, description=f"{head}: trying", completed=details["done"], total=details["of"])
             elif event == "reinforcing":
-                bar.reset(task, description=f"{head}: training the policy on {details['rows']} rows", total=None)
+                steps_before = made
+                bar.reset(task, description=f"{head}: training the policy on {details['rows']} rows", total=details["steps"])
             elif event == "reinforced":
+                steps_before = None
                 err.print(f"{head}: {_line(details)}", highlight=False)
 
         choice = ModelChoice(resolved.model, resolved.device, resolved.dtype, compiled=resolved.compiled)
-        with LocalExecutor(choice, workers) as executor:
+        with LocalExecutor(choice, workers, stepped) as executor:
             result = train(resolved, domain, contexts, grading, opened, executor, told, credit, exam)
     if json_file is not None:
         write_json(json_file, result)

@@ -97,6 +97,11 @@ def new_adapter(lm: LanguageModel, settings: Settings, seed: int) -> Adapter:
     return Adapter(weights, settings.alpha, settings.dropout)
 
 
+def target_names(targets: str) -> set[str]:
+    """The linear layers' own names, without those of the modules above; none for ``all-linear``, which is whatever a model has."""
+    return set() if targets == "all-linear" else {"qv": {"q_proj", "v_proj"}}.get(targets, set(targets.split(",")))
+
+
 def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, AdaptedLinear]:
     """The linear layers that settings name, in the model's order; ``last:N`` of a model with fewer layers is all of them.
 
@@ -106,13 +111,13 @@ def adapted_layers(lm: LanguageModel, targets: str, layers: str) -> dict[str, Ad
     everything = _wrapped(lm)
     count = int(lm.model.config.get_text_config().num_hidden_layers)
     first = 0 if layers == "all" else max(0, count - int(layers.removeprefix("last:")))
-    wanted = {"qv": {"q_proj", "v_proj"}}.get(targets, set(targets.split(",")))
+    wanted = target_names(targets)
     chosen = {
         name: layer
         for name, layer in everything.items()
-        if layer_index(name) >= first and (targets == "all-linear" or name.rsplit(".", 1)[-1] in wanted)
+        if layer_index(name) >= first and (not wanted or name.rsplit(".", 1)[-1] in wanted)
     }
-    unknown = set() if targets == "all-linear" else wanted - {name.rsplit(".", 1)[-1] for name in chosen}
+    unknown = wanted - {name.rsplit(".", 1)[-1] for name in chosen}
     if unknown or not chosen:
         known = sorted({name.rsplit(".", 1)[-1] for name in everything})
         raise ModelError(

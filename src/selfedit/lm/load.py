@@ -264,6 +264,11 @@ def _sample_digest(file: Path, pieces: int = 64, piece_bytes: int = 65536) -> st
     return digest.hexdigest()
 
 
+def dtype_name(known: Identity, device: str, dtype: str) -> str:
+    """The precision that ``load_model`` takes for that."""
+    return dtype if dtype != "auto" else str(_auto_dtype(known, resolve_device(device))).removeprefix("torch.")
+
+
 def _auto_dtype(known: Identity, device: torch.device) -> torch.dtype:
     """bfloat16 off the CPU; on a CPU what a timing of a training-like product chose, kept in the cache."""
     if device.type != "cpu":

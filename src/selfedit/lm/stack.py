@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from transformers import AttentionInterface
 
 from selfedit.config import Settings
 from selfedit.errors import ModelError
-from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index
+from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, target_names
 from selfedit.lm.load import Identity, LanguageModel, resolve_device
 
 ATTENTION = "selfedit_documents"
@@ -199,38 +200,51 @@ class Slots:
 
 
 def slots_that_fit(known: Identity, settings: Settings, device: str, workers: int) -> int:
-    """How many slots half of the memory has room for, at most ``MOST_SLOTS``, at least 1.
+    """How many slots half of the memory that the models leave has room for, at most ``MOST_SLOTS``, at least 1.
 
     A slot takes its parameters, their gradients and AdamW's two moments in float32, and as much again for activations.
 
     Args:
         known: the model.
-        settings: rank and layers of the adapters.
-        device: whose memory counts: the GPU's, or this machine's.
-        workers: processes that share it.
+        settings: rank, targets and layers of the adapters.
+        device: whose memory counts: the GPU's, or this machine's (a container's limit, where there is one).
+        workers: processes that share it, each with the model.
     """
     config = known.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
     inner, keys = heads * known.head_size, getattr(config, "num_key_value_heads", heads) * known.head_size
     sides = {
-        "q_proj": hidden + inner,
-        "k_proj": hidden + keys,
-        "v_proj": hidden + keys,
-        "o_proj": inner + hidden,
-        "gate_proj": hidden + config.intermediate_size,
-        "up_proj": hidden + config.intermediate_size,
-        "down_proj": hidden + config.intermediate_size,
+        "q_proj": (hidden, inner),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (inner, hidden),
+        "gate_proj": (hidden, config.intermediate_size),
+        "up_proj": (hidden, config.intermediate_size),
+        "down_proj": (config.intermediate_size, hidden),
     }
+    wanted = target_names(settings.targets) or set(sides)
     depth = config.num_hidden_layers
-    if settings.layers != "all":
-        depth = min(depth, int(settings.layers.removeprefix("last:")))
-    bytes_each = 2 * 16 * settings.rank * depth * sum(sides.values())
+    adapted = depth if settings.layers == "all" else min(depth, int(settings.layers.removeprefix("last:")))
+    # A target that isn't among these is taken for a large one.
+    large = max(sum(pair) for pair in sides.values())
+    each = 2 * 16 * settings.rank * adapted * sum(sum(sides[name]) if name in sides else large for name in wanted)
     target = resolve_device(device)
+    weights = depth * sum(into * out for into, out in sides.values()) + 2 * config.vocab_size * hidden
     if target.type == "cuda":
-        memory = torch.cuda.get_device_properties(target).total_memory
+        memory, held = torch.cuda.get_device_properties(target).total_memory, 2 * weights
     else:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(MOST_SLOTS, int(memory // 2 // max(1, workers) // bytes_each)))
+        memory, held = memory_here(), 4 * weights
+    left = memory / max(1, workers) - held
+    return max(1, min(MOST_SLOTS, int(left / 2 // each)))
+
+
+def memory_here() -> int:
+    """Bytes that this process may use: the machine's, or its container's if that has fewer."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if file.is_file() and (limit := file.read_text().strip()).isdigit():
+            return min(machine, int(limit))
+    return machine
 
 
 class SlotLinear:

@@ -65,7 +65,7 @@ def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int)
 def fully_trained(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int) -> Iterator[tuple[list[float], int]]:
     """Trains all weights, as ``train`` trains an adapter's, and puts them back in the end (paper version 2, many passages at once).
 
-    Yields the losses by optimiser step and the number of labelled tokens. Takes room for four copies of the weights.
+    Yields the losses by optimiser step and the number of labelled tokens. Takes room for four more copies of the weights.
 
     Raises:
         DivergedError: the loss stopped being finite.

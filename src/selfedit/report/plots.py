@@ -69,9 +69,7 @@ def pictures_of(runs: Sequence[RunData]) -> list[Picture]:
 def _reward_by_round(runs: Sequence[RunData]) -> Picture:
     figure, axes = new_figure(4.6, 3.2)
     for index, run in enumerate(runs):
-        means = [
-            mean_and_error(by_passage((e for e in one.edits if e.scored.accuracy is not None), "reward")) for one in run.rounds
-        ]
+        means = [mean_and_error(by_passage((e for e in one.edits if e.scored.runs), "reward")) for one in run.rounds]
         shown = [(one.number + 0.06 * index, mean) for one, mean in zip(run.rounds, means, strict=True) if mean.n]
         if not shown:
             continue
@@ -113,7 +111,7 @@ def _spread(run: RunData) -> Picture:
     figure, axes = new_figure(4.6, 3.2)
     generator = np.random.default_rng(0)
     for one in run.rounds:
-        tried = [edit for edit in one.edits if edit.scored.accuracy is not None]
+        tried = [edit for edit in one.edits if edit.scored.runs]
         for selected, colour, size in ((False, SOFT, 9), (True, COLOURS[1], 16)):
             chosen = [edit for edit in tried if edit.selected == selected]
             x = one.number + generator.uniform(-0.22, 0.22, len(chosen))

@@ -25,12 +25,17 @@ class Table:
 
 def by_passage(edits: Iterable[Edit], value: str) -> list[float]:
     """Each passage's mean over its self-edits of a figure; passages without any are left out."""
+    return list(of_passages(edits, value).values())
+
+
+def of_passages(edits: Iterable[Edit], value: str) -> dict[str, float]:
+    """The same by passage."""
     found: dict[str, list[float]] = defaultdict(list)
     for edit in edits:
         figure = getattr(edit.scored, value) if hasattr(edit.scored, value) else getattr(edit, value)
         if figure is not None:
             found[edit.scored.context].append(float(figure))
-    return [fmean(values) for values in found.values()]
+    return {context: fmean(values) for context, values in found.items()}
 
 
 def rounds_table(run: RunData) -> Table:
@@ -99,14 +104,17 @@ def retested_table(run: RunData) -> Table:
 
 def cost_table(run: RunData) -> Table:
     """What a run has cost."""
-    names = ("tokens", "seconds", "rows")
-    rows: list[tuple[Any, ...]] = [(one.number, *(one.metrics.get(name) for name in names)) for one in run.rounds]
+    names, parts = ("tokens", "rows", "seconds"), ("exams", "writing", "screening", "trying", "policy")
+    rows: list[tuple[Any, ...]] = []
+    for one in run.rounds:
+        cost = one.metrics.get("cost") or {}
+        rows.append((one.number, *(one.metrics.get(name) for name in names), *(cost.get(part) for part in parts)))
     if len(rows) > 1:
-        rows.append(("all", *(sum(one.metrics.get(name) or 0 for one in run.rounds) for name in names)))
+        rows.append(("all", *(round(sum(row[at] or 0 for row in rows), 1) for at in range(1, 1 + len(names) + len(parts)))))
     return Table(
         "Cost",
-        "Labelled tokens of the inner loop, seconds of all workers together, rows the policy was trained on.",
-        ("round", "tokens", "seconds", "rows"),
+        "Labelled tokens of the inner loop, rows the policy was trained on, seconds of all workers and what they went into.",
+        ("round", *names, *parts),
         tuple(rows),
     )
 
@@ -164,7 +172,7 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
         return None
     return Table(
         "Runs compared",
-        "Paired by passage: points right, 95 % t-interval, two-sided sign-flip p.",
+        "Paired by passage, each the mean of its self-edits: points, 95 % t-interval, two-sided sign-flip p.",
         ("runs", "what", "n", "difference", "p"),
         tuple(rows),
     )
@@ -191,7 +199,7 @@ def extremes(one: Round, count: int = 3) -> list[tuple[Edit, Edit]]:
     """The best and the worst self-edit of the passages where they are furthest apart."""
     by_context: dict[str, list[Edit]] = defaultdict(list)
     for edit in one.edits:
-        if edit.scored.usable and edit.scored.accuracy is not None:
+        if edit.scored.usable and edit.scored.runs:
             by_context[edit.scored.context].append(edit)
     pairs = [(max(own, key=_value), min(own, key=_value)) for own in by_context.values() if len(own) > 1]
     pairs.sort(key=lambda pair: _value(pair[1]) - _value(pair[0]))
@@ -208,21 +216,15 @@ def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], 
         return [(f"{m}, correct", _of_method(first, m), _of_method(other, m)) for m in methods]
     found = []
     for ours, theirs in zip(first.rounds, other.rounds, strict=False):
-        found.append((f"round {ours.number}, mean of a passage's self-edits", _of_round(ours), _of_round(theirs)))
+        # A control at random tries nothing, so what it has in common with others is what was written.
+        for figure, title in (("accuracy", "right"), ("coverage", "gold answers covered"), ("unfaithful", "words not from it")):
+            found.append((f"round {ours.number}, {title}", of_passages(ours.edits, figure), of_passages(theirs.edits, figure)))
     return found
 
 
 def _of_method(run: RunData, method: str) -> dict[str, float]:
     rows = (run.table or {})["passages"]
     return {row["id"]: value for row in rows if (value := row["methods"][method]["accuracy"]) is not None}
-
-
-def _of_round(one: Round) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
-    for edit in one.edits:
-        if edit.scored.accuracy is not None:
-            found[edit.scored.context].append(edit.scored.accuracy)
-    return {context: fmean(values) for context, values in found.items()}
 
 
 def _pm(mean: Mean, scale: float, digits: int = 1) -> str | None:

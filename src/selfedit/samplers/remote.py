@@ -16,6 +16,9 @@ from selfedit.errors import SamplerError
 from selfedit.lm.load import Identity
 from selfedit.tasks.base import Request
 
+# A chat server has no role for bare text.
+TURNS = {"text": "user"}
+
 
 class _Talking(Identity):
     @property
@@ -62,7 +65,7 @@ class RemoteSampler:
     def _ask(self, client: httpx.Client, request: Request, sampling: Sampling, seed: int) -> str:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.prompt],
+            "messages": [{"role": TURNS.get(turn.role, turn.role), "content": turn.content} for turn in request.prompt],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens or request.longest,
