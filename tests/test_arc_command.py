@@ -98,18 +98,22 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
     assert {("ttt", "icl"), ("seal", "ttt"), ("seal-writer", "best-fixed")} <= held
     assert set(table["seen"]) <= {"task5", "task6"}, "the run's own puzzles are named"
     assert table["methods"]["ttt"]["readable"]["mean"] == 1.0 and table["methods"]["oracle"]["read"]["mean"] > 0
-    by_method = {row["method"]: row for row in rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]}
-    assert by_method["seal"]["recipe"] == by_method["seal-writer"]["recipe"]
-    assert by_method["seal"]["sitting"] != by_method["seal-writer"]["sitting"], "another student"
+    listed = rows_of(tmp_path / "eval" / "trials.jsonl")
+    assert listed[0]["kind"] == "recipes" and listed[0]["written"]["seal"] == listed[0]["written"]["seal-writer"]
+    text = listed[0]["written"]["seal"][0][0]
+    students = {
+        row["on_policy"]: row["sitting"] for row in listed[2:] if row["puzzle"] == listed[0]["puzzle"] and row["recipe"] == text
+    }
+    assert students[False] != students[True], "another student"
+    distinct = {(row["puzzle"], row["on_policy"], row["recipe"]) for row in listed[2:]}
+    assert len(distinct) == len(listed) - 2 == table["cost"]["trainings"]
     written = {row["method"]: row["recipe"] for row in table["recipes"]}
     assert written["oracle"] == HAND_MADE.text() and written["best-fixed"] == table["fixed"]
     before = (tmp_path / "eval" / "trials.jsonl").read_text()
-    (tmp_path / "eval" / "trials.jsonl").write_text(before.split("\n")[0] + "\n")
+    (tmp_path / "eval" / "trials.jsonl").write_text("\n".join(before.split("\n")[:4]) + "\n")
     again = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--resume")
     assert again.returncode == 0, again.stderr
-    assert [without_times(row) for row in rows_of(tmp_path / "eval" / "trials.jsonl")] == [
-        without_times(json.loads(line)) for line in before.split("\n") if line
-    ]
+    assert [without_times(row) for row in rows_of(tmp_path / "eval" / "trials.jsonl")] == [without_times(row) for row in listed]
     page = tmp_path / "page.html"
     done = command("report", tmp_path / "eval", trained, "--out", page)
     assert done.returncode == 0, done.stderr
@@ -127,8 +131,8 @@ def test_unreadable_recipes_are_asked_for_again(command: Command, tiny_model: Pa
     flags = ("--data", puzzles, "--limit", 1, "--methods", "ttt", "--edits", 2, "--unconstrained", "--model", tiny_model, *SMALL)
     done = command("eval", "arc", *flags, "--run", tmp_path / "eval", "--set", "edit.sampling.resamples=3")
     assert done.returncode == 0, done.stderr
-    trials = rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]
-    assert [(trial["status"], trial["attempts"]) for trial in trials] == [("invalid", 4)] * 2, "a random model writes no JSON"
+    recipes, *trials = rows_of(tmp_path / "eval" / "trials.jsonl")
+    assert [attempts for _, attempts in recipes["written"]["ttt"]] == [4, 4] and {row["status"] for row in trials} == {"invalid"}
     assert json.loads((tmp_path / "eval" / "table.json").read_text())["methods"]["ttt"]["readable"]["mean"] == 0.0
 
 
@@ -137,8 +141,10 @@ def test_a_puzzle_that_is_too_long_is_unsolved(command: Command, tiny_model: Pat
     (tmp_path / "long.json").write_text(json.dumps({"train": [pair] * 3, "test": [pair]}))
     done = command("eval", "arc", "--data", tmp_path / "long.json", "--model", tiny_model, "--run", tmp_path / "eval", *SMALL)
     assert done.returncode == 0, done.stderr
-    trials = rows_of(tmp_path / "eval" / "trials.jsonl")[0]["trials"]
-    assert {trial["status"] for trial in trials} == {"too long"} and "long:" in trials[0]["reason"]
+    (row,) = rows_of(tmp_path / "eval" / "trials.jsonl")
+    assert "long:" in row["reason"] and not row["written"]
+    table = json.loads((tmp_path / "eval" / "table.json").read_text())
+    assert table["intervals"]["ttt"]["runs"] == 5 and table["intervals"]["icl"]["runs"] == 1, "as many as would have been"
     done = command("solve", tmp_path / "long.json", "--model", tiny_model)
     assert done.returncode == 1 and "window" in done.stderr
 

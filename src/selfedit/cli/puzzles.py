@@ -117,9 +117,9 @@ def eval_arc_command(
     check_writable(json_file)
     opened, resolved = open_run(folder, resolved, resume)
     write_json(folder / "data.json", as_json(puzzles))
-    with work_bar("puzzles") as bar:
+    with work_bar("puzzles, then trials") as bar:
         task = bar.add_task("", total=len(puzzles))
-        result = evaluate(resolved, puzzles, opened, workers, lambda count: bar.update(task, completed=count))
+        result = evaluate(resolved, puzzles, opened, workers, lambda done, of: bar.update(task, completed=done, total=of))
     write_json(folder / "table.json", result)
     if json_file is not None:
         write_json(json_file, result)
@@ -132,12 +132,12 @@ def show(result: dict[str, Any]) -> None:
     out.print(
         f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
         f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (different recipes taken as "
-        "independent) and by drawing whole puzzles; cells: right ones in the better attempt; bits: entropy of the recipes; tokens: "
-        "of the items, all epochs.",
+        "independent) and by drawing whole puzzles; cells: right ones in the better attempt; valid: recipes that could be trained "
+        "by; read: that could be read as first written; bits: entropy of the recipes; tokens: of the items, all epochs.",
         highlight=False,
     )
     table = narrow_table()
-    for name in ("", "solved", "%", "Wilson", "by puzzle", "cells %", "valid %", "bits", "tokens", "seconds"):
+    for name in ("", "solved", "%", "Wilson", "by puzzle", "cells %", "valid %", "read %", "bits", "tokens", "seconds"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for method, of in result["methods"].items():
         spread = result["intervals"][method]
@@ -154,6 +154,7 @@ def show(result: dict[str, Any]) -> None:
             bootstrap,
             f"{100 * of['cells']['mean']:.0f}",
             f"{100 * of['valid']['mean']:.0f}",
+            f"{100 * of['readable']['mean']:.0f}",
             "-" if bits is None else f"{bits:.1f}",
             f"{of['read']['mean']:.0f}",
             f"{of['seconds']['mean']:.0f}",
@@ -163,6 +164,9 @@ def show(result: dict[str, Any]) -> None:
         out.print(f"[bold red]Trained on these too:[/] {', '.join(result['seen'])}: no evidence for what comes from that run")
     if result["fixed"]:
         out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
+    cost = result["cost"]
+    total = f"{cost['trainings']} trainings, {cost['tokens']:,} labelled tokens, {cost['seconds']:,.0f} worker-seconds"
+    out.print(f"in total: {total}", highlight=False)
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
     differences = narrow_table()
     for name in ("", "solved", "p"):
@@ -203,7 +207,7 @@ def solve_command(
             raise DataError(f"{file}: has {len(others) + 1} tasks; give a file with one, or eval arc --data for all")
     else:
         puzzle = one_puzzle(file)
-    given = read_recipe(recipe) if recipe else None
+    given = read_recipe(recipe, resolved.edit) if recipe else None
     with err.status("loading the model") as status:
         result = solve(resolved, puzzle, given, status.update)
     out.print(f"[bold]{escape(puzzle.id)}[/]: {len(puzzle.train)} examples, {len(puzzle.test)} tests", highlight=False)

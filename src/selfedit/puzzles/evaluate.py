@@ -26,11 +26,11 @@ import numpy as np
 from selfedit import seeds
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Puzzle
-from selfedit.edits import TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
+from selfedit.evaluate import cost_of
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.graders.attempts import AttemptsGrader
-from selfedit.inner import Outcome, Trial, run_trials, sit
+from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.adapter import policy_standing
 from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel, identify
@@ -58,38 +58,41 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 MEASURES = ("accuracy", "tests", "cells", "logprob", "valid", "readable", "tokens", "read", "steps", "seconds")
 ON_POLICY = ("seal",)
 BY_POLICY = ("seal", "seal-writer")
+# They have one recipe, or none, whatever ``edits`` says.
+ONCE = ("icl", "best-fixed", "oracle")
 # How often a random recipe is drawn again that can't be compiled.
 DRAWS = 50
 
 
 @dataclass(frozen=True)
 class Lease:
-    """One puzzle and what a worker needs for it.
+    """One puzzle and what a worker needs to come by recipes for it.
 
     Attributes:
-        slots: adapters trained side by side.
         policy: folder of the trained writer; None where no method needs one.
         fixed: the recipe of ``best-fixed``.
     """
 
     config: ArcEvalConfig
     puzzle: Puzzle
-    slots: int
     policy: str | None
     fixed: str | None
 
 
 def evaluate(
-    config: ArcEvalConfig, puzzles: Sequence[Puzzle], run: Run, workers: int | None, told: Callable[[int], None]
+    config: ArcEvalConfig, puzzles: Sequence[Puzzle], run: Run, workers: int | None, told: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Runs what is missing of a run and returns its table.
+
+    Two stages: what each method would train by (a lease a puzzle), then the trials, each distinct recipe of a puzzle once for each
+    student; a group of trials side by side is a lease.
 
     Args:
         config: methods and settings.
         puzzles: with their solutions.
-        run: the run's folder; finished puzzles are not done again.
-        workers: processes, by default as many as a short timing says; a puzzle is one lease.
-        told: called with the number of puzzles done.
+        run: the run's folder; what is finished is not done again.
+        workers: processes, by default as many as a short timing says.
+        told: called with the number of leases' rows done, and of how many as far as is known.
 
     Raises:
         DataError: no policy, no run for ``best-fixed``, or rows of another policy.
@@ -102,27 +105,78 @@ def evaluate(
             raise DataError(f"{run.folder}: has rows of the fixed recipe {row['fixed']}, now it is {fixed}; give a new --run")
         if row["policy"] != policy.digest:
             raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
-    done = {row["puzzle"] for row in run.rows}
-    waiting = [puzzle for puzzle in puzzles if puzzle.id not in done]
-    told(len(puzzles) - len(waiting))
-    if waiting:
-        slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
-        choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
-        leases = [(Lease(config, puzzle, slots, policy.folder, fixed),) for puzzle in waiting]
-        with LocalExecutor(choice, workers) as executor:
-            for row in executor.map(evaluate_puzzle, leases):
-                run.append(row | {"policy": policy.digest, "fixed": fixed})
-                told(len(run.rows))
-    rows = {row["puzzle"]: row for row in run.rows}
-    return table(config, puzzles, [rows[puzzle.id] for puzzle in puzzles], fixed) | {"seen": seen(config, puzzles)}
+    slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
+    choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
+    origin = {"policy": policy.digest, "fixed": fixed}
+    with LocalExecutor(choice, workers) as executor:
+        written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
+        told(len(run.rows), len(puzzles))
+        waiting = [(Lease(config, puzzle, policy.folder, fixed),) for puzzle in puzzles if puzzle.id not in written]
+        for row in executor.map(write_recipes, waiting):
+            run.append(row | origin)
+            told(len(run.rows), len(puzzles))
+        written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
+        tried = {_key(row) for row in run.rows if row["kind"] == "trial"}
+        groups = [group for puzzle in puzzles for group in _groups(config, puzzle, written[puzzle.id], slots, policy.folder)]
+        of = len(puzzles) + sum(len(texts) for _, _, texts, _, _ in groups)
+        told(len(run.rows), of)
+        missing = [one for one in groups if any((one[1].id, one[4] is not None, text) not in tried for text in one[2])]
+        for rows in executor.map(try_recipes, missing):
+            run.append(*(row | origin for row in rows if _key(row) not in tried))
+            told(len(run.rows), of)
+    cost = cost_of([row for row in run.rows if row["kind"] == "trial"], [row["seconds"] for row in run.rows])
+    return table(config, puzzles, assembled(run.rows, config, puzzles), fixed) | {"seen": seen(config, puzzles), "cost": cost}
+
+
+def _groups(
+    config: ArcEvalConfig, puzzle: Puzzle, row: dict[str, Any], slots: int, policy: str | None
+) -> list[tuple[ArcEvalConfig, Puzzle, tuple[str, ...], int, str | None]]:
+    """The arguments of ``try_recipes`` for a puzzle; the policy is the student's, None: the base."""
+    found = []
+    for student in (None, policy) if policy else (None,):
+        # In the settings' order: rows read back have theirs sorted.
+        methods = [
+            method for method in config.methods if method in row["written"] and (method in ON_POLICY) == (student is not None)
+        ]
+        texts = list(dict.fromkeys(text for method in methods for text, _ in row["written"][method]))
+        found += [(config, puzzle, tuple(texts[at : at + slots]), slots, student) for at in range(0, len(texts), slots)]
+    return found
+
+
+def _key(row: dict[str, Any]) -> tuple[str, bool, str]:
+    return row["puzzle"], row["on_policy"], row["recipe"]
+
+
+def assembled(rows: Sequence[dict[str, Any]], config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[dict[str, Any]]:
+    """``{puzzle, trials}`` of each puzzle, a trial for each recipe of each method; equal recipes share theirs."""
+    tried = {_key(row): row for row in rows if row["kind"] == "trial"}
+    written = {row["puzzle"]: row for row in rows if row["kind"] == "recipes"}
+    found = []
+    for puzzle in puzzles:
+        row = written[puzzle.id]
+        trials: list[dict[str, Any]] = []
+        for method in config.methods:
+            if row["reason"] is not None:
+                count = 1 if method in ONCE else config.edits
+                trials += [_row(method, None, "too long", row["reason"])] * count
+            elif method == "icl":
+                trials.append(row["icl"])
+            else:
+                for text, attempts in row["written"][method]:
+                    trials.append(tried[puzzle.id, method in ON_POLICY, text] | {"method": method, "attempts": attempts})
+        found.append({"puzzle": puzzle.id, "trials": trials})
+    return found
 
 
 def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
     """The puzzles that the writer, or the fixed recipe, comes from: what is solved there is no evidence."""
     known: set[str] = set()
-    for folder in (config.writer, config.fixed_of):
-        file = Path(folder) / "data.json" if folder else None
-        known |= set(json.loads(file.read_text())) if file and file.is_file() else set()
+    for name in (config.writer, config.fixed_of):
+        # A policy's folder lies in its run's.
+        for folder in (Path(name), *Path(name).resolve().parents[:2]) if name else ():
+            if (folder / "data.json").is_file():
+                known |= set(json.loads((folder / "data.json").read_text()))
+                break
     return [puzzle.id for puzzle in puzzles if puzzle.id in known]
 
 
@@ -153,47 +207,44 @@ def best_fixed(run: Path) -> str:
     return min(by_recipe, key=lambda recipe: (-len(by_recipe[recipe]), -hits[recipe] / tried[recipe], recipe))
 
 
-def evaluate_puzzle(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
-    """A lease: every method on one puzzle; answers only, marking comes later."""
+def write_recipes(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
+    """A lease: the recipes of every method for one puzzle, and what is answered in context."""
     config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
-    trials: list[dict[str, Any]] = []
-    reason = task.too_long(lm, puzzle)
-    if reason is not None:
-        return {"puzzle": puzzle.id, "trials": [_row(method, None, "too long", reason) for method in config.methods]}
-    if "icl" in config.methods:
-        start = time.perf_counter()
-        trials.append(_row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]) | {"seconds": time.perf_counter() - start})
-    written = {method: recipes_of(lm, lease, method) for method in config.methods if method != "icl"}
-    plans, failed = {}, {}
-    for text, _ in (one for ones in written.values() for one in ones):
+    row: dict[str, Any] = {"kind": "recipes", "puzzle": puzzle.id, "reason": task.too_long(lm, puzzle), "icl": None, "written": {}}
+    start = time.perf_counter()
+    if row["reason"] is None:
+        if "icl" in config.methods:
+            row["icl"] = _row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]) | {"seconds": time.perf_counter() - start}
+        row["written"] = {method: recipes_of(lm, lease, method) for method in config.methods if method != "icl"}
+    return row | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def try_recipes(
+    lm: LanguageModel, config: ArcEvalConfig, puzzle: Puzzle, texts: tuple[str, ...], slots: int, policy: str | None
+) -> list[dict[str, Any]]:
+    """A lease: recipes for one puzzle tried side by side, on the policy or (None) on the base; answers only."""
+    task = ArcTask(config.edit)
+    plans, rows = {}, {}
+    for text in texts:
         try:
-            plans[text] = task.compile(lm, puzzle, text, config.settings, seeds.derive(config.seed, puzzle.id, "train", text))
+            plans[text] = task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, text))
         except InvalidEditError as error:
-            failed[text] = str(error)
-    for on_policy in (False, True):
-        chosen = {method: ones for method, ones in written.items() if (method in ON_POLICY) == on_policy}
-        texts = [text for text in dict.fromkeys(text for ones in chosen.values() for text, _ in ones) if text in plans]
-        with policy_standing(lm, lease.policy if on_policy else None):
-            outcomes = dict(zip(texts, run_trials(lm, [task], [Trial(puzzle, plans[t]) for t in texts], lease.slots), strict=True))
-        for method, ones in chosen.items():
-            for text, attempts in ones:
-                trials.append(_tried(lm, method, text, outcomes.get(text), plans.get(text), failed.get(text)))
-                trials[-1]["attempts"] = attempts
-    return {"puzzle": puzzle.id, "trials": trials}
+            rows[text] = _row("", text, "invalid", str(error))
+    with policy_standing(lm, policy):
+        outcomes = run_trials(lm, [task], [Trial(puzzle, plan) for plan in plans.values()], slots)
+    for (text, plan), found in zip(plans.items(), outcomes, strict=True):
+        rows[text] = _row("", text, found.status, found.reason, *found.sittings) | {
+            "tokens": found.tokens,
+            "read": plan.settings.epochs * sum(len(encode_document(lm, document).ids) for document in plan.documents),
+            "steps": len(found.losses),
+            "seconds": round(found.seconds, 2),
+            "items": len(plan.documents),
+        }
+    return [rows[text] | {"kind": "trial", "puzzle": puzzle.id, "on_policy": policy is not None} for text in texts]
 
 
-def _tried(
-    lm: LanguageModel, method: str, text: str, found: Outcome | None, plan: TrainingPlan | None, failed: str | None
-) -> dict[str, Any]:
-    if found is None or plan is None:
-        return _row(method, text, "invalid", failed or "")
-    return _row(method, text, found.status, found.reason, *found.sittings) | {
-        "tokens": found.tokens,
-        "read": plan.settings.epochs * sum(len(encode_document(lm, document).ids) for document in plan.documents),
-        "steps": len(found.losses),
-        "seconds": round(found.seconds, 2),
-        "items": len(plan.documents),
-    }
+def _training_seed(config: ArcEvalConfig, puzzle: Puzzle, text: str) -> int:
+    return seeds.derive(config.seed, puzzle.id, "train", text)
 
 
 def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, int]]:
@@ -217,7 +268,7 @@ def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConf
     for _ in range(DRAWS):
         text = random_recipe(generator, config.edit.extended).text()
         try:
-            task.compile(lm, puzzle, text, config.settings, 0)
+            task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, text))
         except InvalidEditError:
             continue
         return text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import ArcEvalConfig
+from selfedit.config import ArcEvalConfig, RecipeConfig
 from selfedit.contexts import Puzzle, Rows
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.inner import Trial, run_trials, sit
@@ -16,7 +16,7 @@ from selfedit.lm.load import load_model
 from selfedit.lm.stack import slots_that_fit
 from selfedit.runs import policy_of
 from selfedit.samplers.local import write_edits
-from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
+from selfedit.tasks.arc.recipe import HAND_MADE
 from selfedit.tasks.arc.task import ArcTask
 from selfedit.tasks.arc.vote import attempts_of, solved, voted
 from selfedit.tasks.base import Sitting
@@ -86,8 +86,8 @@ def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Calla
     }
 
 
-def read_recipe(given: str) -> str:
-    """``hand-made``, or the recipe in a file.
+def read_recipe(given: str, edit: RecipeConfig) -> str:
+    """``hand-made``, or the recipe in a file, as far as the settings let recipes go.
 
     Raises:
         DataError: no such file, or no recipe in it; names the field.
@@ -95,7 +95,7 @@ def read_recipe(given: str) -> str:
     if given == "hand-made":
         return HAND_MADE.text()
     try:
-        return parse_recipe(Path(given).read_text(encoding="utf-8")).text()
+        return ArcTask(edit).read(Path(given).read_text(encoding="utf-8")).text()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{given}: can't be read ({error}); give hand-made, or a file with a recipe") from error
     except InvalidEditError as error:

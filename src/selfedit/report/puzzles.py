@@ -12,11 +12,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from selfedit.config import ArcEvalConfig
 from selfedit.errors import InvalidEditError
 from selfedit.report.plots import COLOURS, SOFT, STYLE, Picture, new_figure, picture_of
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 from selfedit.runs import ROWS, read_rows
+from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.grids import PALETTE
 from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES, SWITCHES, Recipe, parse_recipe
 
@@ -134,9 +136,14 @@ def solved_picture(run: RunData) -> Picture:
 
 def galleries(folder: Path) -> list[dict[str, Any]]:
     """``{title, grids: [{name, svg}]}`` of the first puzzles: each test, its right answer, and the methods' first attempts."""
+    # Here, since other runs need no torch.
+    from selfedit.puzzles.evaluate import assembled
+
     data = json.loads((folder / "data.json").read_text())
+    config = ArcEvalConfig.model_validate(json.loads((folder / "run.json").read_text())["config"])
+    puzzles = sorted(load_puzzles(str(folder / "data.json"), ""), key=lambda puzzle: puzzle.id)
     found = []
-    for row in sorted(read_rows(folder / ROWS), key=lambda row: str(row["puzzle"]))[:SHOWN]:
+    for row in assembled(read_rows(folder / ROWS), config, puzzles[:SHOWN]):
         puzzle = data[row["puzzle"]]
         for at, test in enumerate(puzzle["test"]):
             grids = [{"name": "input", "svg": svg(test["input"])}, {"name": "right", "svg": svg(test["output"])}]

@@ -1,7 +1,7 @@
 """Augmentations of a puzzle's pairs: the paper's groups (appendix A), vectorised and seeded.
 
-``GEOMETRIC`` maps a name to a function of one grid, the same for input and output. Those with an inverse have one in ``INVERSES``,
-exact. The groups are those that a recipe switches: basic, size, chain, repeat.
+``GEOMETRIC`` maps a name to a function of one grid, the same for input and output; each has its exact inverse in ``INVERSES``. The
+groups are those that a recipe switches: basic, size, chain, repeat.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ def _chain(first: str, second: str) -> Transform:
     return lambda grid: GEOMETRIC[second](GEOMETRIC[first](grid))
 
 
+def _undone(first: str, second: str) -> Transform:
+    return lambda grid: INVERSES[first](INVERSES[second](grid))
+
+
 GEOMETRIC: dict[str, Transform] = {
     "rotate-90": _rotate(1),
     "rotate-180": _rotate(2),
@@ -55,16 +59,20 @@ GEOMETRIC: dict[str, Transform] = {
     "repeat-right": lambda grid: np.tile(grid, (1, 2)),
     "repeat-both": lambda grid: np.tile(grid, (2, 2)),
 }
-for _first in ("rotate-90", "rotate-180", "rotate-270", "flip-rows", "flip-columns", "transpose"):
-    GEOMETRIC[f"{_first}+double"] = _chain(_first, "double")
+CHAINED = ("rotate-90", "rotate-180", "rotate-270", "flip-rows", "flip-columns", "transpose")
+GEOMETRIC |= {f"{first}+double": _chain(first, "double") for first in CHAINED}
 
-INVERSES: Mapping[str, Transform] = {
+INVERSES: dict[str, Transform] = {
     "rotate-90": _rotate(3),
     "rotate-180": _rotate(2),
     "rotate-270": _rotate(1),
     "flip-rows": GEOMETRIC["flip-rows"],
     "flip-columns": GEOMETRIC["flip-columns"],
     "transpose": GEOMETRIC["transpose"],
+    "reflect-below": lambda grid: grid[: grid.shape[0] // 2],
+    "reflect-above": lambda grid: grid[grid.shape[0] // 2 :],
+    "reflect-right": lambda grid: grid[:, : grid.shape[1] // 2],
+    "reflect-left": lambda grid: grid[:, grid.shape[1] // 2 :],
     "double": lambda grid: grid[::2, ::2],
     "double-height": lambda grid: grid[::2],
     "double-width": lambda grid: grid[:, ::2],
@@ -72,6 +80,8 @@ INVERSES: Mapping[str, Transform] = {
     "repeat-right": lambda grid: grid[:, : grid.shape[1] // 2],
     "repeat-both": lambda grid: grid[: grid.shape[0] // 2, : grid.shape[1] // 2],
 }
+
+INVERSES |= {f"{first}+double": _undone(first, "double") for first in CHAINED}
 
 TRANSLATE = "translate"
 GROUPS: Mapping[str, tuple[str, ...]] = {

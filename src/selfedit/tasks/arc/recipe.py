@@ -7,6 +7,7 @@ schema can hold a writer to the form; (3) an extended recipe switches augmentati
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -161,17 +162,23 @@ def parse_recipe(text: str, extended: bool = True, free: bool = False) -> Recipe
     Raises:
         UnreadableEditError: there is none, or a field is missing, unknown or out of bounds.
     """
-    begin = text.find("{")
-    if begin < 0:
-        raise UnreadableEditError("no JSON object in it")
     try:
-        data, _ = json.JSONDecoder().raw_decode(text[begin:])
-        return Recipe.model_validate(data, context={"extended": extended, "free": free})
+        return Recipe.model_validate(_first_object(text), context={"extended": extended, "free": free})
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
         raise UnreadableEditError("; ".join(lines)) from error
+
+
+def _first_object(text: str) -> Any:
+    # A brace before anything but a name or another brace is none of an object.
+    begin = re.search(r'\{\s*["}]', text)
+    if begin is None:
+        raise UnreadableEditError("no JSON object in it")
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[begin.start() :])
     except (ValueError, RecursionError) as error:
         raise UnreadableEditError(f"not JSON ({error})") from error
+    return found
 
 
 def random_recipe(generator: np.random.Generator, extended: bool = False) -> Recipe:

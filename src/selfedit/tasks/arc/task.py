@@ -75,9 +75,7 @@ class ArcTask:
         left = self.edit.most_tokens // recipe.training.num_train_epochs
         for document in (self.document(item, lm.chat, every) for item in items):
             size = len(encode_prompt(lm, document.request or ())) + len(lm.tokenizer(document.text)["input_ids"]) + 2
-            if size > left:
-                break
-            if size < most:
+            if size < most and size <= left:
                 kept.append(document)
                 left -= size
         if not kept:
