@@ -203,7 +203,10 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
                 "settings": Settings(rank=4, epochs=2).model_dump(mode="json"),
                 "seed": number,
                 "config": {"dtype": "float32"},
-                "marks": {"choosing": {"before": 0.0, "after": 0.5}, "reporting": {"n": 2, "before": 0.0, "after": 1.0}},
+                "marks": {
+                    "choosing": {"before": 0.0, "after": 0.5, "committed": 0.5},
+                    "reporting": {"n": 2, "before": 0.0, "after": 1.0},
+                },
                 "created": "2026-01-01T00:00:00Z",
             }
             memory.commit(record, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from selfedit.convert import convert
 from selfedit.errors import DataError
+from selfedit.report.read import RunData
+from selfedit.report.tables import comparison
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 # right[article][completion][run][question], and the baseline's marks by article.
@@ -169,3 +172,20 @@ def test_a_summary_of_sequences_becomes_a_matrix(command: Command, tmp_path: Pat
     file.write_text(json.dumps(data | {"std_over_sequences": spreads[:2]}))
     done = command("convert", file, tmp_path / "other")
     assert done.returncode == 1 and "std_over_sequences" in done.stderr
+
+
+def test_a_second_policy_s_share_of_the_first_one_s_gain(tmp_path: Path) -> None:
+    """Its writer gains .1 where the first one's gains .2: half, over passages."""
+    runs = []
+    for name, gains in (("labelled", (0.3, 0.1, 0.2, 0.2)), ("free", (0.2, 0.0, 0.1, 0.1))):
+        passages = [
+            {"id": str(at), "title": str(at), "methods": {"self": {"accuracy": 0.2}, "seal-writer": {"accuracy": 0.2 + gain}}}
+            for at, gain in enumerate(gains)
+        ]
+        table: dict[str, Any] = {"methods": {"self": {}, "seal-writer": {}}, "passages": passages}
+        runs.append(RunData(name, tmp_path, "eval", {}, table=table))
+    found = comparison(runs)
+    assert found is not None
+    (row,) = [row for row in found.rows if "share of the gain" in row[1]]
+    value, low, high = (float(part) for part in re.findall(r"-?\d+\.\d+", row[3]))
+    assert row[2] == 4 and value == 0.5 and 0 < low < 0.5 < high < 1

@@ -537,6 +537,11 @@ def test_rewards_are_compared_on_the_same_trials(
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "trials.jsonl").read_bytes() == before
     assert json.loads((tmp_path / "out.json").read_text()) == table
+    shown = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert shown.returncode == 0, shown.stderr
+    assert "Only 2 of 3 are trained" in (tmp_path / "page.html").read_text()
+    many = command(*arguments[:2], "--passages", 300, *arguments[4:8], "--run", tmp_path / "many")
+    assert many.returncode == 1 and "--passages" in many.stderr
 
 
 def by_hand(worth: list[list[float]], rewards: list[list[float]], looks: list[float]) -> Measured:

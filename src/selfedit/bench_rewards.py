@@ -135,11 +135,14 @@ def bench_rewards(
     """Measures what is missing, then the table.
 
     Raises:
-        DataError: fewer than two passages with enough questions, or one with a question that stands twice.
+        DataError: too few passages with enough questions, or one with a question that stands twice.
     """
     chosen = [one for one in passages if len(one.questions) >= LEAST_QUESTIONS][: config.passages]
-    if len(chosen) < 2:
-        raise DataError(f"{', '.join(config.data)}: needs 2 passages with {LEAST_QUESTIONS} questions; give more --data")
+    if len(chosen) < config.passages:
+        raise DataError(
+            f"{', '.join(config.data)}: has {len(chosen)} passages with {LEAST_QUESTIONS} questions, {config.passages} are wanted; "
+            "give more --data, or fewer --passages"
+        )
     for one in chosen:
         halves(one, config.seed)
     slots = config.slots or slots_that_fit(identify(config.model), config.settings, config.device, most_workers(config.device))

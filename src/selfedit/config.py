@@ -75,7 +75,7 @@ class Settings(Frozen):
     targets: Annotated[
         str, Field(description="all-linear, qv (the paper's), or module names joined by commas, such as q_proj,down_proj")
     ] = "all-linear"
-    layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers (all, if there are fewer)")] = "last:10"
+    layers: Annotated[str, Field(description="all, or last:N for the last N decoder layers (all, if there are fewer)")] = "last:15"
     epochs: Annotated[int, Field(ge=1, le=200, description="passes over the documents")] = 8
     learning_rate: Annotated[float, Field(gt=0, le=0.1, description="AdamW's peak learning rate")] = 2e-3
     schedule: Annotated[Schedule, Field(description="learning rate over the steps, down to 0 for linear and cosine")] = "linear"
@@ -438,6 +438,7 @@ class ContinualConfig(Frozen):
     data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets, put together")] = ("almanac",)
     split: str = "test"
     methods: Annotated[tuple[str, ...], Field(min_length=1, description="ways of keeping; several at once joined by +")] = (
+        "all-layers",
         "merge",
         "replay",
         "consolidate",
@@ -472,6 +473,17 @@ class ContinualConfig(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _ways_differ(self) -> ContinualConfig:
+        own = {"merge": self.settings.layers, "last-layers": f"last:{self.keep.last_layers}", "all-layers": "all"}
+        named = [own[method] for method in self.methods if method in own]
+        if len(set(named)) < len(named):
+            raise ValueError(
+                f"merge (settings.layers, {self.settings.layers}), last-layers (keep.last_layers, {self.keep.last_layers}) and "
+                "all-layers must differ; give --set keep.last_layers=5, or one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_choose(self) -> ContinualConfig:
         if self.edits < 2 and any("retention" in method.split("+") for method in self.methods):
             raise ValueError("retention chooses among self-edits, and edits is 1; give --set edits=3")
@@ -486,7 +498,7 @@ class RewardBenchConfig(Frozen):
     dtype: Dtype = "auto"
     data: Annotated[tuple[str, ...], Field(min_length=1, description="data sets with questions, put together")] = ("almanac",)
     split: str = "dev"
-    passages: Annotated[int, Field(ge=2, description="passages with 4 questions or more; the first ones")] = 30
+    passages: Annotated[int, Field(ge=2, description="passages with 4 questions or more; the first ones")] = 16
     edits: Annotated[int, Field(ge=2, le=64, description="self-edits a passage")] = 8
     repeats: Annotated[int, Field(ge=2, le=16, description="seeds of training of each")] = 2
     screened: Annotated[int, Field(ge=1, le=64, description="self-edits that a screen lets through")] = 2

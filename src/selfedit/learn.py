@@ -166,7 +166,11 @@ def learn(
             report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
+            committed = None if best is None else mark_sitting(grader, to_choose, candidates[best].outcomes[0].sittings[0])
             record = _record(known_config, passage, questions, halves.choosing, candidates, best, baseline, report)
+            if committed is not None:
+                # The mean of several runs chose it; the first one's adapter is what is kept.
+                record["marks"]["choosing"]["committed"] = committed.accuracy
             record |= {"quiz_by": "model" if made else "user"} if record else {}
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
             entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None

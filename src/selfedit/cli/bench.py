@@ -50,7 +50,7 @@ def inner_command(
     documents: Annotated[int, typer.Option(min=1, help="Most notes of a self-edit, its passage on top.")] = 30,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over each self-edit's documents (the paper: 10).")] = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each row; the median counts.")] = 3,
-    last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 10,
+    last: Annotated[int, typer.Option(min=1, help="N of the row stacked-last: the last N layers are adapted.")] = 15,
     slots: Annotated[int, typer.Option(min=1, help="Adapters side by side in the stacked rows.")] = 8,
     quick: Annotated[
         bool, typer.Option("--quick", help="At most 4 self-edits of 5 notes, 3 epochs, 1 turn: within 10 minutes on two cores.")
@@ -143,6 +143,7 @@ def rewards_command(
         result = bench_rewards(
             resolved, list(contexts.values()), opened, executor, lambda done, of: bar.update(task, completed=done, total=of)
         )
+    write_json(folder / "table.json", result)
     if json_file is not None:
         write_json(json_file, result)
     show_rewards(result)

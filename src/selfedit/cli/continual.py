@@ -64,8 +64,8 @@ def continual_command(
 ) -> None:
     """Learns passages one after the other and examines all of them after each: what stays, and what it costs.
 
-    - merge: each lesson's adapter on top of the ones before, in the layers of settings.layers (default: the last 10)
-    - all-layers, last-layers: the same in all layers (the paper's), or in the last keep.last_layers
+    - merge: each lesson's adapter on top of the ones before, in the layers of settings.layers (default: the last 15)
+    - all-layers, last-layers: the same in all layers (as in the paper), or in the last keep.last_layers
     - replay: earlier lessons and the base's own words mixed in
     - consolidate: now and then one fresh adapter for everything so far
     - gate: an update must stay inside budgets, is scaled down, or rejected

@@ -164,13 +164,13 @@ def check(memory: Memory, graders: Graders, model: str | None = None) -> list[di
 
 
 def at_commit(record: dict[str, Any]) -> float:
-    """Share of all wordings of an entry's quiz that were right when it was committed: choosing and reporting ones together."""
+    """Share of all wordings of an entry's quiz that what was committed got right: choosing and reporting ones together."""
     marks, passage = record["marks"], passage_of(record)
     chose = [row["chose"] for row in record["quiz"]]
     wordings = [len(question.paraphrases) + 1 for question in passage.questions]
     choosing = sum(count for count, chosen in zip(wordings, chose, strict=True) if chosen)
     reporting = sum(wordings) - choosing
-    return float((choosing * marks["choosing"]["after"] + reporting * marks["reporting"]["after"]) / (choosing + reporting))
+    return float((choosing * marks["choosing"]["committed"] + reporting * marks["reporting"]["after"]) / (choosing + reporting))
 
 
 def exams(stack: Sequence[Path], model: str, records: Mapping[int, dict[str, Any]], graders: Graders) -> dict[int, float]:
@@ -183,9 +183,21 @@ def exams(stack: Sequence[Path], model: str, records: Mapping[int, dict[str, Any
     with LocalExecutor(choice, 1) as executor:
         sat = result(executor.submit(sit_passages, passages))
     return {
-        number: mark_sitting(graders(record), exam_questions(passage.questions), sitting).accuracy
+        number: _share_right(graders(record), record, passage, sitting)
         for (number, record), passage, sitting in zip(records.items(), passages, sat, strict=True)
     }
+
+
+def _share_right(grader: Grader, record: dict[str, Any], passage: Passage, sitting: Sitting) -> float:
+    """Marked as at the commit: choosing and reporting questions each by themselves."""
+    asked = exam_questions(passage.questions)
+    right = 0.0
+    for chosen in (True, False):
+        own = [at for at, one in enumerate(asked) if record["quiz"][one.group]["chose"] == chosen]
+        if own:
+            part = Sitting(tuple(sitting.answers[at] for at in own), tuple(sitting.log_probabilities[at] for at in own))
+            right += len(own) * mark_sitting(grader, [asked[at] for at in own], part).accuracy
+    return right / len(asked)
 
 
 def sit_passages(lm: LanguageModel, passages: Sequence[Passage]) -> list[Sitting]:

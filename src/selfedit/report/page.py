@@ -19,6 +19,7 @@ from selfedit.report.continual import continual_pictures, kept_differences_table
 from selfedit.report.plots import Picture, pictures_of
 from selfedit.report.puzzles import galleries, puzzle_pictures, recipes_table, solved_table
 from selfedit.report.read import RunData, read_run
+from selfedit.report.rewards import rewards_table, stages_table
 
 
 def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
@@ -52,6 +53,8 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
 def _tables(run: RunData) -> list[tables.Table]:
     if run.kind == "continual":
         return [table for table in (kept_table(run), kept_differences_table(run)) if table.rows]
+    if run.kind == "rewards":
+        return [rewards_table(run), stages_table(run)]
     if run.kind == "puzzles":
         return [solved_table(run), tables.differences_table(run)]
     if run.kind == "eval":

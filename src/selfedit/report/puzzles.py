@@ -18,6 +18,7 @@ from selfedit.report.plots import COLOURS, SOFT, STYLE, Picture, new_figure, pic
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 from selfedit.runs import ROWS, read_rows
+from selfedit.tasks.arc.augment import GROUPS
 from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.grids import PALETTE
 from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES, SWITCHES, Recipe, parse_recipe
@@ -112,7 +113,7 @@ def recipes_picture(run: RunData) -> Picture | None:
     what = "method" if run.kind == "puzzles" else "round"
     caption = (
         f"{run.name}: recipes by {what}. Above: learning rate and epochs; size: how often; green: solved, red: not, share by "
-        "share. Below: share of recipes with each group of augmentations, and with loss on all tokens."
+        "share. Below: share of each group's augmentations that are on, and of recipes with loss on all tokens."
     )
     return picture_of(figure, f"recipes-{run.name}", caption)
 
@@ -196,7 +197,11 @@ def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> 
 
 
 def _switches(axes: Any, recipes: Sequence[tuple[Recipe, bool]]) -> None:
-    on = [[getattr(recipe.data_generation, switch) for switch in SWITCHES] for recipe, _ in recipes]
+    # Of an extended recipe the augmentations that it names one by one count: a group is on as far as they are.
+    on = [
+        [sum(name in recipe.names for name in GROUPS[group]) / len(GROUPS[group]) for group in SWITCHES.values()]
+        for recipe, _ in recipes
+    ]
     every = [recipe.training.strategy == "train_using_all_tokens" for recipe, _ in recipes]
     shares = [*np.mean(np.array(on, dtype=float), axis=0), float(np.mean(every))]
     axes.bar(range(len(shares)), shares, color=COLOURS[0], width=0.6)

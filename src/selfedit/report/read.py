@@ -17,7 +17,7 @@ from selfedit.tasks.knowledge.data import load_dataset
 from selfedit.tasks.knowledge.documents import content_words
 
 # What tells a table's kind.
-TABLES = {"recipes": "puzzles", "matrix": "continual"}
+TABLES = {"recipes": "puzzles", "matrix": "continual", "two_stage": "rewards"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RunData:
     Attributes:
         folder: where it lies.
         kind: ``train`` (rounds of self-edits, ours or converted), ``eval`` (a table of methods), ``puzzles`` (one of recipes), or
-            ``continual`` (one of ways of keeping).
+            ``continual`` (one of ways of keeping), or ``rewards`` (one of rewards and screens).
         rounds: of a train run.
         table: of an eval run, as ``table.json`` has it.
     """

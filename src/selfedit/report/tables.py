@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit.report.read import Edit, Round, RunData
-from selfedit.stats import Mean, mean_and_error, paired_difference
+from selfedit.stats import Mean, jackknife, mean_and_error, paired_difference
 
 
 @dataclass(frozen=True)
@@ -168,14 +168,33 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
                 found = paired_difference([theirs[key] for key in shared], [ours[key] for key in shared])
                 row = {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}
                 rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
+        for method in ("seal-writer", "seal"):
+            rows += _share_of_gain(first, other, method)
     if not rows:
         return None
     return Table(
         "Runs compared",
-        "Paired by passage, each the mean of its self-edits: points, 95 % t-interval, two-sided sign-flip p.",
+        "Paired by passage, each the mean of its self-edits: points, 95 % t-interval, two-sided sign-flip p. Share of the gain: of "
+        "what the first run's policy gained over the base's own self-edits; a ratio of means with the jackknife's interval.",
         ("runs", "what", "n", "difference", "p"),
         tuple(rows),
     )
+
+
+def _share_of_gain(first: RunData, other: RunData, method: str) -> list[tuple[Any, ...]]:
+    """How much of the gain of the first run's policy another one has, on the same passages."""
+    if first.kind != "eval" or any({method, "self"} - set((run.table or {})["methods"]) for run in (first, other)):
+        return []
+    gains = []
+    for run in (first, other):
+        with_policy, without = _of_method(run, method), _of_method(run, "self")
+        gains.append({key: value - without[key] for key, value in with_policy.items() if key in without})
+    units = [(gains[1][key], gains[0][key]) for key in gains[0] if key in gains[1]]
+    if len(units) < 2 or fmean(mine for _, mine in units) <= 0:
+        return []
+    found = jackknife(units, lambda chosen: fmean(a for a, _ in chosen) / (fmean(b for _, b in chosen) or math.nan))
+    interval = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return [(f"{other.name} of {first.name}", f"{method} - self, share of the gain", len(units), interval, None)]
 
 
 def edits_table(run: RunData) -> Table:

@@ -1,0 +1,61 @@
+"""What rewards and screens are worth, for the report: the tables of ``selfedit bench rewards``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selfedit.report.read import RunData
+from selfedit.report.tables import Table
+
+
+def rewards_table(run: RunData) -> Table:
+    """Each reward and screen by the self-edit that it takes."""
+    table = run.table or {}
+    rows = []
+    for row in table["rows"]:
+        single = row["reliability"]["single"] if row["reliability"] else None
+        against = (_interval(row["picked_minus_random"]), _interval(row["picked_minus_accuracy"]))
+        cost = (_mean(row["seconds_a_passage"], 0), _mean(row["trained_tokens_a_passage"], 0))
+        reliability = None if single is None else f"{single:.2f}"
+        rows.append(
+            (row["name"], row["n"], reliability, _mean(row["rank_correlation"], 2), _mean(row["picked"], 3), *against, *cost)
+        )
+    return Table(
+        f"Rewards and screens on {table['passages']} passages",
+        f"{table['edits']} self-edits each, {table['repeats']} seeds. Picked: accuracy of the self-edit taken, by what chose "
+        "nothing; rank: Spearman's rho with it within a passage; paired differences with 95 % intervals.",
+        ("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy", "seconds", "tokens"),
+        tuple(rows),
+    )
+
+
+def stages_table(run: RunData) -> Table:
+    """Training only what looks best, against training all."""
+    table = run.table or {}
+    rows = [
+        (row["screen"], row["n"], _mean(row["picked"], 3), _interval(row["minus_training_all"]), _share(row["cost_share"]))
+        for row in table["two_stage"]
+    ]
+    return Table(
+        f"Only {table['screened']} of {table['edits']} are trained",
+        "Cost: trainings of the few and looks at all, as a share of training all.",
+        ("screen", "n", "picked", "minus training all", "of its cost"),
+        tuple(rows),
+    )
+
+
+def _mean(value: dict[str, Any], digits: int) -> str | None:
+    if not value["n"] or value["mean"] is None:
+        return None
+    return f"{value['mean']:.{digits}f}" + (f" ± {value['se']:.{digits}f}" if value["se"] is not None and value["n"] > 1 else "")
+
+
+def _interval(value: dict[str, Any] | None) -> str | None:
+    if value is None or value["mean"] is None:
+        return None
+    interval = "" if value["low"] is None else f" [{value['low']:+.3f}, {value['high']:+.3f}]"
+    return f"{value['mean']:+.3f}{interval}"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0%}"
