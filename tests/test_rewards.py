@@ -573,3 +573,25 @@ def test_a_self_made_quiz_takes_the_place_of_the_passages_own(lm: LanguageModel)
     labelled = Passage(BRIDGE.title, BRIDGE.text, (Question("Who built it?", "Ada Thornby"),))
     assert exam.examined(labelled, material).questions == (own,)
     assert isinstance(exam.kept(labelled, material | {"reason": "too few"}, []), str)
+
+
+UNASKABLE = {
+    "numbers": "12 19 33 47\n51 62 70 88\n93 104 117 120\n131 142 158 163\n171 180 199 207\n211 226 239 240",
+    "one sentence": "The bridge at Veldan was built in 1732 by the mason Oro Tann.",
+    "another language": (
+        "Die Brücke über den Fluss wurde im Jahre 1732 von dem Maurer Oro Tann errichtet. Sie besteht aus grauem Stein und hat "
+        "sieben Bögen. Im Winter ist sie oft von Eis bedeckt, und die Kinder des Dorfes rutschen auf ihr hinunter. Der Zoll betrug "
+        "zwei Heller für einen Karren und einen für ein Pferd. Seit 1901 wird kein Zoll mehr erhoben."
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", UNASKABLE)
+def test_the_embedded_model_makes_no_quiz_of_that_and_says_so(command: Command, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "notes.md"
+    file.write_text(UNASKABLE[text])
+    done = command("learn", file, "--memory", tmp_path / "m", "--json", tmp_path / "out.json", "--workers", 0)
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["decision"] == "no-quiz" and result["memory"]["entry"] is None and result["reason"], done.stderr
+    assert not json.loads(command("memory", "list", "--memory", tmp_path / "m", "--json").stdout)["entries"]
