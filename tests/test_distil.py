@@ -226,7 +226,7 @@ def test_a_self_edit_s_documents_have_the_whole_passage_in_view(lm: LanguageMode
 
 
 def test_many_passages_are_each_taught_with_their_own_in_view(lm: LanguageModel) -> None:
-    listed = [["It stands.", None], ["1732", [["user", "When?"]]]]
+    listed = [{"text": "It stands.", "request": None}, {"text": "1732", "request": [["user", "When?"]]}]
     written = {
         passage.id: {"plans": [{"method": "self", "documents": listed[: at + 1]}]} for at, passage in enumerate((TOWER, BRIDGE))
     }

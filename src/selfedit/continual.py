@@ -23,7 +23,7 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import ContinualConfig
 from selfedit.contexts import Passage
-from selfedit.edits import Document, Message, Prompt
+from selfedit.edits import Document
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
@@ -333,7 +333,7 @@ def save_held(folder: Path, held: Held, origins: dict[int, Path], model: str) ->
     lessons = [
         {
             "passage": lesson.passage.id,
-            "documents": [[d.text, d.request, d.whole] for d in lesson.edits[0]],
+            "documents": [document.stored() for document in lesson.edits[0]],
             "likelihood": lesson.likelihood,
         }
         for lesson in held.lessons
@@ -360,14 +360,10 @@ def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dic
     lessons = tuple(
         Lesson(
             by_id[row["passage"]],
-            (tuple(Document(text, _prompt(request), whole) for text, request, whole in row["documents"]),),
+            (tuple(Document.restored(document) for document in row["documents"]),),
             shown(lease.config, by_id[row["passage"]]),
             row["likelihood"],
         )
         for row in known["lessons"]
     )
     return Held(tuple(adapters), lessons, known["pending"]), {id(a): path for a, path in zip(adapters, places, strict=True)}
-
-
-def _prompt(request: list[Any] | None) -> Prompt | None:
-    return None if request is None else tuple(Message(*turn) for turn in request)

@@ -16,7 +16,7 @@ from typing import Any
 from selfedit import progress, seeds
 from selfedit.config import EvalConfig, Settings
 from selfedit.contexts import Passage
-from selfedit.edits import Document, Message
+from selfedit.edits import Document
 from selfedit.errors import DivergedError
 from selfedit.evaluate import (
     FORMS,
@@ -126,7 +126,8 @@ def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     trials = untrained(lm, lease)
     plans, failed = plans_of(lm, lease)
     listed = [
-        {"method": one.method, "edit": one.edit, "documents": [[d.text, d.request] for d in one.plan.documents]} for one in plans
+        {"method": one.method, "edit": one.edit, "documents": [document.stored() for document in one.plan.documents]}
+        for one in plans
     ]
     seconds = round(time.perf_counter() - start, 2)
     return {"kind": "passage", "passage": lease.passage.id, "trials": trials + failed, "plans": listed, "seconds": seconds}
@@ -195,7 +196,6 @@ def _documents(method: str, passages: Sequence[Passage], written: Mapping[str, d
     found: dict[Document, str] = {}
     for passage in passages:
         for plan in (plan for plan in written[passage.id]["plans"] if plan["method"] == method):
-            for text, request in plan["documents"]:
-                turns = tuple(Message(*turn) for turn in request) if request is not None else None
-                found.setdefault(Document(text, turns), passage.view)
+            for row in plan["documents"]:
+                found.setdefault(Document.restored(row), passage.view)
     return tuple(replace(document, view=view) for document, view in found.items())

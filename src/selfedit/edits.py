@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from selfedit.config import Settings
 
@@ -50,6 +50,16 @@ class Document:
     request: Prompt | None = None
     whole: bool = False
     view: str = ""
+
+    def stored(self) -> dict[str, Any]:
+        """For JSON, without its view: what is in view is the passage, which is kept elsewhere."""
+        return {"text": self.text, "request": self.request} | ({"whole": True} if self.whole else {})
+
+    @classmethod
+    def restored(cls, row: dict[str, Any]) -> Document:
+        """What ``stored`` gave, read back from JSON."""
+        request = None if row["request"] is None else tuple(Message(*turn) for turn in row["request"])
+        return cls(row["text"], request, row.get("whole", False))
 
 
 def in_view(documents: Sequence[Document], view: str) -> tuple[Document, ...]:

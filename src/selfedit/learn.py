@@ -445,10 +445,7 @@ def _record(
         "text": passage.text,
         "style": candidate.edit.style,
         "edit": candidate.edit.text,
-        "documents": [
-            {"text": document.text, "request": document.request}
-            for document in plan.documents[: len(plan.documents) - len(replayed)]
-        ],
+        "documents": [document.stored() for document in plan.documents[: len(plan.documents) - len(replayed)]],
         "replayed": replayed,
         "settings": plan.settings.model_dump(mode="json"),
         "seed": plan.seed,

@@ -11,7 +11,7 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.contexts import Passage, Question
-from selfedit.edits import Document, Message, TrainingPlan, in_view
+from selfedit.edits import Document, TrainingPlan, in_view
 from selfedit.errors import DivergedError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
@@ -246,10 +246,7 @@ def passage_of(record: dict[str, Any]) -> Passage:
 
 def documents_of(record: dict[str, Any]) -> tuple[Document, ...]:
     """An entry's own lessons, without a view: replayed beside those of another passage they are plain SFT."""
-    return tuple(
-        Document(row["text"], None if row["request"] is None else tuple(Message(*turn) for turn in row["request"]))
-        for row in record["documents"]
-    )
+    return tuple(Document.restored(row) for row in record["documents"])
 
 
 def plan_of(record: dict[str, Any], known: Mapping[int, dict[str, Any]]) -> TrainingPlan:
