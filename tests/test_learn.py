@@ -22,21 +22,21 @@ from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 
-def marks(by_fact: list[float], margins: list[float] | None = None) -> Marks:
+def marks(by_fact: list[float], margins: list[float] | None = None, probability: float = 0.0) -> Marks:
     values = margins or [0.0] * len(by_fact)
-    mean = sum(values) / len(values)
-    return Marks((), sum(by_fact) / len(by_fact), 0.0, (), -9.0, (), mean, dict(enumerate(by_fact)), dict(enumerate(values)))
+    mean, facts = sum(values) / len(values), dict(enumerate(by_fact))
+    return Marks((), sum(by_fact) / len(by_fact), 0.0, (), -9.0, (), probability, mean, facts, dict(enumerate(values)))
 
 
 def candidate(m: Marks | None) -> Candidate:
     return Candidate(SelfEdit("c", "s", "t"), [], marks=m)
 
 
-def test_the_best_by_accuracy_then_margin_then_index() -> None:
+def test_the_best_by_accuracy_then_probability_then_index() -> None:
     baseline = marks([0, 0])
     assert choose([candidate(None), candidate(None)], baseline) is None
     assert choose([candidate(marks([0, 1])), candidate(None), candidate(marks([1, 1]))], baseline) == 2
-    assert choose([candidate(marks([0, 1], [-2, -2])), candidate(marks([1, 0], [-1, -1]))], baseline) == 1
+    assert choose([candidate(marks([0, 1], [9, 9], 0.1)), candidate(marks([1, 0], [0, 0], 0.2))], baseline) == 1
     assert choose([candidate(marks([0, 1])), candidate(marks([1, 0]))], baseline) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -187,11 +188,14 @@ def test_every_text_exam_scores_its_texts_as_they_stand(lm: LanguageModel) -> No
 
 
 def marks(*values: float) -> Marks:
-    return Marks((), 0.0, 0.0, (), sum(values) / len(values), values, float("nan"), {}, {})
+    probability = sum(map(math.exp, values)) / len(values)
+    return Marks((), 0.0, 0.0, (), sum(values) / len(values), values, probability, float("nan"), {}, {})
 
 
 def test_rewards_of_texts_are_relative_or_in_nats() -> None:
     assert make_reward("sentences", 0).score(marks(-1.0, -3.0), marks(-2.0, -4.0)) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    likelihood = make_reward("likelihood", 0).score(marks(math.log(0.5), math.log(0.1)), marks(math.log(0.3), math.log(0.1)))
+    assert likelihood == pytest.approx(0.1), "in probability, not its logarithm"
     assert make_reward("agreement", 0).score(marks(-1.0, -3.0), marks(-2.0, -4.0)) == pytest.approx(1.0)
 
 

@@ -25,7 +25,7 @@ from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, split_quiz
-from selfedit.rewards import likelihood_gain, make_reward
+from selfedit.rewards import LikelihoodReward, make_reward
 from selfedit.rewards.question_free import make_exam
 from selfedit.rewards.screens import FEATURES, Tried, look, scores_of
 from selfedit.rewards.self_quiz import copied
@@ -66,7 +66,7 @@ def halves(passage: Passage, seed: int) -> tuple[Passage, Passage]:
 
 def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slots: int) -> dict[str, Any]:
     """A lease: a passage's exams, self-edits, looks and trials."""
-    task = KnowledgeTask(config.edit, margins=True)
+    task = KnowledgeTask(config.edit)
     spent: dict[str, float] = {}
 
     def timed(name: str, job: Callable[[], Any]) -> Any:
@@ -80,7 +80,7 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
     materials = {name: timed(name, partial(maker.prepare, lm, passage, config.seed)) for name, maker in makers.items()}
     written = timed("writing", lambda: write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed))
     texts = [one.edit.text for one in written]
-    exams: dict[str, Any] = {"labelled": At(task, chooser), "unseen": At(replace(task, margins=False), unseen)}
+    exams: dict[str, Any] = {"labelled": At(task, chooser), "unseen": At(task, unseen)}
     undecided = {}
     for name, maker in makers.items():
         kept = maker.kept(passage, materials[name], texts)
@@ -208,7 +208,7 @@ class Measured:
                 for name, exam in decided.items()
             },
             ties={
-                name: [[likelihood_gain(one, before[exam]) for one in runs] for runs in marked[exam]]
+                name: [[LikelihoodReward().score(one, before[exam]) for one in runs] for runs in marked[exam]]
                 for name, exam in decided.items()
             },
             features={name: [found["features"][at] for at in usable] for name, found in row["looks"].items()},

@@ -191,6 +191,7 @@ def learn(
             "f1": baseline.f1,
             "logprob": baseline.log_probability,
             "margin": baseline.margin,
+            "probability": baseline.probability,
             "questions": [
                 {"question": one.question.question, "gold": one.question.answer, "paraphrase": one.paraphrase} | answer
                 for one, answer in zip(to_choose, _answers(chosen_before, baseline), strict=True)
@@ -245,11 +246,11 @@ def dtype_of(lm: LanguageModel) -> str:
 
 
 def choose(candidates: Sequence[Candidate], baseline: Marks) -> int | None:
-    """The best candidate: accuracy, ties by the gain of the golds' margin, then by lower index; None if none could be tried."""
+    """The best candidate: accuracy, ties by the golds' probability, then by lower index; None if none could be tried."""
     tried = [(index, candidate.marks) for index, candidate in enumerate(candidates) if candidate.marks is not None]
     if not tried:
         return None
-    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].margin - baseline.margin, -pair[0]))[0]
+    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].probability - baseline.probability, -pair[0]))[0]
 
 
 def enough(marks: Marks | None, baseline: Marks) -> bool:
@@ -366,6 +367,7 @@ def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:
         "f1": marks.f1 if marks else None,
         "logprob": marks.log_probability if marks else None,
         "margin": marks.margin if marks else None,
+        "probability": marks.probability if marks else None,
         "tokens": sum(outcome.tokens for outcome in candidate.outcomes),
         "seconds": round(sum(outcome.seconds for outcome in candidate.outcomes), 2),
         "status": candidate.status,

@@ -28,6 +28,7 @@ class Marks:
         f1s: each wording's.
         log_probability: mean over the wordings of the gold answer's mean token log-probability.
         log_probabilities: each wording's.
+        probability: mean over the wordings of the gold's probability, the geometric mean over its tokens.
         margin: mean over the wordings of the margin (``Sitting.margins``); nan where it was not asked for.
         by_fact: question group -> share of its wordings answered correctly.
         margin_by_fact: question group -> mean margin over its wordings.
@@ -39,6 +40,7 @@ class Marks:
     f1s: tuple[float, ...]
     log_probability: float
     log_probabilities: tuple[float, ...]
+    probability: float
     margin: float
     by_fact: dict[int, float]
     margin_by_fact: dict[int, float]
@@ -60,6 +62,7 @@ def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Ma
         f1s=tuple(f1s),
         log_probability=fmean(sitting.log_probabilities),
         log_probabilities=sitting.log_probabilities,
+        probability=fmean(map(math.exp, sitting.log_probabilities)),
         margin=fmean(sitting.margins) if sitting.margins else math.nan,
         by_fact={group: fmean(values) for group, values in correct.items()},
         margin_by_fact={group: fmean(values) for group, values in margins.items()},
@@ -75,6 +78,7 @@ def mean_marks(marks: Sequence[Marks]) -> Marks:
         f1s=marks[0].f1s,
         log_probability=fmean(m.log_probability for m in marks),
         log_probabilities=tuple(fmean(values) for values in zip(*(m.log_probabilities for m in marks), strict=True)),
+        probability=fmean(m.probability for m in marks),
         margin=fmean(m.margin for m in marks),
         by_fact={group: fmean(m.by_fact[group] for m in marks) for group in marks[0].by_fact},
         margin_by_fact={group: fmean(m.margin_by_fact[group] for m in marks) for group in marks[0].margin_by_fact},

@@ -5,7 +5,7 @@ policy on what was selected. On-policy by construction: every row carries the di
 policy is refused.
 
 Departures from the paper: (1) the default rule takes the best self-edit of a passage only if it beats the baseline, where the
-paper's takes it in any case; (2) ties go by the golds' margin, then by lower index, where the reference code takes the first;
+paper's takes it in any case; (2) ties go by the golds' likelihood, then by lower index, where the reference code takes the first;
 (3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random; (5) SFT is the
 engine's own, in one slot, where the reference code takes TRL; (6) ``credit="pieces"`` trains only on those answers of a selected
 self-edit that a question won can be traced to; (7) a reward without labels takes its own exam in the place of the context's
@@ -40,7 +40,7 @@ from selfedit.lm.load import Identity, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
 from selfedit.outer_jobs import dpo, look_at, prepare_exam, sft, try_group, write_and_sit
-from selfedit.rewards import Reward, likelihood_gain, make_reward, rewards_beside
+from selfedit.rewards import LikelihoodReward, Reward, make_reward, rewards_beside
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
 from selfedit.rows import answers
@@ -510,7 +510,8 @@ class Round:
                     scored.append(Scored(context.id, candidate, 0.0, 0.0, 0.0, usable=False, tried=bool(rows)))
                     continue
                 weight = kinds[self.config.reward]
-                parting = [weight.score(one, baseline) for one in again] or [likelihood_gain(one, baseline) for one in marks]
+                likelier = [LikelihoodReward().score(one, baseline) for one in marks]
+                parting = [weight.score(one, baseline) for one in again] or likelier
                 # Without float noise: a mean gain of nothing is none, and equals are equal.
                 reward = round(fmean(run[self.config.reward] for run in runs), 9)
                 scored.append(

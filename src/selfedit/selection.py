@@ -79,7 +79,7 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
 
     ``best``: of each context the one with the highest reward (the paper's); ``positive``: all above the baseline (its equation 2);
     ``best-positive``: the best, if it is above the baseline; ``top-fraction``: so large a share of all, over contexts;
-    ``random``: of each context one, uniformly. Only self-edits that could be tried; ties by margin, then by lower index.
+    ``random``: of each context one, uniformly. Only self-edits that could be tried; ties by likelihood, then by lower index.
     """
     if rule == "positive":
         return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]

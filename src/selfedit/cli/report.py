@@ -78,7 +78,7 @@ def select_command(
 ) -> None:
     """Writes the rows that a writer would be trained on, selected from a run by a rule.
 
-    best takes each passage's best, of equals the first (ours: the one with the larger margin); best-positive only those above
+    best takes each passage's best, of equals the first (ours: the one whose golds are likelier); best-positive only those above
     the baseline.
 
     Example: selfedit select runs/iter0 --rule best --out rows.jsonl

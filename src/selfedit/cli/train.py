@@ -155,7 +155,7 @@ def knowledge_command(
         for passage in load_dataset(name, resolved.split)
         if passage.questions or resolved.reward in LABEL_FREE
     }
-    domain = KnowledgeTask(resolved.edit, margins=True)
+    domain = KnowledgeTask(resolved.edit)
     grading = make_grader(resolved.grader, resolved.judge)
     exam = make_exam(resolved.reward, domain, resolved.quiz, resolved.edit)
     _train_on(

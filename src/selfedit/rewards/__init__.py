@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
@@ -36,11 +35,14 @@ class AccuracyReward:
 
 @dataclass(frozen=True)
 class LikelihoodReward:
-    """Gain of the gold answers' mean token log-probability over the other questions' golds (``Sitting.margins``), in nats."""
+    """Gain of the gold answers' probability, of each the geometric mean over its tokens: accuracy without its steps.
+
+    It goes with the exam better than log-probabilities do, by which the golds that stay unlikely weigh most (docs/lab-book.md).
+    """
 
     def score(self, marks: Marks, baseline: Marks) -> float:
-        """Unbounded; no decoding and no grader behind it."""
-        return marks.margin - baseline.margin
+        """In [-1, 1]; no decoding and no grader behind it."""
+        return marks.probability - baseline.probability
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,6 @@ class GainReward:
     def score(self, marks: Marks, baseline: Marks) -> float:
         """Unbounded."""
         return marks.log_probability - baseline.log_probability
-
-
-def likelihood_gain(marks: Marks, baseline: Marks) -> float:
-    """What parts equal rewards: the gain of the golds' margin, or where none was weighed of their log-probability."""
-    gain = LikelihoodReward().score(marks, baseline)
-    return GainReward().score(marks, baseline) if math.isnan(gain) else gain
 
 
 def make_reward(name: RewardName, weight: float) -> Reward:

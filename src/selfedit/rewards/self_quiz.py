@@ -306,7 +306,7 @@ class SelfQuiz:
     @property
     def task(self) -> Task:
         """The exam's form and marks are those of labelled questions."""
-        return KnowledgeTask(self.edit, margins=True)
+        return KnowledgeTask(self.edit)
 
     def prepare(self, lm: LanguageModel, context: Passage, seed: int) -> dict[str, Any]:
         """The quiz."""
