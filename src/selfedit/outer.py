@@ -43,11 +43,10 @@ from selfedit.outer_jobs import dpo, look_at, prepare_exam, sft, try_group, writ
 from selfedit.rewards import LikelihoodReward, Reward, make_reward, rewards_beside
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
-from selfedit.rows import answers
 from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
 from selfedit.selection import Scored, finalists, preferences, round_summary, select, won
 from selfedit.stats import mean_and_error
-from selfedit.tasks.base import Sitting, Task
+from selfedit.tasks.base import Sitting, Task, answered
 
 Told = Callable[[str, dict[str, Any]], None]
 # From (context, answers of a self-edit, exam entries won) to the indices of the answers that won them.
@@ -559,7 +558,7 @@ class Round:
 
     def answers(self, context: Any, candidate: int, written: Lessons) -> list[dict[str, Any]]:
         """A self-edit's prompts with what was written to each."""
-        return answers(self.task, self.known, context, candidate, written[context.id]["edits"][candidate]["texts"])
+        return answered(self.task, self.known, context, candidate, written[context.id]["edits"][candidate]["texts"])
 
     def traced(self, context: Any, one: Scored, written: Lessons) -> list[int]:
         """The answers of a selected self-edit that a question won can be traced to: wrong before, right in most of its runs."""

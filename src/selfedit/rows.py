@@ -1,11 +1,10 @@
-"""SFT rows: what a writer is trained on, in a run, or would be, by any run under any rule."""
+"""SFT rows of any run: what a writer would be trained on under a rule."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfedit import seeds
 from selfedit.config import LABEL_FREE, ArcTrainConfig, CreditName, SelectionRule, TrainConfig
@@ -14,22 +13,6 @@ from selfedit.errors import DataError
 from selfedit.report.read import passages_of, scored_of
 from selfedit.runs import read_rows
 from selfedit.selection import Scored, finalists, select, won
-
-if TYPE_CHECKING:
-    from selfedit.edits import Prompt
-    from selfedit.lm.load import Identity
-    from selfedit.tasks.base import Task
-
-
-def answers(task: Task, known: Identity, context: Any, candidate: int, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """A self-edit's prompts with what was written to each, without empty answers and without a pair that stands there twice."""
-    found: dict[tuple[Prompt, str], dict[str, Any]] = {}
-    for piece, (request, text) in enumerate(zip(task.requests(known, context, candidate), texts, strict=True)):
-        if text.strip():
-            turns = [message._asdict() for message in request.prompt]
-            row = {"context": context.id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text}
-            found.setdefault((request.prompt, text), row)
-    return list(found.values())
 
 
 def selected_rows(
@@ -75,6 +58,7 @@ def _own_rows(
     from selfedit.lm.load import identify
     from selfedit.tasks.arc.data import load_puzzles
     from selfedit.tasks.arc.task import ArcTask
+    from selfedit.tasks.base import answered
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
     settings = json.loads((folder / "run.json").read_text())["config"]
@@ -93,7 +77,7 @@ def _own_rows(
     rows: list[dict[str, Any]] = []
     for context, candidate in chosen:
         texts = written[context]["edits"][candidate]["texts"]
-        own = answers(task, known, contexts[context], candidate, texts)
+        own = answered(task, known, contexts[context], candidate, texts)
         if by_pieces and isinstance(task, KnowledgeTask):
             traced = task.credit(contexts[context], texts, won(scored[context, candidate]))
             own = [row for row in own if row["piece"] in traced]

@@ -101,6 +101,17 @@ class Item:
     slot: int = 0
 
 
+def answered(task: Task, lm: Identity, context: Any, candidate: int, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """A self-edit's prompts with what was written to each, as JSON; no empty answers, and no pair that stands there twice."""
+    found: dict[tuple[Prompt, str], dict[str, Any]] = {}
+    for piece, (request, text) in enumerate(zip(task.requests(lm, context, candidate), texts, strict=True)):
+        if text.strip():
+            turns = [message._asdict() for message in request.prompt]
+            row = {"context": context.id, "candidate": candidate, "piece": piece, "messages": turns, "completion": text}
+            found.setdefault((request.prompt, text), row)
+    return list(found.values())
+
+
 def sit_items(
     lm: LanguageModel, items: Sequence[Item], first: int, longest: int, stop: Callable[[str], bool] | None = None
 ) -> list[tuple[str, float, float]]:
