@@ -67,7 +67,7 @@ def main(folder: str, model: str = DEFAULT_MODEL) -> None:
     """One round of the outer loop on the glossary."""
     config = TrainConfig(model=model, rounds=1, contexts=4, edits=3, rule="best", reward="likelihood", noise_contexts=0)
     with LocalExecutor(ModelChoice(model), 0) as executor:
-        result = train(config, Glossary(), WORDS, RecallGrader(), Run(Path(folder), config, False), executor, print)
+        result = train(config, Glossary(), [WORDS], RecallGrader(), Run(Path(folder), config, False), executor, print)
     print(result["policy"])
 
 

@@ -33,11 +33,10 @@ def candidate(m: Marks | None) -> Candidate:
 
 
 def test_the_best_by_accuracy_then_probability_then_index() -> None:
-    baseline = marks([0, 0])
-    assert choose([candidate(None), candidate(None)], baseline) is None
-    assert choose([candidate(marks([0, 1])), candidate(None), candidate(marks([1, 1]))], baseline) == 2
-    assert choose([candidate(marks([0, 1], [9, 9], 0.1)), candidate(marks([1, 0], [0, 0], 0.2))], baseline) == 1
-    assert choose([candidate(marks([0, 1])), candidate(marks([1, 0]))], baseline) == 0
+    assert choose([candidate(None), candidate(None)]) is None
+    assert choose([candidate(marks([0, 1])), candidate(None), candidate(marks([1, 1]))]) == 2
+    assert choose([candidate(marks([0, 1], [9, 9], 0.1)), candidate(marks([1, 0], [0, 0], 0.2))]) == 1
+    assert choose([candidate(marks([0, 1])), candidate(marks([1, 0]))]) == 0
 
 
 def test_few_questions_ask_for_more_than_one_lucky_answer() -> None:

@@ -13,19 +13,21 @@ import pytest
 import torch
 
 from conftest import make_tiny_model
-from selfedit.config import Settings, TrainConfig
-from selfedit.contexts import Question
+from selfedit.config import EditConfig, Settings, TrainConfig
+from selfedit.contexts import Passage, Question
 from selfedit.edits import Document, Message, Prompt, TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.batch import encode_answer
-from selfedit.lm.load import Identity, LanguageModel, load_model
-from selfedit.outer import train
+from selfedit.lm.load import Identity, LanguageModel, identify, load_model
+from selfedit.outer import draw, train
 from selfedit.runs import Run
 from selfedit.selection import Scored, preferences, select
 from selfedit.stats import best_of_retested, mean_and_error, paired_difference, reliability
-from selfedit.tasks.base import Asked, Item, Request, Sitting, sit_items
+from selfedit.tasks.base import Asked, Candidate, Item, Request, Sitting, sit_items
+from selfedit.tasks.knowledge.credit import LineCredit
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 EDITS = "abcdefgh"
 FACT = "c"
@@ -101,7 +103,7 @@ def executor(toy_model: Path) -> Iterator[LocalExecutor]:
 def play(folder: Path, config: TrainConfig, executor: LocalExecutor) -> list[dict[str, Any]]:
     contexts = [Place(f"place {n}") for n in range(config.rounds * config.contexts)]
     run = Run(folder, config, resume=folder.exists())
-    return list(train(config, OneLetter(), contexts, ExactMatchGrader(), run, executor, lambda event, details: None)["rounds"])
+    return list(train(config, OneLetter(), [contexts], ExactMatchGrader(), run, executor, lambda event, details: None)["rounds"])
 
 
 def test_in_a_toy_world_the_policy_learns_what_teaches(toy_model: Path, executor: LocalExecutor, tmp_path: Path) -> None:
@@ -175,18 +177,53 @@ def test_a_run_without_enough_contexts_says_so(toy_model: Path, executor: LocalE
     config = toy_config(toy_model, 0)
     run = Run(tmp_path / "run", config, False)
     with pytest.raises(DataError, match=r"3 rounds of 6 need 18"):
-        train(config, OneLetter(), [Place("a")], ExactMatchGrader(), run, executor, lambda *_: None)
+        train(config, OneLetter(), [[Place("a")]], ExactMatchGrader(), run, executor, lambda *_: None)
 
 
-def test_a_won_question_is_traced_to_the_answers_that_hold_its_gold() -> None:
-    from selfedit.config import EditConfig
-    from selfedit.contexts import Passage
-    from selfedit.tasks.knowledge.task import KnowledgeTask
+def test_small_data_sets_are_drawn_from_as_often_as_large_ones_while_they_last(toy_model: Path) -> None:
+    large, small = [Place(f"l{n}") for n in range(20)], [Place(f"s{n}") for n in range(3)]
+    rounds = draw(toy_config(toy_model, 0, rounds=2, contexts=4), [large, [*small, large[0]]])
+    first, second = ([context.id for context in contexts] for contexts in rounds)
+    assert len({*first, *second}) == 8, "each context once, also one that stands in two data sets"
+    assert {place.id for place in small} <= {*first, *second}
+    alone = draw(toy_config(toy_model, 0, rounds=1, contexts=4), [large])
+    assert [one for one in first if one[0] == "l"][:1] == [alone[0][0].id], "each set in its own shuffled order"
 
-    passage = Passage(
-        "T", "Built in 1732 of slate.", (Question("When?", "1732", (), ("In which year?",)), Question("Of what?", "slate"))
+
+LESSONS = Passage(
+    "Weir", "Tamsin Orr built it of slate in 1732.",
+    (Question("When?", "1732", (), ("In which year?",)), Question("Of what?", "slate"), Question("Who?", "Tamsin Orr")),
+)  # fmt: skip
+
+
+def line_credit() -> tuple[LineCredit, list[Candidate]]:
+    """Three self-edits of pairs about the one sentence; the gains are of the wordings 1732, 1732, slate, Tamsin Orr."""
+    edit = EditConfig(styles=("self-qa",), passes=1)
+    written = (
+        ("Q: When was it built?\nA: 1732\nQ: When?\nA: When\nQ: What stone?\nA: of slate", (0.1, 0.3, 0.4, 0.0)),
+        ("Q: In what year did she build it?\nA: in 1732\nQ: Who was it?\nA: Tamsin Orr", (0.5, 0.5, 0.9, 0.05)),
+        ("Q: Where?\nA: the moon of Bessarabia", (0.9, 0.9, 0.9, 0.9)),
     )
-    texts = ["Q: Of what is it made?\nA: Slate", "Q: When?\nA: in 1732", "", "17321"]
-    task = KnowledgeTask(EditConfig())
-    assert task.credit(passage, texts, [2]) == [0] and task.credit(passage, texts, [0, 1]) == [1]
-    assert task.credit(passage, texts, [0, 2]) == [0, 1] and task.credit(passage, texts, []) == []
+    return LineCredit(KnowledgeTask(edit)), [Candidate(n, (text,), gains) for n, (text, gains) in enumerate(written)]
+
+
+def test_a_row_is_put_together_of_the_lines_that_taught_best(tiny_model: Path) -> None:
+    credit, candidates = line_credit()
+    (row,) = credit.rows(identify(str(tiny_model)), LESSONS, credit.task.asked(LESSONS), candidates)
+    # 1732 by the second (.5 against .2), slate by the first, which alone has it; the name taught too little to be credited (.05),
+    # but fills the row up; what isn't in the passage, or is in its own question, does not; in the order of the passage.
+    pairs = ["Q: Who was it?\nA: Tamsin Orr", "Q: What stone?\nA: of slate", "Q: In what year did she build it?\nA: in 1732"]
+    assert row["completion"] == "\n".join(pairs) and row["lines"] == 3 and row["candidates"] == [0, 1]
+    assert "slate" in row["messages"][-1]["content"]
+    nothing = [Candidate(one.number, one.texts, (0.0, 0.0, 0.05, 0.0)) for one in candidates]
+    assert credit.rows(identify(str(tiny_model)), LESSONS, credit.task.asked(LESSONS), nothing) == []
+
+
+def test_the_control_of_lines_draws_as_many_to_the_same_prompt(tiny_model: Path) -> None:
+    credit, candidates = line_credit()
+    known = identify(str(tiny_model))
+    wanted = credit.rows(known, LESSONS, credit.task.asked(LESSONS), candidates)
+    drawn = [credit.random_rows(known, LESSONS, candidates, [*wanted, {"messages": [], "lines": 1}], seed)[0] for seed in range(40)]
+    assert all(row["messages"] == wanted[0]["messages"] and row["lines"] == 3 for row in drawn)
+    found = {part for row in drawn for part in row["completion"].split("Q: ") if part}
+    assert len(found) >= 4 and not any("moon" in part for part in found), "any line that would be trained on, and no other"

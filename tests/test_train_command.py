@@ -147,22 +147,18 @@ def test_the_random_control_follows_its_run(command: Command, trained: Path, tin
     assert not (tmp_path / "control" / "trials.jsonl").exists(), "nothing is tried, since nothing is weighed"
 
 
-def test_only_the_pieces_that_won_are_trained_on(command: Command, trained: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Nothing is won by a random model: no rows, the policy stays the base, and its control has none either."""
-    flags = (*TRAIN, "--rounds", 1, "--model", tiny_model, "--set", "credit=pieces")
+def test_without_a_line_that_taught_the_policy_stays_the_base(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    """A random model writes nothing that can be credited: no rows, and its control has none either."""
+    flags = (*TRAIN, "--rounds", 1, "--model", tiny_model, "--credit", "lines", "--reward", "likelihood")
     done = command(*flags, "--rule", "positive", "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     scored = rows_of(tmp_path / "run" / "round-01" / "scored.jsonl")
-    won = sum(
-        any(
-            sum(run[i] for run in one["verdicts"]) > len(one["verdicts"]) / 2 and not before
-            for i, before in enumerate(one["baseline_verdicts"])
-        )
-        for one in scored
-    )
-    assert len(rows_of(tmp_path / "run" / "round-01" / "rows.jsonl")) == 0 == won
+    assert all(len(one["gains"]) == len(one["baseline_verdicts"]) > 0 for one in scored if one["usable"])
+    assert rows_of(tmp_path / "run" / "round-01" / "rows.jsonl") == []
     done = command(*flags, "--rule", "random", "--control-of", tmp_path / "run", "--run", tmp_path / "control")
     assert done.returncode == 0, done.stderr
+    done = command(*flags, "--set", "algorithm=dpo", "--run", tmp_path / "dpo")
+    assert done.returncode != 0 and "give credit edit" in done.stderr
 
 
 def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp_path: Path) -> None:
@@ -287,7 +283,7 @@ def test_report_and_select_of_our_own_runs(command: Command, trained: Path, tmp_
     assert ours == [row["completion"] for row in rows_of(trained / "round-02" / "rows.jsonl")], "what the policy was trained on"
 
 
-def test_select_lets_go_what_halving_let_go_and_takes_pieces(command: Command, trained: Path, tmp_path: Path) -> None:
+def test_select_lets_go_what_halving_let_go_and_takes_lines(command: Command, trained: Path, tmp_path: Path) -> None:
     run, file = tmp_path / "run", tmp_path / "rows.jsonl"
     shutil.copytree(trained, run)
     scored = rows_of(run / "round-01" / "scored.jsonl")
@@ -301,7 +297,7 @@ def test_select_lets_go_what_halving_let_go_and_takes_pieces(command: Command, t
         runs = [{"accuracy": 0.4}, {"accuracy": 0.4}] if row["candidate"] else [{"accuracy": 0.9}]
         won = [[True, *verdicts[1:]]] * len(runs)
         row |= {"usable": True, "runs": runs, "reward": 0.9 - 0.5 * row["candidate"], "value": 0.9 - 0.5 * row["candidate"]}
-        row |= {"verdicts": won, "baseline_verdicts": verdicts}
+        row |= {"verdicts": won, "baseline_verdicts": verdicts, "gains": [0.5, *(0.0 for _ in verdicts[1:])]}
     (run / "round-01" / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scored))
     written = rows_of(run / "round-01" / "edits.jsonl")
     edits = next(row for row in written if row["context"] == context)["edits"]
@@ -314,5 +310,5 @@ def test_select_lets_go_what_halving_let_go_and_takes_pieces(command: Command, t
         return [row["completion"][0]["content"] for row in rows_of(file) if title in row["prompt"][-1]["content"]]
 
     assert completions()[:2] == [f"Q: Which?\nA: {gold}", "nothing"], "the one with fewer runs was let go"
-    assert completions("--credit", "pieces")[0] == f"Q: Which?\nA: {gold}"
-    assert "nothing" not in completions("--credit", "pieces")
+    lines = completions("--credit", "lines")
+    assert lines and all(f"Q: Which?\nA: {gold}" in line for line in lines) and "nothing" not in lines

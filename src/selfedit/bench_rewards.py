@@ -190,7 +190,7 @@ class Measured:
         exams = {name: Passage(row["title"], "", tuple(map(_question, listed))) for name, listed in row["exams"].items()}
 
         def marks(exam: str, sitting: dict[str, Any]) -> Marks:
-            names = ("answers", "log_probabilities", "margins")
+            names = ("answers", "log_probabilities")
             asked = KnowledgeTask().asked(exams[exam])
             return mark_sitting(RecallGrader(), asked, Sitting(**{name: tuple(sitting[name]) for name in names}))
 

@@ -35,7 +35,7 @@ LABEL_FREE = tuple(reward for reward, exam in REWARD_EXAMS.items() if exam != "l
 TEXT_REWARDS = ("sentences", "paraphrases", "agreement")
 ScreenName = Literal["", "ridge", "gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness"]
 Rendering = Literal["python-list", "digits", "words"]
-CreditName = Literal["edit", "pieces"]
+CreditName = Literal["edit", "lines"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]
 METHODS = (
     "none",
@@ -252,7 +252,7 @@ class OuterConfig(Frozen):
     fraction: Annotated[float, Field(gt=0, le=1, description="share of all edits that top-fraction takes")] = 0.2
     credit: Annotated[
         CreditName,
-        Field(description="train on all answers of a selected self-edit, or on those that a question won can be traced to"),
+        Field(description="train on selected self-edits as they are, or on rows put together of those of their lines that taught"),
     ] = "edit"
     reward: RewardName = "accuracy"
     reward_weight: Annotated[float, Field(ge=0, le=1, description="share of likelihood in the reward mixed")] = 0.5
@@ -296,8 +296,10 @@ class TrainConfig(OuterConfig):
     def _rewards_agree(self) -> TrainConfig:
         if self.reward == "sentences" and not self.edit.held_out:
             raise ValueError("reward sentences needs sentences that are held out; give edit.held_out=0.25")
-        if self.reward in TEXT_REWARDS and self.credit == "pieces":
-            raise ValueError(f"credit pieces goes by questions won, and the reward {self.reward} asks none; give credit edit")
+        if self.reward in TEXT_REWARDS and self.credit == "lines":
+            raise ValueError(f"credit lines goes by questions' golds, and the reward {self.reward} asks none; give credit edit")
+        if self.algorithm == "dpo" and self.credit == "lines":
+            raise ValueError("dpo prefers whole self-edits to others; give credit edit")
         if self.screen and self.halving:
             raise ValueError("halving and a screen are two ways to try fewer; give one of them")
         return self

@@ -156,7 +156,7 @@ def learn(
                 baseline = mark_sitting(grader, to_choose, chosen_before)
                 progress("baseline", {"marks": baseline})
                 _try_all(executor, candidates, task, chooser, scratch, grader, slots)
-                best = choose(candidates, baseline)
+                best = choose(candidates)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
                 after = before
                 if best is not None:
@@ -166,12 +166,12 @@ def learn(
             report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
-            committed = None if best is None else mark_sitting(grader, to_choose, candidates[best].outcomes[0].sittings[0])
-            record = _record(known_config, passage, questions, halves.choosing, candidates, best, baseline, report)
-            if committed is not None:
+            record: dict[str, Any] = {}
+            if best is not None:
                 # The mean of several runs chose it; the first one's adapter is what is kept.
-                record["marks"]["choosing"]["committed"] = committed.accuracy
-            record |= {"quiz_by": "model" if made else "user"} if record else {}
+                committed = mark_sitting(grader, to_choose, candidates[best].outcomes[0].sittings[0])
+                record = _record(known_config, passage, questions, halves.choosing, candidates[best], baseline, committed, report)
+                record["quiz_by"] = "model" if made else "user"
             progress("decided", {"best": best, "accepted": accepted, "chance": chance})
             entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
         finally:
@@ -245,12 +245,12 @@ def dtype_of(lm: LanguageModel) -> str:
     return str(lm.dtype).removeprefix("torch.")
 
 
-def choose(candidates: Sequence[Candidate], baseline: Marks) -> int | None:
+def choose(candidates: Sequence[Candidate]) -> int | None:
     """The best candidate: accuracy, ties by the golds' probability, then by lower index; None if none could be tried."""
     tried = [(index, candidate.marks) for index, candidate in enumerate(candidates) if candidate.marks is not None]
     if not tried:
         return None
-    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].probability - baseline.probability, -pair[0]))[0]
+    return max(tried, key=lambda pair: (pair[1].accuracy, pair[1].probability, -pair[0]))[0]
 
 
 def enough(marks: Marks | None, baseline: Marks) -> bool:
@@ -432,15 +432,12 @@ def _record(
     passage: Passage,
     questions: Sequence[Question],
     choosing: list[int],
-    candidates: list[Candidate],
-    best: int | None,
+    candidate: Candidate,
     baseline: Marks,
+    committed: Marks,
     report: dict[str, Any],
 ) -> dict[str, Any]:
     """What the ledger keeps of an entry: enough to show it, to re-sit its exam and to train it again."""
-    if best is None:
-        return {}
-    candidate = candidates[best]
     plan, replayed = candidate.plans[0], candidate.replayed[0]
     return {
         "title": passage.title,
@@ -462,7 +459,11 @@ def _record(
             for index, q in enumerate(questions)
         ],
         "marks": {
-            "choosing": {"before": baseline.accuracy, "after": candidate.marks.accuracy if candidate.marks else None},
+            "choosing": {
+                "before": baseline.accuracy,
+                "after": candidate.marks.accuracy if candidate.marks else None,
+                "committed": committed.accuracy,
+            },
             "reporting": {"n": report["n"], "before": report["before"], "after": report["after"]},
         },
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -45,6 +45,11 @@ class Marks:
     by_fact: dict[int, float]
     margin_by_fact: dict[int, float]
 
+    def likelier(self, before: Marks) -> list[float]:
+        """Of each wording how much the gold's probability rose."""
+        pairs = zip(self.log_probabilities, before.log_probabilities, strict=True)
+        return [math.exp(now) - math.exp(then) for now, then in pairs]
+
 
 def mark_sitting(grader: Grader, asked: Sequence[Asked], sitting: Sitting) -> Marks:
     """Grades a whole sitting at once."""

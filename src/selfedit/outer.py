@@ -7,16 +7,16 @@ policy is refused.
 Departures from the paper: (1) the default rule takes the best self-edit of a passage only if it beats the baseline, where the
 paper's takes it in any case; (2) ties go by the golds' likelihood, then by lower index, where the reference code takes the first;
 (3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random; (5) SFT is the
-engine's own, in one slot, where the reference code takes TRL; (6) ``credit="pieces"`` trains only on those answers of a selected
-self-edit that a question won can be traced to; (7) a reward without labels takes its own exam in the place of the context's
-questions, and a context of which none can be made is not decided on; (8) with ``screen`` only what looks best is tried.
+engine's own, in one slot, where the reference code takes TRL; (6) ``credit="lines"`` trains on rows put together of those lines
+of the selected self-edits that taught a question's gold best; (7) a reward without labels takes its own exam in the place of the
+context's questions, and a context of which none can be made is not decided on; (8) with ``screen`` only what looks best is tried.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import random
 import shutil
 import time
 from collections import defaultdict
@@ -44,13 +44,11 @@ from selfedit.rewards import LikelihoodReward, Reward, make_reward, rewards_besi
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
 from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
-from selfedit.selection import Scored, finalists, preferences, round_summary, select, won
+from selfedit.selection import Scored, finalists, preferences, round_summary, select
 from selfedit.stats import mean_and_error
-from selfedit.tasks.base import Sitting, Task, answered
+from selfedit.tasks.base import Candidate, Credit, Sitting, Task, answered
 
 Told = Callable[[str, dict[str, Any]], None]
-# From (context, answers of a self-edit, exam entries won) to the indices of the answers that won them.
-Credit = Callable[[Any, Sequence[str], Sequence[int]], list[int]]
 # Of a round in two stages: how each self-edit that was tried had looked, and its reward.
 WORTH = "worth.jsonl"
 # A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
@@ -61,7 +59,7 @@ Trials = dict[tuple[str, int, int], dict[str, Any]]
 def train(
     config: OuterConfig,
     task: Task,
-    contexts: Sequence[Any],
+    contexts: Sequence[Sequence[Any]],
     grader: Grader,
     run: Run,
     executor: LocalExecutor,
@@ -74,13 +72,12 @@ def train(
     Args:
         config: numbers, rule, reward, settings.
         task: the domain.
-        contexts: what may be drawn; each has an ``id``.
+        contexts: what may be drawn, of each data set; each has an ``id``.
         grader: marks in this process.
         run: the run's folder.
         executor: where the jobs run; its model is the base.
         told: called with (event, details): ``round, examined, wrote, undecided, looked, screened, tried, reinforcing, reinforced``.
-        credit: for ``credit="pieces"``: from a context, the answers of a self-edit and the exam's entries that it won to those
-            answers that they can be traced to.
+        credit: for ``credit="lines"``: puts the rows together.
         exam: what the reward is taken on; by default the contexts' own questions.
 
     Returns:
@@ -120,22 +117,28 @@ def train(
     return {"rounds": metrics.rows, "policy": policy.folder}
 
 
-def draw(config: OuterConfig, contexts: Sequence[Any]) -> list[list[Any]]:
-    """The contexts of each round, all different; of a control, those that the other run took rows of."""
+def draw(config: OuterConfig, contexts: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """The contexts of each round, all different; of a control, those that the other run took rows of.
+
+    Args:
+        config: numbers and seed.
+        contexts: those of each data set, which are drawn from in turn while they last: a small one isn't lost in a large one.
+    """
     if config.control_of:
-        by_id = {context.id: context for context in contexts}
+        by_id = {context.id: context for part in contexts for context in part}
         rounds = taken(Path(config.control_of), config.rounds)
         missing = {row["context"] for rows in rounds for row in rows} - set(by_id)
         if missing:
             raise DataError(f"{config.control_of}: took passages that {', '.join(config.data)} doesn't have; give the same --data")
         return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
-    needed = config.rounds * config.contexts
-    if len(contexts) < needed:
+    shuffled = [sorted(part, key=lambda context: seeds.derive(config.seed, "draw", context.id)) for part in contexts]
+    in_turn = {context.id: context for row in itertools.zip_longest(*shuffled) for context in row if context is not None}
+    order, needed = list(in_turn.values()), config.rounds * config.contexts
+    if len(order) < needed:
         raise DataError(
-            f"{config.rounds} rounds of {config.contexts} need {needed} passages and {', '.join(config.data)} has {len(contexts)}; "
+            f"{config.rounds} rounds of {config.contexts} need {needed} passages and {', '.join(config.data)} has {len(order)}; "
             "give fewer rounds or passages, or more data"
         )
-    order = sorted(contexts, key=lambda context: seeds.derive(config.seed, "draw", context.id))
     return [order[at : at + config.contexts] for at in range(0, needed, config.contexts)]
 
 
@@ -526,6 +529,9 @@ class Round:
                         runs=runs,
                         verdicts=tuple(tuple(v.correct for v in one.verdicts) for one in marks),
                         baseline_verdicts=tuple(v.correct for v in baseline.verdicts),
+                        gains=tuple(
+                            round(fmean(gains), 9) for gains in zip(*(one.likelier(baseline) for one in marks), strict=True)
+                        ),
                         same_as=rows[0].get("same_as"),
                     )
                 )
@@ -536,49 +542,52 @@ class Round:
     ) -> list[dict[str, Any]]:
         """What the policy is trained on: the prompts of each selected self-edit and what was written to them.
 
-        ``item`` is the self-edit's place among the selected. Of a control each item has as many rows as in the run that it is held
-        against, so there are as many steps of SFT; with ``credit="pieces"`` it has that run's prompts, one by one.
+        ``item`` is the self-edit's place among the selected; with ``credit="lines"`` the context's. Of a control each item has as
+        many rows as in the run that it is held against, so there are as many steps of SFT.
         """
         by_id = {context.id: context for context in contexts}
-        by_edit = {(one.context, one.candidate): one for one in scored}
         theirs = read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else []
-        if theirs and self.config.credit == "pieces":
-            return self.random_pieces(by_id, written, scored, theirs)
+        if self.config.credit == "lines" and self.credit is not None:
+            return self.rows_of_lines(self.credit, by_id, written, chosen, scored, theirs)
         rows: list[dict[str, Any]] = []
         for item, (context_id, candidate) in enumerate(chosen):
             own = self.answers(by_id[context_id], candidate, written)
-            if self.config.credit == "pieces" and self.credit is not None:
-                traced = self.traced(by_id[context_id], by_edit[context_id, candidate], written)
-                own = [row for row in own if row["piece"] in traced]
             if self.config.control_of:
                 count = sum(row["item"] == item for row in theirs)
                 own = [own[at % len(own)] for at in range(count)] if own else []
             rows += [row | {"item": item} for row in own]
         return rows
 
+    def rows_of_lines(
+        self,
+        credit: Credit,
+        by_id: dict[str, Any],
+        written: Lessons,
+        chosen: Sequence[tuple[str, int]],
+        scored: Sequence[Scored],
+        theirs: Sequence[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Of each context: lines of the selected that taught; of a control as many of any, to the other run's prompts."""
+        picked: dict[str, list[Candidate]] = defaultdict(list)
+        taken = {(one.context, one.candidate) for one in scored if one.usable} if self.config.control_of else set(chosen)
+        for one in scored:
+            if (one.context, one.candidate) in taken:
+                texts = written[one.context]["edits"][one.candidate]["texts"]
+                picked[one.context].append(Candidate(one.candidate, texts, one.gains))
+        rows: list[dict[str, Any]] = []
+        for item, (context_id, candidates) in enumerate(picked.items()):
+            context = by_id[context_id]
+            if self.config.control_of:
+                wanted = [row for row in theirs if row["context"] == context_id]
+                own = credit.random_rows(self.known, context, candidates, wanted, self.seed("control", context_id))
+            else:
+                own = credit.rows(self.known, context, self.exam.task.asked(self.examined[context_id]), candidates)
+            rows += [row | {"item": item} for row in own]
+        return rows
+
     def answers(self, context: Any, candidate: int, written: Lessons) -> list[dict[str, Any]]:
         """A self-edit's prompts with what was written to each."""
         return answered(self.task, self.known, context, candidate, written[context.id]["edits"][candidate]["texts"])
-
-    def traced(self, context: Any, one: Scored, written: Lessons) -> list[int]:
-        """The answers of a selected self-edit that a question won can be traced to: wrong before, right in most of its runs."""
-        assert self.credit is not None
-        return self.credit(self.examined[context.id], written[one.context]["edits"][one.candidate]["texts"], won(one))
-
-    def random_pieces(
-        self, by_id: dict[str, Any], written: Lessons, scored: Sequence[Scored], theirs: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
-        """The control of pieces: the other run's prompts, each with what a self-edit wrote to it that was drawn at random."""
-        answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for one in scored:
-            if one.usable:
-                answers[one.context] += self.answers(by_id[one.context], one.candidate, written)
-        found = []
-        for index, row in enumerate(theirs):
-            alike = [own for own in answers[row["context"]] if own["messages"] == row["messages"]]
-            if alike:
-                found.append(random.Random(self.seed("control", index)).choice(alike) | {"item": row["item"]})
-        return found
 
     def preferred_rows(
         self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int, int]]
@@ -612,7 +621,7 @@ class Round:
 
     def marks(self, context: Any, sitting: dict[str, Any]) -> Marks:
         """A stored sitting's entries that count, graded."""
-        kept, names = self.entries[context.id], ("answers", "log_probabilities", "margins")
+        kept, names = self.entries[context.id], ("answers", "log_probabilities")
         values = {name: tuple(sitting[name][at] for at in kept) if sitting[name] else () for name in names}
         return mark_sitting(self.grader, self.exam.task.asked(self.examined[context.id]), Sitting(**values))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from selfedit.convert import is_converted
 from selfedit.errors import DataError
 from selfedit.report.read import passages_of, scored_of
 from selfedit.runs import read_rows
-from selfedit.selection import Scored, finalists, select, won
+from selfedit.selection import Scored, finalists, select
 
 
 def selected_rows(
@@ -22,10 +23,10 @@ def selected_rows(
 
     Args:
         number: the round; 0: all.
-        credit: whole self-edits, or only the answers that questions won can be traced to; None: as the run did.
+        credit: self-edits as they are, or rows put together of their lines that taught; None: as the run did.
 
     Raises:
-        DataError: no run, or no such round in it; credit by pieces where the run's own questions aren't the passages'.
+        DataError: no run, or no such round in it; credit by lines where the run's own questions aren't the passages'.
     """
     rounds = sorted(int(path.parent.name.removeprefix("round-")) for path in folder.glob("round-*/scored.jsonl"))
     chosen_rounds = [one for one in rounds if number in (0, one)]
@@ -58,7 +59,8 @@ def _own_rows(
     from selfedit.lm.load import identify
     from selfedit.tasks.arc.data import load_puzzles
     from selfedit.tasks.arc.task import ArcTask
-    from selfedit.tasks.base import answered
+    from selfedit.tasks.base import Candidate, answered
+    from selfedit.tasks.knowledge.credit import LineCredit
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
     settings = json.loads((folder / "run.json").read_text())["config"]
@@ -71,21 +73,25 @@ def _own_rows(
         contexts = {puzzle.id: puzzle for puzzle in load_puzzles(str(folder / "data.json"), "")}
     else:
         task, contexts = KnowledgeTask(TrainConfig.model_validate(settings).edit), dict[str, Any](passages_of(folder))
-    by_pieces = credit == "pieces"
-    if by_pieces and (isinstance(task, ArcTask) or settings["reward"] in LABEL_FREE):
-        raise DataError(f"{folder}: only answers to a passage's own questions can be traced to pieces; give --credit edit")
-    rows: list[dict[str, Any]] = []
+    by_id: dict[str, list[int]] = defaultdict(list)
     for context, candidate in chosen:
-        texts = written[context]["edits"][candidate]["texts"]
-        own = answered(task, known, contexts[context], candidate, texts)
-        if by_pieces and isinstance(task, KnowledgeTask):
-            traced = task.credit(contexts[context], texts, won(scored[context, candidate]))
-            own = [row for row in own if row["piece"] in traced]
-        for row in own:
-            if known.chat and row["messages"][0]["role"] != "text":
-                completion = [{"role": "assistant", "content": row["completion"].strip()}]
-                rows.append({"prompt": row["messages"], "completion": completion})
-            else:
-                prompt = "\n".join(turn["content"] for turn in row["messages"])
-                rows.append({"prompt": prompt, "completion": row["completion"].strip()})
+        by_id[context].append(candidate)
+    own: list[dict[str, Any]] = []
+    for context, candidates in by_id.items():
+        texts = {candidate: written[context]["edits"][candidate]["texts"] for candidate in candidates}
+        if credit == "edit":
+            own += [row for at in candidates for row in answered(task, known, contexts[context], at, texts[at])]
+            continue
+        if isinstance(task, ArcTask) or settings["reward"] in LABEL_FREE:
+            raise DataError(f"{folder}: only a passage's own questions say which lines taught them; give --credit edit")
+        tried = [Candidate(at, texts[at], scored[context, at].gains) for at in candidates]
+        own += LineCredit(task).rows(known, contexts[context], task.asked(contexts[context]), tried)
+    rows: list[dict[str, Any]] = []
+    for row in own:
+        if known.chat and row["messages"][0]["role"] != "text":
+            completion = [{"role": "assistant", "content": row["completion"].strip()}]
+            rows.append({"prompt": row["messages"], "completion": completion})
+        else:
+            prompt = "\n".join(turn["content"] for turn in row["messages"])
+            rows.append({"prompt": prompt, "completion": row["completion"].strip()})
     return rows

@@ -27,6 +27,7 @@ class Scored:
         accuracy, baseline: share of questions answered with it and before; None if it was not tried.
         runs: each run's reward by kind.
         verdicts, baseline_verdicts: each run's marks, question by question, and those before.
+        gains: question by question how much likelier the gold became, as a probability, the mean over the runs.
         tried: whether it was tried at all: a screen may leave it out, or a context has no decision.
         same_as: the earlier candidate with the same text, whose runs these are; it counts in the loop, not in estimates of noise.
     """
@@ -42,6 +43,7 @@ class Scored:
     runs: tuple[dict[str, float], ...] = ()
     verdicts: tuple[tuple[bool, ...], ...] = ()
     baseline_verdicts: tuple[bool, ...] = ()
+    gains: tuple[float, ...] = ()
     same_as: int | None = None
     tried: bool = True
 
@@ -54,7 +56,8 @@ class Scored:
     def of_row(cls, row: dict[str, Any]) -> Scored:
         """From a row of ``scored.jsonl``."""
         verdicts = tuple(tuple(run) for run in row["verdicts"])
-        return cls(**row | {"runs": tuple(row["runs"]), "verdicts": verdicts, "baseline_verdicts": tuple(row["baseline_verdicts"])})
+        listed = {name: tuple(row[name]) for name in ("runs", "baseline_verdicts", "gains")}
+        return cls(**row | listed | {"verdicts": verdicts})
 
 
 def finalists(scored: Sequence[Scored]) -> list[Scored]:
@@ -63,15 +66,6 @@ def finalists(scored: Sequence[Scored]) -> list[Scored]:
     for one in scored:
         most[one.context] = max(most[one.context], len(one.runs))
     return [one for one in scored if not one.usable or len(one.runs) == most[one.context]]
-
-
-def won(one: Scored) -> list[int]:
-    """The questions that a self-edit won: wrong before, right in most of its runs."""
-    return [
-        index
-        for index, before in enumerate(one.baseline_verdicts)
-        if not before and 2 * sum(run[index] for run in one.verdicts) > len(one.verdicts)
-    ]
 
 
 def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed: int) -> list[tuple[str, int]]:

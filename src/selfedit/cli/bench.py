@@ -27,6 +27,7 @@ from selfedit.cli.common import (
     open_run,
     out,
     print_config,
+    print_table,
     run_config,
     work_bar,
     write_json,
@@ -158,44 +159,12 @@ def show_rewards(result: dict[str, Any]) -> None:
         f"the best by that same accuracy {_figure(best)}.",
         highlight=False,
     )
-    table = narrow_table()
-    table.add_column("", no_wrap=True)
-    for name in ("n", "reliability", "rank", "picked", "minus random", "minus accuracy", "s", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in result["rows"]:
-        single = row["reliability"]["single"] if row["reliability"] else None
-        table.add_row(
-            row["name"],
-            str(row["n"]),
-            f"{single:.2f}" if single is not None and single == single else "-",
-            _figure(row["rank_correlation"]),
-            _figure(row["picked"]),
-            _interval(row["picked_minus_random"]),
-            _interval(row["picked_minus_accuracy"]),
-            f"{row['seconds_a_passage']['mean']:.0f}" if row["n"] else "-",
-            f"{row['trained_tokens_a_passage']['mean']:,.0f}" if row["n"] else "-",
-        )
-    out.print(table)
-    out.print(
-        "reliability: of one run; rank: Spearman's rho within a passage with the accuracy on unseen questions by other seeds; "
-        "picked: that accuracy of the self-edit taken; minus random, minus accuracy: against a random self-edit and against the "
-        "one that the labelled accuracy takes, paired, with 95 % intervals; s, tokens: a passage, exams made and trainings or "
-        "looks, labelled tokens trained on.",
-        highlight=False,
-    )
-    stages = narrow_table()
-    stages.add_column(f"only {result['screened']} are trained", no_wrap=True)
-    for name in ("n", "picked", "minus training all", "of its cost"):
-        stages.add_column(name, justify="right", no_wrap=True)
-    for row in result["two_stage"]:
-        cells = (_figure(row["picked"]), _interval(row["minus_training_all"]), f"{row['cost_share']:.0%}")
-        stages.add_row(row["screen"], str(row["n"]), *cells)
-    out.print(stages)
-    out.print(
-        "of its cost: trainings of the few and looks at all, as a share of training all; without the passages that a run tries "
-        "whole to learn what a screen is worth.",
-        highlight=False,
-    )
+    from selfedit.report.read import RunData
+    from selfedit.report.rewards import rewards_table, stages_table
+
+    run = RunData("", Path(), "rewards", {}, table=result)
+    print_table(rewards_table(run))
+    print_table(stages_table(run))
     out.print(
         f"one training: {result['training_seconds']['mean']:.1f} s, {result['training_tokens']['mean']:,.0f} labelled tokens; "
         f"share of the model's questions that ask what an unseen one asks: {_figure(result['overlap'])}",
@@ -207,12 +176,6 @@ def _figure(mean: dict[str, Any]) -> str:
     if not mean["n"]:
         return "-"
     return f"{mean['mean']:.3f}" + (f" ± {mean['se']:.3f}" if mean["n"] > 1 else "")
-
-
-def _interval(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return "-"
-    return f"{difference['mean']:+.3f} ({difference['low']:+.3f}, {difference['high']:+.3f})"
 
 
 def show(result: dict[str, Any], quick: bool) -> None:

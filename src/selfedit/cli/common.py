@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from selfedit.estimate import Estimate
     from selfedit.graders import Grader
     from selfedit.lm.load import Identity
+    from selfedit.report.tables import Table as ReportTable
     from selfedit.runs import Run
 
 out = Console()
@@ -45,6 +46,19 @@ SlotsOption = Annotated[int | None, typer.Option(min=0, help="Adapters trained s
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run, with its own settings.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with settings, as --dry-run prints them.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+
+
+def print_table(found: ReportTable) -> None:
+    """A report's table with its note; nothing where it has no rows."""
+    if not found.rows:
+        return
+    table = narrow_table()
+    for at, name in enumerate(found.columns):
+        table.add_column(name, justify="right" if at else "left")
+    for cells in found.rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+    out.print(table)
+    out.print(found.note, highlight=False)
 
 
 def open_run(folder: Path, config: Config, resume: bool) -> tuple[Run, Config]:

@@ -144,6 +144,12 @@ def knowledge_command(
     show(result)
 
 
+def print_cost(cost: dict[str, float]) -> None:
+    """What a run has cost in all."""
+    total = f"{cost['trainings']} trainings, {cost['tokens']:,} labelled tokens, {cost['seconds']:,.0f} worker-seconds"
+    out.print(f"in total: {total}", highlight=False)
+
+
 def interval_cells(row: dict[str, Any]) -> tuple[str, str]:
     """A paired difference with its interval, and its p; of one passage there is neither."""
     if row["n"] < 2:
@@ -182,9 +188,7 @@ def show(result: dict[str, Any]) -> None:
         "The gold answers here and elsewhere, questions right elsewhere; a trial's labelled tokens, steps, seconds with exam:"
     )
     out.print(costs)
-    cost = result["cost"]
-    total = f"{cost['trainings']} trainings, {cost['tokens']:,} labelled tokens, {cost['seconds']:,.0f} worker-seconds"
-    out.print(f"in total: {total}", highlight=False)
+    print_cost(result["cost"])
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("correct", "p", "F1", "p")
     rows = result["differences"]

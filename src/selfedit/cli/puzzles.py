@@ -35,7 +35,7 @@ from selfedit.cli.common import (
     work_bar,
     write_json,
 )
-from selfedit.cli.evaluate import interval_cells, mean_cell
+from selfedit.cli.evaluate import interval_cells, mean_cell, print_cost
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Rows
 from selfedit.errors import DataError
@@ -164,9 +164,7 @@ def show(result: dict[str, Any]) -> None:
         out.print(f"[bold red]Trained on these too:[/] {', '.join(result['seen'])}: no evidence for what comes from that run")
     if result["fixed"]:
         out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
-    cost = result["cost"]
-    total = f"{cost['trainings']} trainings, {cost['tokens']:,} labelled tokens, {cost['seconds']:,.0f} worker-seconds"
-    out.print(f"in total: {total}", highlight=False)
+    print_cost(result["cost"])
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
     differences = narrow_table()
     for name in ("", "solved", "p"):

@@ -73,7 +73,7 @@ def select_command(
     seed: Annotated[int, typer.Option(help="For random.")] = 0,
     credit: Annotated[
         CreditName | None,
-        typer.Option(help="edit: whole self-edits; pieces: answers that questions won go back to; default: the run's."),
+        typer.Option(help="edit: self-edits as they are; lines: rows put together of their lines that taught; default: the run's."),
     ] = None,
 ) -> None:
     """Writes the rows that a writer would be trained on, selected from a run by a rule.

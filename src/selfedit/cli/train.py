@@ -30,6 +30,7 @@ from selfedit.cli.common import (
     open_run,
     out,
     print_config,
+    print_table,
     run_config,
     styles_from,
     work_bar,
@@ -40,9 +41,8 @@ from selfedit.errors import DataError
 
 if TYPE_CHECKING:
     from selfedit.graders import Grader
-    from selfedit.outer import Credit
     from selfedit.rewards.exams import Exam
-    from selfedit.tasks.base import Task
+    from selfedit.tasks.base import Credit, Task
 
 app = typer.Typer(help="Train the model to write better self-edits.", no_args_is_help=True)
 
@@ -62,7 +62,7 @@ def knowledge_command(
     repeats: Annotated[int | None, typer.Option(help="Training runs of each self-edit, each with its own seed.")] = None,
     rule: Annotated[str | None, typer.Option(help="best-positive, best, positive, top-fraction, or random.")] = None,
     credit: Annotated[
-        str | None, typer.Option(help="Train on all of a selected self-edit, or on pieces that won: edit, pieces.")
+        str | None, typer.Option(help="Train on selected self-edits (edit), or on rows of their lines that taught (lines).")
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="rest-em (SFT on the selected), or dpo (best over worst).")] = None,
     halving: Annotated[bool | None, typer.Option("--halving", help="Further repeats for the better half only.")] = None,
@@ -146,21 +146,17 @@ def knowledge_command(
         estimates(resolved.model, lambda known: estimate_training(resolved, known))
         return
     from selfedit.rewards.question_free import make_exam
+    from selfedit.tasks.knowledge.credit import LineCredit
     from selfedit.tasks.knowledge.data import flat_dataset, load_dataset
     from selfedit.tasks.knowledge.task import KnowledgeTask
 
-    contexts = {
-        passage.id: passage
-        for name in resolved.data
-        for passage in load_dataset(name, resolved.split)
-        if passage.questions or resolved.reward in LABEL_FREE
-    }
+    unlabelled = resolved.reward in LABEL_FREE
+    loaded = [load_dataset(name, resolved.split) for name in resolved.data]
+    contexts = [[passage for passage in passages if passage.questions or unlabelled] for passages in loaded]
     domain = KnowledgeTask(resolved.edit)
     grading = make_grader(resolved.grader, resolved.judge)
     exam = make_exam(resolved.reward, domain, resolved.quiz, resolved.edit)
-    _train_on(
-        resolved, domain, list(contexts.values()), grading, run, resume, workers, json_file, flat_dataset, domain.credit, exam
-    )
+    _train_on(resolved, domain, contexts, grading, run, resume, workers, json_file, flat_dataset, LineCredit(domain), exam)
 
 
 @app.command("arc")
@@ -230,12 +226,13 @@ def arc_command(
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
     from selfedit.tasks.arc.task import ArcTask
 
-    loaded = [puzzle for name in resolved.data for puzzle in load_puzzles(name, resolved.split)]
-    check_solved(loaded)
+    loaded = [load_puzzles(name, resolved.split) for name in resolved.data]
+    check_solved([puzzle for puzzles in loaded for puzzle in puzzles])
     known, task = identify(resolved.model), ArcTask(resolved.edit)
-    shown = [puzzle for puzzle in loaded if task.too_long(known, puzzle) is None]
-    if len(shown) < len(loaded):
-        err.print(f"{len(loaded) - len(shown)} of {len(loaded)} puzzles are too long for the model and left out", highlight=False)
+    shown = [[puzzle for puzzle in puzzles if task.too_long(known, puzzle) is None] for puzzles in loaded]
+    before, after = (sum(map(len, parts)) for parts in (loaded, shown))
+    if after < before:
+        err.print(f"{before - after} of {before} puzzles are too long for the model and left out", highlight=False)
     _train_on(resolved, task, shown, AttemptsGrader(), run, resume, workers, json_file, as_json)
 
 
@@ -260,7 +257,7 @@ def _resolved(
 def _train_on(
     resolved: OuterConfig,
     domain: Task,
-    contexts: Sequence[Any],
+    contexts: Sequence[Sequence[Any]],
     grading: Grader,
     run: Path | None,
     resume: bool,
@@ -368,15 +365,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         "trials; seconds: of all workers together.",
         highlight=False,
     )
-    for found in (noise_table(run), retested_table(run)):
-        if found.rows:
-            noise = narrow_table()
-            for name in found.columns:
-                noise.add_column(name, justify="right")
-            for cells in found.rows:
-                noise.add_row(*("-" if cell is None else str(cell) for cell in cells))
-            out.print(noise)
-            out.print(found.note, highlight=False)
+    print_table(noise_table(run))
+    print_table(retested_table(run))
     total = {name: sum(row[name] for row in result["rounds"]) for name in ("tokens", "seconds")}
     out.print(f"in total: {total['tokens']:,} labelled tokens, {total['seconds']:,.0f} worker-seconds", highlight=False)
     if result["policy"]:

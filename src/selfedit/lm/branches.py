@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, DynamicCache
 
-from selfedit.errors import ModelError
+from selfedit.lm.stack import refuse_other_attention
 
 ATTENTION = "selfedit_branches"
 # Prompts that no row continues any more are dropped once so large a share is left; dropping copies the others.
@@ -50,8 +50,8 @@ class Branches(DynamicCache):  # type: ignore[misc]
     def _continue(self, sources: Sequence[int]) -> None:
         """Says which prompt each row continues, and lays the rows of a prompt side by side."""
         self.sources = list(sources)
-        source_B = torch.tensor(self.sources, device=self.device)
-        self.lengths_B = self.mask_UT.sum(1)[source_B]
+        self.source_B = torch.tensor(self.sources, device=self.device)
+        self.lengths_B = self.mask_UT.sum(1)[self.source_B]
         counts = Counter(self.sources)
         self.most = max(counts.values())
         places = [[0] * self.most for _ in self.mask_UT]
@@ -150,8 +150,7 @@ class Branches(DynamicCache):  # type: ignore[misc]
     def _bias(self, columns: int, window: int | None) -> torch.Tensor:
         """What is added to the scores of a prompt's last columns: 0 where a row sees them, else -inf, (B, 1, 1, columns)."""
         if (columns, window) not in self.biases:
-            seen_UT = self.mask_UT
-            seen_BT = seen_UT[torch.tensor(self.sources, device=self.device)]
+            seen_BT = self.mask_UT[self.source_B]
             if window is not None:
                 seen_BT = seen_BT & (self.positions_B1 - (seen_BT.cumsum(1) - 1) < window)
             bias_BT = torch.zeros(seen_BT.shape, device=self.device).masked_fill(~seen_BT, float("-inf"))
@@ -168,13 +167,10 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    branches: Branches | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    if s_aux is not None or position_bias is not None or branches is None:
-        raise ModelError("this model's attention has sinks or a position bias, which can't be computed here; give another model")
+    refuse_other_attention(others)
+    branches: Branches = others["branches"]
     layer: Any = module.layer_idx
     return branches.attend(int(layer), query, key, value, scaling, sliding_window, softcap), None
 

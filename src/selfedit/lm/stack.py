@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -379,6 +379,14 @@ def keep_mask(x: torch.Tensor, share: float, generator: torch.Generator) -> torc
     return (drawn >= share).to(x.dtype) / (1.0 - share)
 
 
+def refuse_other_attention(given: Mapping[str, Any]) -> None:
+    """Raises ModelError for what a family asks of its attention and ours doesn't do; ``given``: what was not taken by name."""
+    named = {"softcap": "a cap", "s_aux": "sinks", "position_bias": "a position bias"}
+    found = [name for key, name in named.items() if given.get(key) is not None]
+    if found:
+        raise ModelError(f"this model's attention has {' and '.join(found)}, which can't be computed here; give another model")
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(
     module: nn.Module,
@@ -388,16 +396,10 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document of the stream; (1, H, T, D) -> (1, T, H, D)."""
-    if softcap is not None or s_aux is not None or position_bias is not None:
-        raise ModelError(
-            "this model's attention has a cap, sinks or a position bias, which can't be trained here; give another model"
-        )
+    refuse_other_attention(others)
     if _stream.bounds is not None and one_kernel(query):
         return _attend_in_one_kernel(query, key, value, _stream, scaling, sliding_window), None
     lengths = [span.length for span in _stream.documents]

@@ -375,7 +375,7 @@ def _graded(puzzle: Puzzle, row: dict[str, Any]) -> dict[str, list[dict[str, flo
     for trial in row["trials"]:
         measures = dict.fromkeys(MEASURES, 0.0) | {"logprob": math.nan}
         if trial["sitting"] is not None:
-            sat = {name: tuple(trial["sitting"][name]) for name in ("answers", "log_probabilities", "margins")}
+            sat = {name: tuple(trial["sitting"][name]) for name in ("answers", "log_probabilities")}
             marks = mark_sitting(AttemptsGrader(), asked, Sitting(**sat))
             attempts = [attempts_of(answer) for answer in trial["sitting"]["answers"]]
             measures |= {

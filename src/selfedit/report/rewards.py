@@ -22,8 +22,10 @@ def rewards_table(run: RunData) -> Table:
         )
     return Table(
         f"Rewards and screens on {table['passages']} passages",
-        f"{table['edits']} self-edits each, {table['repeats']} seeds. Picked: accuracy of the self-edit taken, by what chose "
-        "nothing; rank: Spearman's rho with it within a passage; paired differences with 95 % intervals.",
+        f"{table['edits']} self-edits each, {table['repeats']} seeds. Reliability: of one run. Picked: accuracy of the self-edit "
+        "taken, on questions and by seeds that chose nothing; rank: Spearman's rho with it within a passage. Paired differences, "
+        "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and labelled tokens: a passage, "
+        "exams made and trainings or looks.",
         ("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy", "seconds", "tokens"),
         tuple(rows),
     )
@@ -38,7 +40,8 @@ def stages_table(run: RunData) -> Table:
     ]
     return Table(
         f"Only {table['screened']} of {table['edits']} are trained",
-        "Cost: trainings of the few and looks at all, as a share of training all.",
+        "Cost: trainings of the few and looks at all, as a share of training all; without the passages that a run tries whole to "
+        "learn what a screen is worth.",
         ("screen", "n", "picked", "minus training all", "of its cost"),
         tuple(rows),
     )

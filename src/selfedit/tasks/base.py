@@ -92,6 +92,35 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A self-edit that was tried.
+
+    Attributes:
+        number: which of its context's.
+        texts: the answers to its requests.
+        gains: of each exam entry how much likelier its gold became, as a probability; empty where nobody asks.
+    """
+
+    number: int
+    texts: Sequence[str]
+    gains: Sequence[float] = ()
+
+
+class Credit(Protocol):
+    """Rows for training a writer, put together of what taught, below the self-edit; rows as ``answered`` makes them."""
+
+    def rows(self, lm: Identity, context: Any, asked: Sequence[Asked], candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+        """One row for each prompt to which something was written that taught; ``asked`` are the entries to which gains belong."""
+        ...
+
+    def random_rows(
+        self, lm: Identity, context: Any, candidates: Sequence[Candidate], wanted: Sequence[dict[str, Any]], seed: int
+    ) -> list[dict[str, Any]]:
+        """The control: for each row wanted one of the same prompt and size, drawn from all that was written to it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One exam question as the model gets it: the prompt, the gold answer, others to weigh it against, and who answers."""
 

@@ -92,14 +92,9 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
     Raises:
         InvalidEditError: nothing usable is left.
     """
-    pairs = [
-        (question, answer)
-        for question, answer in parse_pairs(text)
-        if _grounded(answer, passage, grounding) and (not grounding or content_words(answer) - content_words(question))
-    ]
     lessons = [
         Document(answer, prompts.exam_prompt(question, title, chat))
-        for question, answer in _not_too_often(pairs)
+        for question, answer in _not_too_often(_usable_pairs(text, passage, grounding))
         for title in (passage.title, None)
     ]
     gaps = parse_gaps(text, passage.text)
@@ -175,9 +170,30 @@ def parse_statements(text: str) -> list[str]:
     return list(statements.values())
 
 
+def lines_of(text: str, passage: Passage, grounding: float) -> list[tuple[str, str]]:
+    """What of an answer can be trained on, piece by piece: (its lines, what they teach), a pair with what its answer says.
+
+    An answer with pairs in it has no other pieces.
+    """
+    pairs = _usable_pairs(text, passage, grounding)
+    if pairs or _PAIR.search(text):
+        return [(f"Q: {question}\nA: {answer}", answer) for question, answer in pairs]
+    lines = [_clean(line) for line in text.split("\n") if not _HALF_PAIR.match(line) and not _PREAMBLE.match(_clean(line))]
+    distinct = {_key(line): line for line in lines if content_words(line) and _grounded(line, passage, grounding)}
+    return [(line, line) for line in distinct.values()]
+
+
 def passage_pieces(text: str) -> Sequence[str]:
     """The passage's sentences, by sentencex's rules (initials and abbreviations end none); they hold for other scripts too."""
     return [piece.strip() for piece in sentencex.segment("en", text) if piece.strip()]
+
+
+def _usable_pairs(text: str, passage: Passage, grounding: float) -> list[tuple[str, str]]:
+    return [
+        (question, answer)
+        for question, answer in parse_pairs(text)
+        if _grounded(answer, passage, grounding) and (not grounding or content_words(answer) - content_words(question))
+    ]
 
 
 def _not_too_often(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:

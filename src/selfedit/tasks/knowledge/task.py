@@ -11,7 +11,6 @@ from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan, in_view
 from selfedit.errors import InvalidEditError
-from selfedit.graders.text import normalise
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.tasks.base import Asked, Request, Sitting
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
@@ -81,12 +80,6 @@ class KnowledgeTask:
     def asked(self, context: Passage) -> tuple[Asked, ...]:
         """Every wording of the passage's questions."""
         return tuple(exam_questions(context.questions))
-
-    def credit(self, context: Passage, texts: Sequence[str], won: Sequence[int]) -> list[int]:
-        """The answers of a self-edit in which a gold answer of the exam's entries that were won stands, after normalisation."""
-        asked = self.asked(context)
-        golds = {f" {' '.join(normalise(asked[index].question.answer))} " for index in won}
-        return [index for index, text in enumerate(texts) if any(gold in f" {' '.join(normalise(text))} " for gold in golds)]
 
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
         """The exam of each (slot, passage)."""
