@@ -159,6 +159,8 @@ def test_without_a_line_that_taught_the_policy_stays_the_base(command: Command, 
     assert done.returncode == 0, done.stderr
     done = command(*flags, "--set", "algorithm=dpo", "--run", tmp_path / "dpo")
     assert done.returncode != 0 and "give credit edit" in done.stderr
+    done = command(*flags, "--rule", "random", "--run", tmp_path / "random")
+    assert done.returncode != 0 and "give --control-of or credit edit" in done.stderr
 
 
 def test_dpo_halving_and_a_merged_policy(command: Command, tiny_model: Path, tmp_path: Path) -> None:

@@ -300,6 +300,8 @@ class TrainConfig(OuterConfig):
             raise ValueError(f"credit lines goes by questions' golds, and the reward {self.reward} asks none; give credit edit")
         if self.algorithm == "dpo" and self.credit == "lines":
             raise ValueError("dpo prefers whole self-edits to others; give credit edit")
+        if self.rule == "random" and self.credit == "lines" and not self.control_of:
+            raise ValueError("the rule random tries nothing, so no line is known to have taught; give --control-of or credit edit")
         if self.screen and self.halving:
             raise ValueError("halving and a screen are two ways to try fewer; give one of them")
         return self
@@ -361,6 +363,8 @@ class ArcTrainConfig(OuterConfig):
             raise ValueError(f"reward {self.reward} is taken on a passage; a puzzle has accuracy, likelihood and mixed")
         if self.screen:
             raise ValueError(f"screen {self.screen} looks at notes about a passage; leave it out for puzzles")
+        if self.credit == "lines":
+            raise ValueError("credit lines goes by a passage's lines; a recipe is one piece, give credit edit")
         return self
 
     @field_validator("settings")

@@ -569,9 +569,9 @@ class Round:
     ) -> list[dict[str, Any]]:
         """Of each context: lines of the selected that taught; of a control as many of any, to the other run's prompts."""
         picked: dict[str, list[Candidate]] = defaultdict(list)
-        taken = {(one.context, one.candidate) for one in scored if one.usable} if self.config.control_of else set(chosen)
+        sources = {(one.context, one.candidate) for one in scored if one.usable} if self.config.control_of else set(chosen)
         for one in scored:
-            if (one.context, one.candidate) in taken:
+            if (one.context, one.candidate) in sources:
                 texts = written[one.context]["edits"][one.candidate]["texts"]
                 picked[one.context].append(Candidate(one.candidate, texts, one.gains))
         rows: list[dict[str, Any]] = []
