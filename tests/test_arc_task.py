@@ -65,7 +65,7 @@ def test_training_at_test_time_solves_what_context_does_not(lm: Any) -> None:
     plan = task.compile(lm, PUZZLE, recipe(), settings, 0)
     # The recipe's grid is for real models; a tiny random one needs larger steps, and no colour but 3 as the answer.
     documents = tuple(d for d in plan.documents if d.text == "3")[:12]
-    strong = plan.settings.model_copy(update={"learning_rate": 2e-2, "epochs": 12})
+    strong = plan.settings.model_copy(update={"learning_rate": 5e-3, "epochs": 20})
     (outcome,) = run_trials(lm, [task], [Trial(PUZZLE, type(plan)(documents, strong, 0))], 1)
     after = mark_sitting(AttemptsGrader(), task.asked(PUZZLE), outcome.sittings[0])
     assert (before.accuracy, after.accuracy) == (0.0, 1.0), outcome.sittings
