@@ -1,6 +1,6 @@
 """The split `laptop`: small puzzles that the embedded model solves after training on the hand-made recipe, and not in context.
 
-    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --resume
+    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --set settings.layers=last:15 --set edit.most_tokens=12000
 
 The rule: of ARC-AGI-1's training and of its evaluation tasks, the 20 each whose largest test, shown as digits with all
 demonstrations and its answer, has the fewest tokens (equals by id); of these, the tasks that a training run on the recipe
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from selfedit import seeds
+from selfedit.cli.common import build_config
 from selfedit.config import ArcEvalConfig
 from selfedit.contexts import Puzzle
 from selfedit.executors.local import LocalExecutor, ModelChoice
@@ -85,8 +86,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--set", action="append", default=[], dest="sets", help="any setting of selfedit eval arc")
+    parser.add_argument("--tasks", nargs="*", help="only these ids of the screened ones")
     arguments = parser.parse_args()
-    config = ScreenConfig()
+    config = ScreenConfig(arc=build_config(ArcEvalConfig, None, {}, arguments.sets))
     run = Run(arguments.run, config, arguments.resume)
     known, task, console = identify(config.arc.model), ArcTask(config.arc.edit), Console()
     halves = {}
@@ -94,7 +97,8 @@ def main() -> None:
         ranked = sorted(load_puzzles("arc-1", split), key=lambda puzzle: (tokens_of(known, task, puzzle), puzzle.id))
         halves[split] = ranked[: config.screened]
     done = {row["task"] for row in run.rows}
-    waiting = [(puzzle, config) for half in halves.values() for puzzle in half if puzzle.id not in done]
+    wanted = {puzzle.id for half in halves.values() for puzzle in half if not arguments.tasks or puzzle.id in arguments.tasks}
+    waiting = [(puzzle, config) for half in halves.values() for puzzle in half if puzzle.id in wanted - done]
     with LocalExecutor(ModelChoice(config.arc.model, dtype="float32"), arguments.workers) as executor:
         for row in executor.map(screen, waiting):
             run.append(row)
@@ -103,7 +107,7 @@ def main() -> None:
             )
     by_id = {row["task"]: row for row in run.rows}
     for split, half in halves.items():
-        rows = [by_id[puzzle.id] for puzzle in half]
+        rows = [by_id[puzzle.id] for puzzle in half if puzzle.id in by_id]
         kept = [row["task"] for row in rows if row["after"] and row["after"]["solved"] and not row["before"]["solved"]]
         context = [row["task"] for row in rows if row["before"]["solved"]]
         console.print(f"{split}: {len(kept)} of {len(rows)}: {' '.join(kept)}; in context: {' '.join(context)}", highlight=False)

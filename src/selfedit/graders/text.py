@@ -26,6 +26,12 @@ def normalise(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
+def place_in(text: str, words: str) -> int:
+    """Where words stand in a text, whole and in a row, after SQuAD's normalisation: in letters from the beginning; -1: nowhere."""
+    wanted = " ".join(normalise(words))
+    return f" {' '.join(normalise(text))} ".find(f" {wanted} ") if wanted else -1
+
+
 def words_of(text: str) -> list[str]:
     """Words and numbers for token recall: no articles; a number keeps its point and its sign, "2,600" is 2600, "C++" isn't C.
 

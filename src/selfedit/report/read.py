@@ -10,7 +10,7 @@ from typing import Any
 
 from selfedit.contexts import Passage
 from selfedit.errors import DataError
-from selfedit.graders.text import normalise
+from selfedit.graders.text import place_in
 from selfedit.runs import ROWS, read_rows
 from selfedit.selection import Scored
 from selfedit.tasks.knowledge.data import load_dataset
@@ -112,8 +112,7 @@ def scored_of(folder: Path, number: int) -> list[Scored]:
 
 def covered(passage: Passage, text: str) -> float | None:
     """Share of the gold answers that occur in a text, after the graders' normalisation; None without questions."""
-    known = f" {' '.join(normalise(text))} "
-    hits = [float(f" {' '.join(normalise(q.answer))} " in known) for q in passage.questions]
+    hits = [float(place_in(text, question.answer) >= 0) for question in passage.questions]
     return fmean(hits) if hits else None
 
 

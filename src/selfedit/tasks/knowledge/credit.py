@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit.contexts import Passage
-from selfedit.graders.text import normalise
+from selfedit.graders.text import place_in
 from selfedit.lm.load import Identity
 from selfedit.tasks.base import Asked, Candidate, answered
 from selfedit.tasks.knowledge.documents import LONGEST_DETAIL, content_words, lines_of
@@ -37,7 +37,7 @@ class _Line:
 
     def holds(self, gold: str) -> bool:
         """Whether a gold answer stands in what the line teaches, after the graders' normalisation."""
-        return f" {' '.join(normalise(gold))} " in f" {' '.join(normalise(self.taught))} "
+        return place_in(self.taught, gold) >= 0
 
     def like(self, other: _Line) -> bool:
         """Whether one teaches no word that the other doesn't."""
@@ -123,7 +123,7 @@ def _filled(passage: Passage, credited: Sequence[_Line], lines: Sequence[_Line])
 
 
 def _place(passage: Passage, line: _Line) -> int:
-    return f" {' '.join(normalise(passage.text))} ".find(f" {' '.join(normalise(line.taught))} ")
+    return place_in(passage.text, line.taught)
 
 
 def _row(prompt: _Prompt, lines: Sequence[_Line]) -> dict[str, Any]:
