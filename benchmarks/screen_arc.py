@@ -1,6 +1,7 @@
 """The split `laptop`: small puzzles that the embedded model solves after training on the hand-made recipe, and not in context.
 
-    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --set settings.layers=last:15 --set edit.most_tokens=12000
+    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --set settings.layers=last:15 --set edit.most_tokens=16000
+        --set edit.permutations=5
 
 The rule: of ARC-AGI-1's training and of its evaluation tasks, the 20 each whose largest test, shown as digits with all
 demonstrations and its answer, has the fewest tokens (equals by id); of these, the tasks that a training run on the recipe
@@ -87,9 +88,10 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--set", action="append", default=[], dest="sets", help="any setting of selfedit eval arc")
+    parser.add_argument("--recipe", default=HAND_MADE.text(), help="as JSON; default: the hand-made one")
     parser.add_argument("--tasks", nargs="*", help="only these ids of the screened ones")
     arguments = parser.parse_args()
-    config = ScreenConfig(arc=build_config(ArcEvalConfig, None, {}, arguments.sets))
+    config = ScreenConfig(arc=build_config(ArcEvalConfig, None, {}, arguments.sets), recipe=arguments.recipe)
     run = Run(arguments.run, config, arguments.resume)
     known, task, console = identify(config.arc.model), ArcTask(config.arc.edit), Console()
     halves = {}

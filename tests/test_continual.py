@@ -30,7 +30,7 @@ from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
 from selfedit.matrix import halves, table
-from selfedit.tasks.general import general_golds
+from selfedit.tasks.general import general_questions, load_general, sit_general
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -120,7 +120,6 @@ def test_orthogonal_updates_read_what_no_earlier_one_reads(lm: Any) -> None:
 def test_distillation_stays_nearer_to_the_base(lm: Any) -> None:
     def distance(held: Held) -> float:
         from selfedit.lm.adapter import standing
-        from selfedit.tasks.general import sit_general
 
         base = sit_general(lm).log_probabilities
         with standing(lm, held.adapters):
@@ -140,6 +139,19 @@ def test_retention_takes_the_self_edit_with_the_best_reward(lm: Any) -> None:
     assert after.lessons[1].edits == (LESSONS[1].edits[0],), "the one that teaches the answer"
     plain, _, _ = keeper("merge", KeepConfig()).commit(lm, held, LESSONS[1], SETTINGS, 3)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(*(h.adapters[1].weights.values() for h in (after, plain)), strict=True))
+
+
+def test_retention_chooses_wherever_it_stands_in_a_name_and_trains_each_once(lm: Any) -> None:
+    other = Document("qqqq", (Message("user", "Something else?"),))
+    two = replace(LESSONS[0], edits=((other,), LESSONS[0].edits[0]))
+    found = {}
+    for name in ("retention+replay", "replay+retention"):
+        method = keeper(name, KeepConfig(retention_weight=0.0, base_share=0.0))
+        held, cost, _ = method.commit(lm, Held(), two, SETTINGS, 3)
+        assert held.lessons[0].edits == (LESSONS[0].edits[0],), name
+        found[name] = cost.tokens
+    each = [SETTINGS.epochs * encode_document(lm, edit[0]).labelled for edit in two.edits]
+    assert set(found.values()) == {sum(each)}, "the winner isn't trained again"
 
 
 def test_a_bank_routes_each_question_to_its_adapter(lm: Any) -> None:
@@ -254,10 +266,14 @@ def test_a_bank_s_threshold_means_the_same_with_one_passage_and_with_many() -> N
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:
     held, _ = learnt(lm, "bank", LESSONS[:1])
-    base = general_golds(lm)
-    assert keeper("bank", KeepConfig(threshold=1.0)).general(lm, held) == pytest.approx(base, abs=1e-5)
-    assert keeper("bank", KeepConfig(threshold=-1.0)).general(lm, held) != pytest.approx(base, abs=1e-2)
-    assert keeper("retrieve", KeepConfig()).general(lm, held) is None
+    base = sit_general(lm)
+    aside, cost = keeper("bank", KeepConfig(threshold=1.0)).general(lm, held)
+    assert aside is not None and aside.answers == base.answers and cost.notes == {"astray": 0}
+    assert aside.log_probabilities == pytest.approx(base.log_probabilities, abs=1e-5)
+    routed, cost = keeper("bank", KeepConfig(threshold=-1.0)).general(lm, held)
+    assert routed is not None and cost.notes == {"astray": 1}
+    assert routed.log_probabilities != pytest.approx(base.log_probabilities, abs=1e-2) and routed.text != base.text
+    assert keeper("retrieve", KeepConfig()).general(lm, held)[0] is None
 
 
 def test_shares_in_replay_are_of_all_documents(lm: Any) -> None:
@@ -267,6 +283,14 @@ def test_shares_in_replay_are_of_all_documents(lm: Any) -> None:
     found = part.documents(lm, Held((), tuple(old)), new, 0)
     assert sum(document.text in ("blue", "green") for document in found) == 10
     assert len(found) == 12, "8 of its own, 10 old ones, 2 by the base"
+
+
+def general(gold: float, right: int, text: float) -> dict[str, Any]:
+    """So many golds answered, each gold and each token of the texts so likely."""
+    data = load_general()
+    golds = [item["answer"] for item in (*data["questions"], *data["completions"])]
+    answers = [gold if at < right else "nothing of it" for at, gold in enumerate(golds)]
+    return {"answers": answers, "log_probabilities": [gold] * len(golds), "text": [[text] * 3] * 2}
 
 
 def hand_made() -> tuple[ContinualConfig, list[list[Passage]], list[dict[str, Any]]]:
@@ -285,7 +309,8 @@ def hand_made() -> tuple[ContinualConfig, list[list[Passage]], list[dict[str, An
         }
 
     def row(method: str, step: int, **more: Any) -> dict[str, Any]:
-        cost = {"tokens": 10 * step, "seconds": 1.0, "commit_bytes": 8, "state_bytes": 8 * step, "notes": {}, "answering": {}}
+        cost = {"tokens": 10 * step, "seconds": 1.0, "commit_bytes": 8, "state_bytes": 8 * step, "notes": {}}
+        cost |= {f"answering{form}": {} for form in ("", "_bare", "_general")}
         happened = ["diverged"] if method == "merge" and step == 2 else []
         return {"method": method, "sequence": 0, "step": step, "accepted": not happened, "happened": happened} | cost | more
 
@@ -296,11 +321,11 @@ def hand_made() -> tuple[ContinualConfig, list[list[Passage]], list[dict[str, An
             "step": 0,
             "sittings": sat(A="0", B=""),
             "bare": sat(A="", B=""),
-            "general": [-2.0, -4.0],
+            "general": general(-3.0, 10, -2.0),
         },
-        row("merge", 1, sittings=sat(A="012")),
-        row("merge", 2, sittings=sat(A="03", B="01"), bare=sat(A="0", B="012"), general=[-3.0, -4.5]),
-        row("replay", 1, sittings=sat(A="012")),
+        row("merge", 1, sittings=sat(A="012"), bare=sat(A="01")),
+        row("merge", 2, sittings=sat(A="03", B="01"), bare=sat(A="0", B="012"), general=general(-3.75, 4, -2.5)),
+        row("replay", 1, sittings=sat(A="012"), bare=sat(A="0")),
         row("replay", 2, sittings=sat(A="0123", B="01"), bare=sat(A="", B=""), general=None),
     ]
     return config, drawn, rows
@@ -315,13 +340,16 @@ def test_the_figures_of_hand_made_rows() -> None:
     assert merge["retained"] == pytest.approx((1 / 3 + 1 / 2) / 2) and merge["retention"] == pytest.approx(5 / 7)
     assert merge["forgetting"] == pytest.approx(3 / 4 - 2 / 4) and merge["bare"] == pytest.approx((1 / 4 + 3 / 4) / 2)
     assert merge["all_own"] == pytest.approx(5 / 8) and merge["all_after"] == pytest.approx(1 / 2)
+    assert merge["along"] == pytest.approx(1 / 3) and merge["bare_own"] == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert merge["general"] == pytest.approx(-0.75) and merge["general_share"] == pytest.approx(-0.25)
+    assert merge["general_right"] == pytest.approx(-6 / len(general_questions()))
+    assert merge["text"] == pytest.approx(-0.5) and merge["text_share"] == pytest.approx(-0.25)
     assert merge["accepted"] == merge["diverged"] == 0.5 and merge["state_bytes"] == 16 and merge["commit_bytes"] == 8
     assert replay["retained"] == pytest.approx(3 / 4) and replay["retention"] == pytest.approx(9 / 7)
     assert replay["forgetting"] == pytest.approx(-0.25) and "general" not in replay
     assert [[cell and cell["mean"] for cell in line] for line in found["matrix"]["merge"]] == [[0.25, 0], [0.75, None], [0.5, 0.5]]
     differences = {row["measure"]: row["mean"] for row in found["differences"]}
-    assert differences == pytest.approx({"immediate": 0, "retained": 1 / 3, "retention": 4 / 7})
+    assert differences == pytest.approx({"immediate": 0, "retained": 1 / 3, "along": 2 / 3, "bare": -1 / 2, "retention": 4 / 7})
     assert found["questions"] == found["counted"] == 8
 
 

@@ -84,9 +84,14 @@ def continual(
             lease = Commit(config, method, at, step, tuple(drawn[at]), others, str(_states(run, method, at)), own)
             waiting[executor.submit(commit if step else examine_base, lease)] = (method, at)
 
-        for at in range(config.sequences):
-            for method in (BASE_METHOD, *config.methods):
-                next_step(method, at)
+        # A few sequences at a time, one after the other through all methods: what a stopped run has is whole.
+        chains = iter([(method, at) for at in range(config.sequences) for method in (BASE_METHOD, *config.methods)])
+
+        def more() -> None:
+            while len(waiting) < max(1, executor.workers) and (chain := next(chains, None)):
+                next_step(*chain)
+
+        more()
         while waiting:
             ended = wait(waiting, return_when=FIRST_COMPLETED).done if workers != 0 else {next(iter(waiting))}
             for job in ended:
@@ -96,6 +101,7 @@ def continual(
                 done.add((method, at, row["step"]))
                 told(len(run.rows), total)
                 next_step(method, at)
+            more()
     return table(config, drawn, asked_elsewhere(others), run.rows, grader)
 
 
@@ -190,9 +196,9 @@ def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list
 
 
 def elsewhere(config: ContinualConfig, drawn: Sequence[Sequence[Passage]], passages: Sequence[Passage]) -> tuple[Passage, ...]:
-    """``config.locality`` questions about passages of no sequence, each with its passage; the same in the whole run."""
-    taken = {passage.id for sequence in drawn for passage in sequence}
-    pairs = [(passage, one) for passage in passages if passage.id not in taken for one in passage.questions]
+    """``config.locality`` questions about passages with titles of no sequence, each with its passage; the same in the whole run."""
+    taken = {passage.title for sequence in drawn for passage in sequence}
+    pairs = [(passage, one) for passage in passages if passage.title not in taken for one in passage.questions]
     pairs.sort(key=lambda pair: seeds.derive(config.seed, "elsewhere", pair[0].id, pair[1].question))
     return tuple(replace(passage, questions=(replace(one, paraphrases=()),)) for passage, one in pairs[: config.locality])
 
@@ -245,8 +251,9 @@ FORMS: dict[str, ExamForm] = {"sittings": "titled", "bare": "bare"}
 def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
     """A job: one commit of one sequence, with the exam after it; leaves its state in a folder of its own.
 
-    The newest passage is examined after each commit, all so far after every ``exam_every``-th and the last; the last also asks
-    without titles, and what lies beyond the sequence. A passage none of whose self-edits compiles is not accepted.
+    The newest passage is examined after each commit, with its title and without; all so far after every ``exam_every``-th and,
+    also without titles, after the last, which asks what lies beyond the sequence too. A passage none of whose self-edits compiles
+    is not accepted.
     """
     config, step = lease.config, lease.step
     method = keeper(lease.method, config.keep)
@@ -279,15 +286,16 @@ def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
     asked = lease.passages[:step] if last or step % config.exam_every == 0 else (passage,)
     sat, asking = method.examine(lm, held, asked)
     row |= {"sittings": _sat(asked, sat), "answering": asking.notes}
-    if last:
-        row["bare"] = _sat(asked, method.examine(lm, held, asked, "bare")[0])
-        row |= _beyond(lm, method, held, lease)
-    return row
+    untitled = asked if last else (passage,)
+    sat, asking = method.examine(lm, held, untitled, "bare")
+    row |= {"bare": _sat(untitled, sat), "answering_bare": asking.notes}
+    return row | _beyond(lm, method, held, lease) if last else row
 
 
 def _beyond(lm: LanguageModel, method: Method, held: Held, lease: Commit) -> dict[str, Any]:
     """General knowledge, and the questions about passages of no sequence as one sitting."""
-    found: dict[str, Any] = {"general": method.general(lm, held)}
+    sat_general, asking = method.general(lm, held)
+    found: dict[str, Any] = {"general": sat_general and asdict(sat_general), "answering_general": asking.notes}
     if lease.others:
         sat = method.examine(lm, held, lease.others)[0]
         answers, values = ([getattr(one, name)[0] for one in sat] for name in ("answers", "log_probabilities"))

@@ -18,6 +18,7 @@ from selfedit.keepers import keeper
 from selfedit.marks import mark_sitting, split_quiz
 from selfedit.stats import jackknife, mean_and_error, mean_of_known, paired_difference
 from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.general import General, changed
 from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
 
 # Rows of the model before any commit; the same for all methods.
@@ -25,7 +26,21 @@ BASE_METHOD = "base"
 # Share of a quiz that methods see which decide by it.
 SHOWN = 0.5
 # What methods are held against the first one by, and in which unit.
-TESTED = {"immediate": "points", "retained": "points", "retention": "points", "general": "nats"}
+TESTED = {
+    "immediate": "points",
+    "retained": "points",
+    "along": "points",
+    "bare": "points",
+    "retention": "points",
+    "general": "nats",
+    "general_right": "points",
+    "text": "nats",
+}
+# What lies beyond a sequence; and what methods note, which is not known of a sequence without such a note.
+BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
+NOTED = {
+    "scale", "anchors lost", "bits", "divergence", "routed", "found", "routed_bare", "found_bare", "astray_general",
+}  # fmt: skip
 
 
 def halves(config: ContinualConfig, passage: Passage) -> tuple[list[int], list[int]]:
@@ -58,13 +73,16 @@ def table(
     """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the first method.
 
     ``immediate``: share right just after a passage's own commit; ``retained``: after the last one; both of the counted questions
-    that the base got wrong. ``bare``: as ``retained``, asked without titles, of those that the base got wrong so. ``retention``:
-    mean retained over mean immediate, both over sequences, with a jackknife's error. ``all_own``, ``all_after``: of all
-    counted questions, just after the own and after the last commit. ``forgetting`` is Avalanche's: the mean fall from the one to
-    the other, over all passages but the last. ``general``: change of the mean gold log-probability of general questions in nats;
-    ``general_share``: the same as a share of the base's own. ``locality``: change of the share right about passages of no
-    sequence. ``accepted`` and what happened (``diverged``): shares of the commits. ``tokens, seconds, commit_bytes``: a
-    commit's mean; ``state_bytes``: of all adapters after the last one. ``routed, found``: at the last step's exam.
+    that the base got wrong. ``along``: the same over all exams after later commits, not the last alone, which may come just after a
+    consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked without titles, of those that the base got wrong
+    so. ``retention``: mean retained over mean immediate, both over sequences, with a jackknife's error. ``all_own``,
+    ``all_after``: of all counted questions, just after the own and after the last commit. ``forgetting`` is Avalanche's: the mean
+    fall from the one to the other, over all passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
+    ``text_share``: what became of general knowledge (``tasks/general``). ``locality``: change of the share right about passages
+    of no sequence; ``locality_logprob``: of the golds' mean log-probability, in nats. ``accepted`` and what happened
+    (``diverged``): shares of the commits. ``tokens, seconds, commit_bytes``: a commit's mean; ``state_bytes``: of all adapters
+    after the last one. ``routed, found``: at the last step's exam;
+    ``routed_bare, found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
 
     The control of every difference is ``config.methods[0]``; a sequence without one of the two figures is left out of it.
     """
@@ -123,8 +141,9 @@ def _sequence(
     }
     bare = {
         (step, column): _verdicts(config, passage, own[step]["bare"][passage.id], "bare", grader)
-        for step in (0, count)
+        for step in own
         for column, passage in enumerate(sequence)
+        if passage.id in own[step]["bare"]
     }
     columns, steps = range(count), [own[step] for step in range(1, count + 1)]
     immediate = [_share(titled[c + 1, c], unknown=titled[0, c]) for c in columns]
@@ -132,6 +151,8 @@ def _sequence(
         "before": mean_of_known([_share(titled[0, c]) for c in columns]),
         "immediate": mean_of_known(immediate),
         "retained": mean_of_known([_share(titled[count, c], unknown=titled[0, c]) for c in columns]),
+        "along": mean_of_known([_share(of, unknown=titled[0, c]) for (step, c), of in titled.items() if step > c + 1]),
+        "bare_own": mean_of_known([_share(bare[c + 1, c], unknown=bare[0, c]) for c in columns]),
         "bare": mean_of_known([_share(bare[count, c], unknown=bare[0, c]) for c in columns]),
         "forgetting": mean_of_known([_share(titled[c + 1, c]) - _share(titled[count, c]) for c in columns[:-1]]),
         "all_own": mean_of_known([_share(titled[c + 1, c]) for c in columns]),
@@ -159,11 +180,11 @@ def _share(verdicts: Sequence[bool], unknown: Sequence[bool] | None = None) -> f
 
 def _beyond(last: dict[str, Any], base: dict[str, Any], elsewhere: Sequence[Asked], grader: Grader) -> dict[str, float]:
     """What a sequence did to general knowledge and to other passages, and how its last exam was routed; nan: not measured."""
-    figures: dict[str, float] = {"general": math.nan, "general_share": math.nan, "locality": math.nan, **last["answering"]}
+    figures: dict[str, float] = dict.fromkeys(BEYOND, math.nan) | last["answering"]
+    for form in ("bare", "general"):
+        figures |= {f"{name}_{form}": value for name, value in last[f"answering_{form}"].items()}
     if last["general"] is not None:
-        before = fmean(base["general"])
-        figures["general"] = fmean(last["general"]) - before
-        figures["general_share"] = figures["general"] / abs(before)
+        figures |= changed(*(General(**row["general"]) for row in (last, base)))
     if elsewhere:
         marks = [
             mark_sitting(
@@ -172,6 +193,8 @@ def _beyond(last: dict[str, Any], base: dict[str, Any], elsewhere: Sequence[Aske
             for row in (last, base)
         ]
         figures["locality"] = marks[0].accuracy - marks[1].accuracy
+        now, before = (fmean(row["elsewhere"]["log_probabilities"]) for row in (last, base))
+        figures["locality_logprob"] = now - before
     return figures
 
 
@@ -180,7 +203,7 @@ def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
     names = list(dict.fromkeys(name for one in of for name in one))
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        missing = 0.0 if name not in ("scale", "routed", "found") else math.nan
+        missing = math.nan if name in NOTED else 0.0
         values = [value for one in of if not math.isnan(value := one.get(name, missing))]
         if values:
             found[name] = asdict(mean_and_error(values))

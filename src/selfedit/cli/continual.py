@@ -135,19 +135,23 @@ def show(result: dict[str, Any]) -> None:
     out.print(
         f"{result['n']} sequences of {config['passages']} passages, {result['related']} with two of one title; "
         f"{result['counted']} of {result['questions']} questions count{counted}. Means and standard errors over n sequences. "
-        "immediate: right just after the own commit; retained: after the last one; no title: the same, asked without it; all three "
-        "of what the base didn't know; retention: retained over immediate; forgetting: points of all questions.",
+        "immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
+        "retained, asked without it; all four of what the base didn't know; retention: retained over immediate; "
+        "forgetting: points of all questions.",
         highlight=False,
     )
-    kept = _columns("n", "immediate %", "retained %", "no title %", "retention %", "forgetting")
-    beyond = _columns("general", "general %", "locality", "accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all")
+    kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "retention %", "forgetting")
+    beyond = _columns(
+        "general", "right", "text %", "locality", "accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all"
+    )
     for method, of in known:
-        shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "bare", "retention", "forgetting"))
+        shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "along", "bare", "retention", "forgetting"))
         kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
         beyond.add_row(
             escape(method),
             mean_cell(of.get("general"), 1, 2),
-            mean_cell(of.get("general_share"), 100, 1),
+            mean_cell(of.get("general_right"), 100, 1),
+            mean_cell(of.get("text_share"), 100, 1),
             mean_cell(of.get("locality"), 100, 1),
             f"{100 * of['accepted']['mean']:.0f}",
             mean_cell(of.get("routed", of.get("found")), 100, 0),
@@ -158,8 +162,9 @@ def show(result: dict[str, Any]) -> None:
         )
     out.print(kept)
     out.print(
-        "general: change of general questions' gold log-probability in nats, and in % of the base's; locality: points about "
-        "passages of no sequence; own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's.",
+        "general: change of general questions' gold log-probability in nats; right: of what is right of them, in points; text: of "
+        "plain texts' log-probability, in % of the base's; locality: points about passages of no sequence; "
+        "own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's.",
         highlight=False,
     )
     out.print(beyond)

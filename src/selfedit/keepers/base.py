@@ -17,7 +17,7 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.general import general_golds
+from selfedit.tasks.general import General, sit_general
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 
@@ -80,9 +80,9 @@ class Keeper:
 
     def choose(
         self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int, cost: Cost
-    ) -> Lesson:
-        """The lesson with the one self-edit that is trained on."""
-        return replace(lesson, edits=lesson.edits[:1])
+    ) -> tuple[Lesson, Trained | None]:
+        """The lesson, with the one self-edit that is trained on if this part chooses, and its adapter if that is trained then."""
+        return lesson, None
 
     def documents(self, lm: LanguageModel, held: Held, lesson: Lesson, seed: int) -> list[Document]:
         """What is trained on beside the lesson's own documents."""
@@ -117,10 +117,10 @@ class Keeper:
         with standing(lm, held.adapters):
             return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), form) for passage in passages])
 
-    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
-        """Gold log-probabilities of the general questions (``tasks/general``); None: it can't be said; nothing stands."""
+    def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
+        """What is said of general questions and texts (``tasks/general``); None: it can't be measured; nothing stands."""
         with standing(lm, held.adapters):
-            return general_golds(lm)
+            return sit_general(lm)
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,20 @@ class Method:
         """Learns a lesson; what is held then, what it took, and whether it was accepted (one that diverges is not)."""
         for part in self.parts:
             settings = part.settings(settings)
-        cost = Cost()
-        for part in self.parts:
-            lesson = part.choose(lm, held, lesson, self, settings, seed, cost) if len(lesson.edits) > 1 else lesson
+        cost, trained = Cost(), None
+        for part in self.parts if len(lesson.edits) > 1 else ():
+            lesson, found = part.choose(lm, held, lesson, self, settings, seed, cost)
+            trained = found or trained
+        lesson = replace(lesson, edits=lesson.edits[:1])
         with standing(lm, held.adapters):
-            try:
-                trained = self.trained(lm, held, lesson, settings, seed)
-            except DivergedError as error:
-                cost.happened.add("diverged")
-                cost.reason = f"diverged: {error}"
-                return held, cost, False
-            cost.tokens += trained.tokens
+            if trained is None:
+                try:
+                    trained = self.trained(lm, held, lesson, settings, seed)
+                except DivergedError as error:
+                    cost.happened.add("diverged")
+                    cost.reason = f"diverged: {error}"
+                    return held, cost, False
+                cost.tokens += trained.tokens
             adapter: Adapter | None = trained.adapter
             for part in self.parts:
                 adapter = part.admit(lm, held, adapter, seeds.derive(seed, "admit"), cost) if adapter is not None else None
@@ -175,9 +178,10 @@ class Method:
         cost = Cost()
         return self.answering.examine(lm, held, passages, form, cost), cost
 
-    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
-        """The general questions' gold log-probabilities, by whichever part answers in a way of its own."""
-        return self.answering.general(lm, held)
+    def general(self, lm: LanguageModel, held: Held) -> tuple[General | None, Cost]:
+        """What is said of general questions and texts, by whichever part answers in a way of its own."""
+        cost = Cost()
+        return self.answering.general(lm, held, cost), cost
 
     @property
     def answering(self) -> Keeper:

@@ -84,7 +84,9 @@ class Gate(Keeper):
     def admit(self, lm: LanguageModel, held: Held, adapter: Adapter, seed: int, cost: Cost) -> Adapter | None:
         """The adapter with B scaled by the largest of the bisected factors that stays inside all budgets."""
         anchors = anchors_of(lm, held, seed)
-        low, high = (1.0, 1.0) if self.within(lm, anchors, adapter) else (0.0, 1.0)
+        moved = measured(lm, anchors, adapter)
+        cost.notes |= {"anchors lost": moved.drop, "bits": moved.bits, "divergence": moved.divergence}
+        low, high = (1.0, 1.0) if self.allows(moved) else (0.0, 1.0)
         for step in range(BISECTIONS if not low else 0):
             middle = (low + high) / 2 if step else SMALLEST
             if self.within(lm, anchors, scaled(adapter, middle)):
@@ -107,20 +109,37 @@ class Gate(Keeper):
 
     def within(self, lm: LanguageModel, anchors: list[Anchor], adapter: Adapter) -> bool:
         """Whether the adapter, on top of what stands, keeps the budgets."""
-        with active(lm, adapter):
-            answers = answered(lm, [anchor.prompt for anchor in anchors])
-            golds = token_log_probabilities(lm, [anchor.gold for anchor in anchors])
-            moved = divergences(lm, [anchor.answer for anchor in anchors], [anchor.spoken for anchor in anchors])
-        drop = fmean(
-            float(anchor.right and not is_right(answer, anchor.question)) for anchor, answer in zip(anchors, answers, strict=True)
-        )
-        lost = [
-            max(0.0, before - after) / math.log(2)
-            for anchor, values in zip(anchors, golds, strict=True)
-            for before, after in zip(anchor.gold_values, values, strict=True)
-        ]
-        bits = [value / math.log(2) for values in moved for value in values]
-        return drop <= self.exam_drop and fmean(lost) <= self.bits and fmean(bits) <= self.divergence
+        return self.allows(measured(lm, anchors, adapter))
+
+    def allows(self, moved: Moved) -> bool:
+        """Whether all three are inside the budgets."""
+        return moved.drop <= self.exam_drop and moved.bits <= self.bits and moved.divergence <= self.divergence
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What an adapter does to the anchors, in the terms of a gate's budgets."""
+
+    drop: float
+    bits: float
+    divergence: float
+
+
+def measured(lm: LanguageModel, anchors: list[Anchor], adapter: Adapter) -> Moved:
+    """What an adapter, on top of what stands, does to the anchors."""
+    with active(lm, adapter):
+        answers = answered(lm, [anchor.prompt for anchor in anchors])
+        golds = token_log_probabilities(lm, [anchor.gold for anchor in anchors])
+        moved = divergences(lm, [anchor.answer for anchor in anchors], [anchor.spoken for anchor in anchors])
+    drop = fmean(
+        float(anchor.right and not is_right(answer, anchor.question)) for anchor, answer in zip(anchors, answers, strict=True)
+    )
+    lost = [
+        max(0.0, before - after) / math.log(2)
+        for anchor, values in zip(anchors, golds, strict=True)
+        for before, after in zip(anchor.gold_values, values, strict=True)
+    ]
+    return Moved(drop, fmean(lost), fmean(value / math.log(2) for values in moved for value in values))
 
 
 def anchors_of(lm: LanguageModel, held: Held, seed: int) -> list[Anchor]:

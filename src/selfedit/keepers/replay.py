@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
 
 # Tokens of a text that the base is asked for.
-LONGEST = 40
+LONGEST = 64
+# Up to the last end of a sentence.
+WHOLE = re.compile(r".*[.!?]", re.DOTALL)
 # What the base is asked to say something about; none of it is asked by ``selfedit eval general``.
 ABOUT = (
     "the sea", "a small town", "old trees", "trains", "the desert", "cooking", "a long walk", "music", "the weather in autumn",
@@ -73,4 +76,6 @@ def base_answers(lm: LanguageModel, count: int, seed: int) -> list[Document]:
     row_seeds = [seeds.derive(seed, "base", at) for at in range(len(prompts))]
     with standing(lm, [], alone=True):
         texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST, 1.0, 0.95, row_seeds)
-    return [Document(text, prompt) for prompt, text in zip(prompts, texts, strict=True) if text]
+    # A text that ran into the limit ends with its last whole sentence, if it has one: to stop in the middle is not the base's way.
+    whole = [found.group() if (found := WHOLE.match(text)) else text for text in texts]
+    return [Document(text, prompt) for prompt, text in zip(prompts, whole, strict=True) if text]

@@ -20,6 +20,7 @@ from selfedit.lm.adapter import standing
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.score import log_probabilities
+from selfedit.lm.train import Trained
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 
@@ -37,12 +38,12 @@ class Retention(Keeper):
 
     def choose(
         self, lm: LanguageModel, held: Held, lesson: Lesson, method: Method, settings: Settings, seed: int, cost: Cost
-    ) -> Lesson:
-        """Every self-edit is trained once; the best is trained again for the commit, with the same seed."""
+    ) -> tuple[Lesson, Trained | None]:
+        """Every self-edit is trained once; the best one's adapter is committed. None if all diverge."""
         known = [old for old in held.lessons if old.quiz and old.likelihood is not None]
         known.sort(key=lambda old: seeds.derive(seed, "remembered", old.passage.id))
         asked = [lesson, *known[: self.remembered]]
-        best: tuple[float, int] | None = None
+        best: tuple[float, int, Trained] | None = None
         with standing(lm, held.adapters):
             for index, edit in enumerate(lesson.edits):
                 try:
@@ -56,8 +57,11 @@ class Retention(Keeper):
                 lost = [max(0.0, (old.likelihood or 0.0) - now) for old, now in zip(asked[1:], after, strict=True)]
                 # What the lesson's own questions were before is the same for all.
                 reward = own - self.weight * (fmean(lost) if lost else 0.0)
-                best = max(best or (reward, -index), (reward, -index))
-        return replace(lesson, edits=(lesson.edits[-best[1] if best else 0],))
+                if best is None or reward > best[0]:
+                    best = reward, index, trained
+        if best is None:
+            return lesson, None
+        return replace(lesson, edits=(lesson.edits[best[1]],)), best[2]
 
     def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
         """Notes how likely the new lesson's golds are now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
 import bm25s
@@ -19,7 +20,7 @@ from selfedit.lm.adapter import Adapter, install, standing
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained
 from selfedit.tasks.base import Asked, Sitting
-from selfedit.tasks.general import general_golds, general_questions, load_general
+from selfedit.tasks.general import General, general_items, general_questions, load_general, spoken
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 Found = TypeVar("Found")
@@ -56,9 +57,15 @@ class Bank(Keeper):
 
         return gathered(passages, form, by_route(lm, held, routes, answer))
 
-    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
-        """Every general question to its adapter, or to the base."""
-        return by_route(lm, held, self.routed(lm, held, general_questions()), lambda places: general_golds(lm, places))
+    def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
+        """Every general question and text to its adapter, or to the base; ``astray``: the share that came to an adapter."""
+        questions, texts = general_questions(), load_general()["texts"]
+        routes = self.routed(lm, held, [*questions, *texts])
+        cost.notes["astray"] = fmean(float(route >= 0) for route in routes)
+        asked, read = routes[: len(questions)], routes[len(questions) :]
+        items = by_route(lm, held, asked, lambda places: general_items(lm, places))
+        text = by_route(lm, held, read, lambda places: spoken(lm, places))
+        return General(tuple(answer for answer, _ in items), tuple(value for _, value in items), tuple(text))
 
     def routed(self, lm: LanguageModel, held: Held, queries: Sequence[str]) -> list[int]:
         """For each query the place of its adapter; -1: the base's."""
@@ -95,7 +102,7 @@ class Untrained(Keeper):
         """An adapter of nothing."""
         return Trained(Adapter({}, 1.0), [], 0)
 
-    def general(self, lm: LanguageModel, held: Held) -> list[float] | None:
+    def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
         """Not measured."""
         return None
 

@@ -13,9 +13,14 @@ from selfedit.report.plots import STYLE, Picture, picture_of
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 
-SHARES = ("before", "immediate", "retained", "bare", "retention", "forgetting", "all_own", "all_after")
+SHARES = ("before", "immediate", "retained", "along", "bare_own", "bare", "retention", "forgetting", "all_own", "all_after")
 COSTS = (("tokens", 1, 0), ("seconds", 1, 0), ("commit_bytes", 1e-6, 0), ("state_bytes", 1e-6, 0))
-KNOWN = {*SHARES, "general", "general_share", "locality", "accepted", *(name for name, _, _ in COSTS)}
+# Figures of what lies beyond, each with its scale and digits.
+FAR = (
+    ("general", 1, 3), ("general_share", 100, 1), ("general_right", 100, 1), ("text", 1, 3), ("text_share", 100, 1),
+    ("locality", 100, 1), ("locality_logprob", 1, 3),
+)  # fmt: skip
+KNOWN = {*SHARES, *(name for name, _, _ in FAR), "accepted", *(name for name, _, _ in COSTS)}
 # Above so many passages the cells get no figures of their own.
 MOST_LABELLED = 12
 
@@ -27,20 +32,22 @@ def kept_table(run: RunData) -> Table:
     for method, of in table["methods"].items():
         shares = [_pm(of.get(name), 100, 1) for name in SHARES]
         costs = [_pm(of.get(name), scale, digits) for name, scale, digits in COSTS]
-        beyond = (_pm(of.get("general"), 1, 3), _pm(of.get("general_share"), 100, 1), _pm(of.get("locality"), 100, 1))
+        beyond = [_pm(of.get(name), scale, digits) for name, scale, digits in FAR]
         others = ", ".join(f"{name} {of[name]['mean']:.2f}" for name in of if name not in KNOWN)
         rows.append((method, of["all_after"]["n"], *shares, *beyond, _pm(of.get("accepted"), 100, 0), *costs, others or None))
     return Table(
         "What was kept",
         f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over n sequences. "
-        "Immediate: right just after the own commit; retained: after the last one; no title: the same, asked without it; all three "
-        "of what the model didn't know before. Before, all at the own commit, all at the end, and forgetting (the mean fall): of "
-        "all counted questions. General: change of general questions' gold log-probability, in nats and in % of the base's. "
-        "Locality: change of what is right about passages of no sequence. Tokens, seconds, MB: of a commit.",
+        "Immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
+        "immediate and retained, asked without it; all five of what the model didn't know before. Before, all at the own commit, "
+        "all at the end, and forgetting (the mean fall): of all counted questions. General: change of general questions' gold "
+        "log-probability, in nats and in % of the base's, and of what is right, in points; text: change of plain texts' "
+        "log-probability a token. Locality: change of what is right about passages of no sequence, and of its golds' "
+        "log-probability. Tokens, seconds, MB: of a commit.",
         (
-            "method", "n", "before %", "immediate %", "retained %", "no title %", "retention %", "forgetting",
-            "all at the own commit %", "all at the end %", "general", "general %", "locality", "accepted %", "tokens", "seconds",
-            "MB", "MB in all", "notes",
+            "method", "n", "before %", "immediate %", "retained %", "along %", "immediate no title %", "retained no title %",
+            "retention %", "forgetting", "all at the own commit %", "all at the end %", "general", "general %", "general right",
+            "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all", "notes",
         ),
         tuple(rows),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from selfedit.contexts import Question
 from selfedit.edits import Message
@@ -21,6 +21,7 @@ from selfedit.lm.score import log_probabilities, token_log_probabilities
 from selfedit.stats import mean_and_error
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
+Found = TypeVar("Found")
 # Tokens of an answer and of a sentence's end.
 LONGEST_ANSWER, LONGEST_END = 24, 6
 
@@ -31,7 +32,8 @@ class General:
 
     Attributes:
         answers: to the questions, then the sentences' ends.
-        log_probabilities: mean of each gold's tokens, in the same order.
+        log_probabilities: mean of each gold's tokens, in the same order; the end of the turn is none of them, since a model that
+            learns short answers learns to end them too.
         text: natural log-probability of each token of the plain texts, text by text.
     """
 
@@ -51,30 +53,66 @@ def general_questions() -> list[str]:
     return [item["question"] for item in data["questions"]] + [item["begins"] for item in data["completions"]]
 
 
-def general_golds(lm: LanguageModel, places: Sequence[int] | None = None) -> list[float]:
-    """Mean natural log-probability of each gold's tokens, under whatever is installed.
-
-    Args:
-        lm: the model.
-        places: of which of the ``general_questions``; None: of all.
-    """
-    data = load_general()
-    rows = [encode_answer(lm, exam_prompt(item["question"], None, lm.chat), item["answer"]) for item in data["questions"]]
-    rows += [_completed(lm, item) for item in data["completions"]]
-    return log_probabilities(lm, rows if places is None else [rows[at] for at in places])
-
-
 def sit_general(lm: LanguageModel) -> General:
     """Answers and log-probabilities under whatever is installed, in a few batches."""
     data = load_general()
-    asked = [exam_prompt(item["question"], None, lm.chat) for item in data["questions"]]
-    begun = [(Message("text", item["begins"]),) for item in data["completions"]]
+    found = general_items(lm, range(len(general_questions())))
+    text = spoken(lm, range(len(data["texts"])))
+    return General(tuple(answer for answer, _ in found), tuple(value for _, value in found), tuple(text))
+
+
+def general_items(lm: LanguageModel, places: Sequence[int]) -> list[tuple[str, float]]:
+    """Answer and mean log-probability of the gold's tokens for those of the ``general_questions``."""
+    data = load_general()
+    count = len(data["questions"])
+    asked = [data["questions"][at] for at in places if at < count]
+    begun = [data["completions"][at - count] for at in places if at >= count]
+    prompts = [encode_prompt(lm, exam_prompt(item["question"], None, lm.chat)) for item in asked]
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    answers = generate(lm, [encode_prompt(lm, prompt) for prompt in asked], LONGEST_ANSWER, stop=stop)
-    answers += generate(lm, [encode_prompt(lm, prompt) for prompt in begun], LONGEST_END)
-    texts = [Row(tuple(lm.tokenizer(text)["input_ids"]), 0) for text in data["texts"]]
-    spoken = token_log_probabilities(lm, texts)
-    return General(tuple(answers), tuple(general_golds(lm)), tuple(tuple(values) for values in spoken))
+    ended = [encode_prompt(lm, (Message("text", item["begins"]),)) for item in begun]
+    answers = generate(lm, prompts, LONGEST_ANSWER, stop=stop) + generate(lm, ended, LONGEST_END)
+    closed = [encode_answer(lm, exam_prompt(item["question"], None, lm.chat), item["answer"]) for item in asked]
+    golds = [Row(row.ids[:-1], row.unlabelled) for row in closed] + [_completed(lm, item) for item in begun]
+    return in_order(places, count, list(zip(answers, log_probabilities(lm, golds), strict=True)))
+
+
+def in_order(places: Sequence[int], count: int, found: Sequence[Found]) -> list[Found]:
+    """What was found for the questions, then for the sentences, as ``places`` has them."""
+    order = sorted(range(len(places)), key=lambda index: places[index] >= count)
+    return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+
+def spoken(lm: LanguageModel, places: Sequence[int]) -> list[tuple[float, ...]]:
+    """Natural log-probability of each token of those plain texts."""
+    texts = load_general()["texts"]
+    rows = [Row(tuple(lm.tokenizer(texts[at])["input_ids"]), 0) for at in places]
+    return [tuple(values) for values in token_log_probabilities(lm, rows)]
+
+
+def changed(now: General, before: General) -> dict[str, float]:
+    """``{general, general_share, general_right, text, text_share}``: what became of a model's general knowledge.
+
+    The golds' mean log-probability in nats and as a share of what it was; the share right; the plain texts' log-probability a
+    token in nats, and as a share. A model that learnt short answers finds short golds likelier whatever it forgot, so the
+    latter three say more.
+    """
+    gold, gold_before = (fmean(one.log_probabilities) for one in (now, before))
+    said, said_before = (fmean(value for values in one.text for value in values) for one in (now, before))
+    return {
+        "general": gold - gold_before,
+        "general_share": (gold - gold_before) / abs(gold_before),
+        "general_right": fmean(right(now)) - fmean(right(before)),
+        "text": said - said_before,
+        "text_share": (said - said_before) / abs(said_before),
+    }
+
+
+def right(sat: General) -> list[float]:
+    """1 for each answer that is right, else 0."""
+    data = load_general()
+    golds = [item["answer"] for item in (*data["questions"], *data["completions"])]
+    exam = [ExamItem(Question("", gold), answer, at) for at, (gold, answer) in enumerate(zip(golds, sat.answers, strict=True))]
+    return [float(verdict.correct) for verdict in RecallGrader().mark(exam)]
 
 
 def marked(sat: General) -> dict[str, Any]:
@@ -82,15 +120,11 @@ def marked(sat: General) -> dict[str, Any]:
 
     Means with standard errors over items; the perplexity's is over texts, of its logarithm.
     """
-    data = load_general()
-    golds = [item["answer"] for item in (*data["questions"], *data["completions"])]
-    exam = [ExamItem(Question("", gold), answer, at) for at, (gold, answer) in enumerate(zip(golds, sat.answers, strict=True))]
-    right = [float(verdict.correct) for verdict in RecallGrader().mark(exam)]
     losses = mean_and_error([-fmean(values) for values in sat.text])
     every = [value for values in sat.text for value in values]
     return {
-        "n": len(golds),
-        "right": mean_and_error(right),
+        "n": len(sat.answers),
+        "right": mean_and_error(right(sat)),
         "logprob": mean_and_error(sat.log_probabilities),
         "perplexity": math.exp(-fmean(every)),
         "loss": losses,
