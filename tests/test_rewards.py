@@ -34,7 +34,7 @@ from selfedit.rewards import make_reward, self_quiz
 from selfedit.rewards.exams import Labelled
 from selfedit.rewards.question_free import QuestionFree
 from selfedit.rewards.screens import FEATURES, Ridge, Tried, correlations, exam_rows, gradient_alignment, in_context, scores_of
-from selfedit.rewards.self_quiz import Quiz, SelfQuiz, answer_spans, bits_a_byte, copied, left_by, trivial, write_quiz
+from selfedit.rewards.self_quiz import Quiz, SelfQuiz, answer_spans, asked_twice, bits_a_byte, copied, left_by, trivial, write_quiz
 from selfedit.seeds import derive
 from selfedit.selection import select
 from selfedit.tasks.base import Asked, Request
@@ -69,7 +69,9 @@ def test_answers_are_names_numbers_and_details() -> None:
     ],
 )
 def test_trivial_questions_are_refused(question: str, answer: str, why: str) -> None:
-    assert trivial(Question(question, answer), BRIDGE, [Question("Who rings the bell there?", "Tom Ferrant")]) == why
+    one, other = Question(question, answer), Question("Who rings the bell there?", "Tom Ferrant")
+    assert (trivial(one, BRIDGE) or asked_twice(one, [other])) == why
+    assert asked_twice(one, [], [other]) == ("asked twice" if one.question == other.question else "")
 
 
 def test_a_copied_question_is_found_in_a_line_of_the_edit() -> None:
@@ -534,8 +536,8 @@ def test_rewards_are_compared_on_the_same_trials(
     assert by_name["accuracy"]["picked_minus_accuracy"]["mean"] == 0
     assert {row["screen"] for row in table["two_stage"]} == {*FEATURES, "ridge"}
     for row in rows_of(tmp_path / "run" / "trials.jsonl"):
-        seen = {one["question"] for one in row["exams"]["labelled"]}
-        assert seen and not seen & {one["question"] for one in row["exams"]["unseen"]}
+        seen = {one["question"] for one in row["exams"]["first half"]}
+        assert seen and not seen & {one["question"] for one in row["exams"]["second half"]}
     before = (tmp_path / "run" / "trials.jsonl").read_bytes()
     again = command(*arguments, "--resume")
     assert again.returncode == 0, again.stderr
@@ -551,8 +553,40 @@ def test_rewards_are_compared_on_the_same_trials(
 def by_hand(worth: list[list[float]], rewards: list[list[float]], looks: list[float]) -> Measured:
     features = [dict.fromkeys(FEATURES, 0.0) | {"gradient": value} for value in looks]
     looking = {"labelled": dict.fromkeys(FEATURES, 0.25)}
-    named = {"accuracy": rewards, "likelihood": rewards, "mixed": rewards}
-    return Measured(worth, named, named, {"labelled": features}, None, {"labelled": 0.0}, looking, 4.0, 100.0)
+    named = {"accuracy": [rewards] * 2, "likelihood": [rewards] * 2, "mixed": [rewards] * 2}
+    whole, making = dict.fromkeys(named, rewards), dict.fromkeys((*REWARD_EXAMS.values(),), 0.0)
+    return Measured([worth] * 2, named, named, whole, {"labelled": [features] * 2}, None, making, looking, 2.0, 4.0, 100.0)
+
+
+def test_equal_worths_are_no_rank() -> None:
+    same = by_hand([[1, 1], [1, 1]], [[1, 1], [2, 2]], [0.0, 1.0])
+    other = by_hand([[0, 0], [1, 1]], [[1, 1], [2, 2]], [0.0, 1.0])
+    table = summarise([same, other], RewardBenchConfig(edits=2, screened=1))
+    (accuracy,) = [row for row in table["rows"] if row["name"] == "accuracy"]
+    assert accuracy["rank_correlation"]["n"] == 1 and accuracy["n"] == 2
+    assert accuracy["rank_correlation"]["mean"] == pytest.approx(1)
+
+
+def test_a_half_is_marked_with_the_whole_exam() -> None:
+    """The same short answer to most questions is right of none, also where one half alone would not show it."""
+    golds = ("ruby", "jade", "opal", "onyx")
+    questions = [
+        {"question": f"Which stone is it in case {n}?", "answer": gold, "aliases": [], "paraphrases": []}
+        for n, gold in enumerate(golds)
+    ]
+    sitting = {"answers": ["ruby", "ruby"], "log_probabilities": [-1.0, -1.0]}
+    halves = {"first half": sitting, "second half": {**sitting, "answers": ["ruby", "onyx"]}}
+    trial = {"edit": 0, "repeat": 0, "status": "ok", "tokens": 10, "seconds": 1.0, "sittings": halves}
+    features = {"features": [dict.fromkeys(FEATURES, 0.0)], "seconds": dict.fromkeys(FEATURES, 0.5)}
+    row = {
+        "passage": "p", "title": "Stones", "edits": ["x"], "undecided": {}, "materials": {}, "baseline": halves,
+        "exams": {"first half": questions[:2], "second half": questions[2:]},
+        "looks": {"first half": features, "second half": features},
+        "seconds": dict.fromkeys((*REWARD_EXAMS.values(), "writing", "baseline"), 1.0), "trials": [trial],
+    }  # fmt: skip
+    found = Measured.of(row)
+    assert found.worth == [[[0.0]], [[0.5]]], "ruby is no answer, onyx is one"
+    assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["gradient"] == 0.5
 
 
 def test_a_pick_is_worth_what_the_other_seed_says() -> None:
@@ -566,6 +600,7 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     (gradient,) = [row for row in table["two_stage"] if row["screen"] == "gradient"]
     assert gradient["picked"]["mean"] == 0.5 and gradient["minus_training_all"]["mean"] == 0.5
     assert gradient["cost_share"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
+    assert gradient["cost_share_written"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)
     (ridge,) = [row for row in table["two_stage"] if row["screen"] == "ridge"]
     assert ridge["cost_share"] == pytest.approx((4 + 3 * 0.25 * len(FEATURES)) / 12)
 

@@ -1,13 +1,17 @@
 """``selfedit bench rewards``: every reward and every screen on the same trials; which of them finds the self-edit that teaches?
 
-Of each passage's own questions one half may choose, the other half is the exam that nobody sees: what a self-edit is worth is its
-accuracy there, with seeds of training that did not choose it. Each figure is a mean over passages, each the mean over which seed
-chooses. A share of each passage's sentences is left out of its own lesson (``edit.held_out``), for the reward ``sentences``.
+Of each passage's own questions one half may choose, the other half is the exam that the choice never sees: what a self-edit is
+worth is its accuracy there, with seeds of training that did not choose it; then the halves change places. Each figure is a mean
+over passages, each the mean over which half and which seed chooses. Both halves are marked as one exam, as a run's would be, and
+reliability is of rewards on all questions, which is what a run takes. A share of each passage's sentences is left out of its own
+lesson (``edit.held_out``), for the reward ``sentences``.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,12 +24,13 @@ from selfedit.contexts import Passage, Question
 from selfedit.edits import TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
+from selfedit.graders import ExamItem, Verdict
 from selfedit.graders.text import RECALL_THRESHOLD, RecallGrader, recall_score
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, split_quiz
-from selfedit.rewards import LikelihoodReward, make_reward
+from selfedit.rewards import LikelihoodReward, Reward, make_reward
 from selfedit.rewards.question_free import make_exam
 from selfedit.rewards.screens import FEATURES, Tried, look, scores_of
 from selfedit.rewards.self_quiz import copied
@@ -39,6 +44,18 @@ LEAST_QUESTIONS = 4
 SCREENS = (*FEATURES, "ridge")
 # Each exam by one of the rewards that are taken on it.
 EXAMS = {exam: reward for reward, exam in REWARD_EXAMS.items() if exam != "labelled"}
+HALVES = ("first half", "second half")
+SOURCES = ("labelled", "self-quiz")
+
+
+def by_title(passages: Sequence[Passage]) -> list[Passage]:
+    """First one passage of each title, then the second of each: passages of one article are no independent ones."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for one in passages:
+        turns.append(seen[one.title])
+        seen[one.title] += 1
+    return [one for _, one in sorted(zip(turns, passages, strict=True), key=lambda pair: pair[0])]
 
 
 @dataclass(frozen=True)
@@ -54,14 +71,14 @@ class At:
 
 
 def halves(passage: Passage, seed: int) -> tuple[Passage, Passage]:
-    """The passage with the questions that may choose, and with those that nobody sees.
+    """The passage with one half of its questions, and with the other.
 
     Raises:
         DataError: a question stands twice.
     """
-    choosing, unseen = split_quiz(passage.questions, 0.5, seed)
-    parts = [replace(passage, questions=tuple(passage.questions[index] for index in part)) for part in (choosing, unseen)]
-    return parts[0], parts[1]
+    parts = split_quiz(passage.questions, 0.5, seed)
+    first, second = (replace(passage, questions=tuple(passage.questions[index] for index in part)) for part in parts)
+    return first, second
 
 
 def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slots: int) -> dict[str, Any]:
@@ -75,12 +92,11 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
         spent[name] = round(time.perf_counter() - start, 2)
         return found
 
-    chooser, unseen = halves(passage, config.seed)
     makers = {name: make_exam(reward, task, config.quiz, config.edit) for name, reward in EXAMS.items()}
     materials = {name: timed(name, partial(maker.prepare, lm, passage, config.seed)) for name, maker in makers.items()}
     written = timed("writing", lambda: write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed))
     texts = [one.edit.text for one in written]
-    exams: dict[str, Any] = {"labelled": At(task, chooser), "unseen": At(task, unseen)}
+    exams: dict[str, Any] = {name: At(task, half) for name, half in zip(HALVES, halves(passage, config.seed), strict=True)}
     undecided = {}
     for name, maker in makers.items():
         kept = maker.kept(passage, materials[name], texts)
@@ -92,7 +108,7 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
     baseline = timed("baseline", lambda: sit(lm, [(exam, passage) for exam in exams.values()]))
     looks = {
         name: asdict(look(lm, task, exams[name].examined, texts, config.settings, config.quiz, config.seed))
-        for name in ("labelled", "self-quiz")
+        for name in (*HALVES, "self-quiz")
         if name in exams
     }
     planned = []
@@ -137,7 +153,8 @@ def bench_rewards(
     Raises:
         DataError: too few passages with enough questions, or one with a question that stands twice.
     """
-    chosen = [one for one in passages if len(one.questions) >= LEAST_QUESTIONS][: config.passages]
+    usable = [one for one in passages if len(one.questions) >= LEAST_QUESTIONS]
+    chosen = by_title(usable)[: config.passages]
     if len(chosen) < config.passages:
         raise DataError(
             f"{', '.join(config.data)}: has {len(chosen)} passages with {LEAST_QUESTIONS} questions, {config.passages} are wanted; "
@@ -155,28 +172,37 @@ def bench_rewards(
     return summarise([Measured.of(rows[one.id]) for one in chosen], config)
 
 
+# [half][edit][seed]: the half that reports, the other one may choose.
+Figures = list[list[list[float]]]
+
+
 @dataclass(frozen=True)
 class Measured:
-    """A passage's figures; [edit][seed] are of the self-edits that could be tried.
+    """A passage's figures, of the self-edits that could be tried.
 
     Attributes:
-        worth: [edit][seed] accuracy on the questions that nobody sees.
-        rewards: reward -> [edit][seed]; none of a reward that has no decision here.
+        worth: accuracy on the half that reports.
+        rewards: reward -> its value, taken on the half that may choose, or on what needs no labels; none of a reward that has no
+            decision here.
         ties: the same for what parts equal rewards.
-        features: by whose questions -> each of those self-edits' looks.
-        overlap: share of the self-made questions that ask what an unseen one asks, by their word trigrams or by the answer.
+        whole: reward -> [edit][seed], taken on all questions.
+        features: by whose questions -> [half][edit] looks.
+        overlap: share of the self-made questions that ask what a labelled one asks, by their word trigrams or by the answer.
         making: seconds that each exam took to make.
         looking: by whose questions -> seconds a self-edit of each look.
+        writing: seconds that the self-edits took to write.
         seconds, tokens: of one training, mean.
     """
 
-    worth: list[list[float]]
-    rewards: dict[str, list[list[float]]]
-    ties: dict[str, list[list[float]]]
-    features: dict[str, list[dict[str, float]]]
+    worth: Figures
+    rewards: dict[str, Figures]
+    ties: dict[str, Figures]
+    whole: dict[str, list[list[float]]]
+    features: dict[str, list[list[dict[str, float]]]]
     overlap: float | None
     making: dict[str, float]
     looking: dict[str, dict[str, float]]
+    writing: float
     seconds: float
     tokens: float
 
@@ -187,40 +213,76 @@ class Measured:
         for trial in row["trials"]:
             by_edit.setdefault(trial["edit"], []).append(trial)
         usable = [at for at, trials in by_edit.items() if all(trial["status"] == "ok" for trial in trials)]
-        exams = {name: Passage(row["title"], "", tuple(map(_question, listed))) for name, listed in row["exams"].items()}
+        questions = {name: tuple(map(_question, listed)) for name, listed in row["exams"].items()}
+        asked = {name: KnowledgeTask().asked(Passage(row["title"], "", of)) for name, of in questions.items()}
+        first, second = HALVES
+        asked["labelled"] = KnowledgeTask().asked(Passage(row["title"], "", questions[first] + questions[second]))
+        count = len(asked[first])
+        places = {first: slice(0, count), second: slice(count, None)}
 
-        def marks(exam: str, sitting: dict[str, Any]) -> Marks:
-            names = ("answers", "log_probabilities")
-            asked = KnowledgeTask().asked(exams[exam])
-            return mark_sitting(RecallGrader(), asked, Sitting(**{name: tuple(sitting[name]) for name in names}))
+        def marks(exam: str, sittings: dict[str, Any]) -> Marks:
+            """Of a half too all questions are marked together: one answer to everything is none."""
+            if exam not in (*HALVES, "labelled"):
+                return mark_sitting(RecallGrader(), asked[exam], _sitting(sittings[exam]))
+            joined = _sitting({name: sittings[first][name] + sittings[second][name] for name in ("answers", "log_probabilities")})
+            whole = mark_sitting(RecallGrader(), asked["labelled"], joined)
+            if exam == "labelled":
+                return whole
+            given = Given(whole.verdicts[places[exam]])
+            return mark_sitting(given, asked[exam], _sitting(sittings[exam]))
 
-        marked = {exam: [[marks(exam, trial["sittings"][exam]) for trial in by_edit[at]] for at in usable] for exam in row["exams"]}
-        before = {exam: marks(exam, row["baseline"][exam]) for exam in row["exams"]}
-        decided = {name: exam for name, exam in REWARD_EXAMS.items() if exam in exams}
-        weights = {name: make_reward(name, 0.5) for name in decided}
+        exams = [name for name in asked if name != "labelled" or usable]
+        runs = {exam: [[marks(exam, trial["sittings"]) for trial in by_edit[at]] for at in usable] for exam in exams}
+        before = {exam: marks(exam, row["baseline"]) for exam in exams}
+        weights = {name: make_reward(name, 0.5) for name, exam in REWARD_EXAMS.items() if exam in runs}
+
+        def scored(reward: Reward, exam: str) -> list[list[float]]:
+            return [[reward.score(one, before[exam]) for one in of] for of in runs[exam]]
+
+        def both(reward: Reward, exam: str) -> Figures:
+            return [scored(reward, half if exam == "labelled" else exam) for half in (second, first)]
+
+        def looks(source: str) -> list[list[dict[str, float]]]:
+            sides = (second, first) if source == "labelled" else (source, source)
+            return [[row["looks"][side]["features"][at] for at in usable] for side in sides]
+
+        def looking(source: str) -> dict[str, float]:
+            sides = HALVES if source == "labelled" else (source,)
+            spent = [row["looks"][side]["seconds"] for side in sides]
+            return {kind: fmean(of[kind] for of in spent) / max(1, len(row["edits"])) for kind in spent[0]}
+
         trained = [trial for at in usable for trial in by_edit[at]]
-        own = exams["self-quiz"].questions if "self-quiz" in exams else ()
-        same = [any(_asks_alike(one, other) for other in exams["unseen"].questions) for one in own]
+        own = questions.get("self-quiz", ())
+        same = [any(_asks_alike(one, other) for half in HALVES for other in questions[half]) for one in own]
+        sources = [source for source in SOURCES if source == "labelled" or source in row["looks"]]
         return cls(
-            worth=[[one.accuracy for one in runs] for runs in marked["unseen"]],
-            rewards={
-                name: [[weights[name].score(one, before[exam]) for one in runs] for runs in marked[exam]]
-                for name, exam in decided.items()
-            },
-            ties={
-                name: [[LikelihoodReward().score(one, before[exam]) for one in runs] for runs in marked[exam]]
-                for name, exam in decided.items()
-            },
-            features={name: [found["features"][at] for at in usable] for name, found in row["looks"].items()},
+            worth=[[[one.accuracy for one in of] for of in runs[half]] for half in HALVES],
+            rewards={name: both(reward, REWARD_EXAMS[name]) for name, reward in weights.items()},
+            ties={name: both(LikelihoodReward(), REWARD_EXAMS[name]) for name in weights},
+            whole={name: scored(reward, REWARD_EXAMS[name]) for name, reward in weights.items()},
+            features={source: looks(source) for source in sources},
             overlap=fmean(same) if same else None,
             making={name: row["seconds"][name] for name in EXAMS} | {"labelled": 0.0},
-            looking={
-                name: {kind: value / max(1, len(row["edits"])) for kind, value in found["seconds"].items()}
-                for name, found in row["looks"].items()
-            },
+            looking={source: looking(source) for source in sources},
+            writing=row["seconds"]["writing"],
             seconds=fmean(trial["seconds"] for trial in trained) if trained else 0.0,
             tokens=fmean(trial["tokens"] for trial in trained) if trained else 0.0,
         )
+
+
+@dataclass(frozen=True)
+class Given:
+    """A grader that has marked already."""
+
+    verdicts: Sequence[Verdict]
+
+    def mark(self, exam: list[ExamItem]) -> list[Verdict]:
+        """Those verdicts."""
+        return list(self.verdicts)
+
+
+def _sitting(row: dict[str, Any]) -> Sitting:
+    return Sitting(tuple(row["answers"]), tuple(row["log_probabilities"]))
 
 
 def _question(row: dict[str, Any]) -> Question:
@@ -235,19 +297,22 @@ def _asks_alike(one: Question, other: Question) -> bool:
 
 def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[str, Any]:
     """The table: a row for each reward and screen, and two-stage trials against training all."""
-    several = [one for one in measured if len(one.worth) > 1]
+    several = [one for one in measured if len(one.worth[0]) > 1]
     control = {id(one): picked for one, (_, picked) in zip(several, _picked(several, _by_reward("accuracy")), strict=True)}
     rows = []
     for name, exam in REWARD_EXAMS.items():
         own = [one for one in several if name in one.rewards]
-        found = reliability([one.rewards[name] for one in own]) if own else None
-        seconds = [one.making[exam] + len(one.worth) * one.seconds for one in own]
-        tokens = [len(one.worth) * one.tokens for one in own]
+        found = reliability([one.whole[name] for one in own]) if own else None
+        # Where no exam could be made the making was for nothing, and is the others' cost.
+        wasted = sum(one.making[exam] for one in several if name not in one.rewards) / max(1, len(own))
+        seconds = [wasted + one.making[exam] + len(one.worth[0]) * one.seconds for one in own]
+        tokens = [len(one.worth[0]) * one.tokens for one in own]
         rows.append(_row(name, own, _by_reward(name), control, seconds, tokens) | {"reliability": asdict(found) if found else None})
-    for source in ("labelled", "self-quiz"):
+    for source in SOURCES:
         own = [one for one in several if source in one.features]
+        wasted = sum(one.making[source] for one in several if source not in one.features) / max(1, len(own))
         for screen in SCREENS:
-            seconds = [one.making[source] + len(one.worth) * _looking(one, screen, source) for one in own]
+            seconds = [wasted + one.making[source] + len(one.worth[0]) * _looking(one, screen, source) for one in own]
             found_row = _row(f"{screen} ({source})", own, _by_screen(own, screen, source), control, seconds, [0.0] * len(own))
             rows.append(found_row | {"reliability": None})
     return {
@@ -257,33 +322,44 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "repeats": config.repeats,
         "screened": config.screened,
         "rows": rows,
-        "average": asdict(mean_and_error([fmean(map(fmean, one.worth)) for one in several])),
-        "best": asdict(mean_and_error([max(map(fmean, one.worth)) for one in several])),
+        "average": asdict(mean_and_error([_average(one) for one in several])),
+        "best": asdict(mean_and_error([fmean(max(map(fmean, of)) for of in one.worth) for one in several])),
         "two_stage": [_two_stage(several, screen, config) for screen in SCREENS],
         "overlap": asdict(mean_and_error([one.overlap for one in measured if one.overlap is not None])),
+        "writing_seconds": asdict(mean_and_error([one.writing for one in measured])),
         "training_seconds": asdict(mean_and_error([one.seconds for one in measured])),
         "training_tokens": asdict(mean_and_error([one.tokens for one in measured])),
     }
 
 
-# From a passage and a seed to what each self-edit is ranked by, first its score and then what parts equals.
-Scores = Callable[[Measured, int], list[tuple[float, float]]]
+# From a passage, the half that reports and the seed that chooses to what each self-edit is ranked by: its score, what parts equals.
+Scores = Callable[[Measured, int, int], list[tuple[float, float]]]
 
 
 def _by_reward(name: str) -> Scores:
-    return lambda one, seed: [(runs[seed], tie[seed]) for runs, tie in zip(one.rewards[name], one.ties[name], strict=True)]
+    return lambda one, half, seed: [
+        (runs[seed], tie[seed]) for runs, tie in zip(one.rewards[name][half], one.ties[name][half], strict=True)
+    ]
 
 
 def _by_screen(measured: Sequence[Measured], screen: str, source: str) -> Scores:
     """Of the self-edits' looks; ridge is fitted on the other passages' rewards by the same source."""
     reward = "accuracy" if source == "labelled" else "self-quiz"
-    tried = {id(one): Tried(tuple(one.features[source]), tuple(map(fmean, one.rewards[reward]))) for one in measured}
+    tried = [
+        {id(one): Tried(tuple(one.features[source][half]), tuple(map(fmean, one.rewards[reward][half]))) for one in measured}
+        for half in range(len(HALVES))
+    ]
 
-    def scores(one: Measured, seed: int) -> list[tuple[float, float]]:
-        others = [other for key, other in tried.items() if key != id(one)]
-        return [(value, 0.0) for value in scores_of(screen, one.features[source], others)]
+    def scores(one: Measured, half: int, seed: int) -> list[tuple[float, float]]:
+        others = [other for key, other in tried[half].items() if key != id(one)]
+        return [(value, 0.0) for value in scores_of(screen, one.features[source][half], others)]
 
     return scores
+
+
+def _average(one: Measured) -> float:
+    """What a self-edit of the passage is worth in the mean."""
+    return fmean(value for of in one.worth for runs in of for value in runs)
 
 
 def _row(
@@ -292,13 +368,13 @@ def _row(
     """What the self-edit with the best score is worth by seeds that did not score it, against a random one and accuracy's pick."""
     found = _picked(measured, scores)
     picked = [value for _, value in found]
-    random = [fmean(map(fmean, one.worth)) for one in measured]
+    random = [_average(one) for one in measured]
     accuracys = [control[id(one)] for one in measured]
     several = len(measured) > 1
     return {
         "name": name,
         "n": len(measured),
-        "rank_correlation": asdict(mean_and_error([rank for rank, _ in found])),
+        "rank_correlation": asdict(mean_and_error([rank for rank, _ in found if not math.isnan(rank)])),
         "picked": asdict(mean_and_error(picked)),
         "picked_minus_random": asdict(paired_difference(picked, random)) if several else None,
         "picked_minus_accuracy": asdict(paired_difference(picked, accuracys)) if several else None,
@@ -308,19 +384,29 @@ def _row(
 
 
 def _picked(measured: Sequence[Measured], scores: Scores) -> list[tuple[float, float]]:
-    """For each passage the rank correlation of the scores with the worth by other seeds, and the worth of the best by them."""
+    """For each passage the rank correlation of the scores with the worth by other seeds, and the worth of the best by them.
+
+    Where all self-edits are worth the same there is nothing to be ranked: nan.
+    """
     found = []
     for one in measured:
-        by_seed = [scores(one, seed) for seed in range(len(one.worth[0]))]
-        ranks = [rank_correlation([score for score, _ in of], _others(one, seed)) for seed, of in enumerate(by_seed)]
-        picks = [_others(one, seed)[_first_best(of)] for seed, of in enumerate(by_seed)]
-        found.append((fmean(ranks), fmean(picks)))
+        ranks, picks = [], []
+        for half, seed in _turns(one):
+            of, worth = scores(one, half, seed), _others(one, half, seed)
+            ranks.append(rank_correlation([score for score, _ in of], worth) if len(set(worth)) > 1 else math.nan)
+            picks.append(worth[_first_best(of)])
+        found.append((mean_of_known(ranks), fmean(picks)))
     return found
 
 
-def _others(one: Measured, seed: int) -> list[float]:
+def _turns(one: Measured) -> list[tuple[int, int]]:
+    """(half that reports, seed that chooses)."""
+    return [(half, seed) for half in range(len(one.worth)) for seed in range(len(one.worth[half][0]))]
+
+
+def _others(one: Measured, half: int, seed: int) -> list[float]:
     """What each self-edit is worth by the other seeds."""
-    return [fmean(value for at, value in enumerate(runs) if at != seed) for runs in one.worth]
+    return [fmean(value for at, value in enumerate(runs) if at != seed) for runs in one.worth[half]]
 
 
 def _first_best(scores: Sequence[tuple[float, float]]) -> int:
@@ -330,30 +416,33 @@ def _first_best(scores: Sequence[tuple[float, float]]) -> int:
 def _two_stage(measured: Sequence[Measured], screen: str, config: RewardBenchConfig) -> dict[str, Any]:
     """Only the few that look best are trained and the best of them by accuracy is taken, against training all.
 
-    ``cost_share``: the few trainings and all looks, of all trainings; exams aside, and without what teaches ridge.
+    ``cost_share``: the few trainings and all looks, of all trainings; ``cost_share_written``: the same with what writing took on
+    both sides. Exams aside, and without what teaches ridge.
     """
     looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward("accuracy")
-    few, whole, cost = [], [], []
+    few, whole = [], []
+    cost: dict[str, list[float]] = {"cost_share": [], "cost_share_written": []}
     for one in measured:
         values: dict[str, list[float]] = {"few": [], "whole": []}
-        for seed in range(len(one.worth[0])):
-            scores, worth = rewards(one, seed), _others(one, seed)
-            seen = looks(one, seed)
+        for half, seed in _turns(one):
+            scores, worth = rewards(one, half, seed), _others(one, half, seed)
+            seen = looks(one, half, seed)
             through = sorted(range(len(seen)), key=lambda at: (-seen[at][0], at))[: config.screened]
             values["few"].append(worth[max(through, key=lambda at: (scores[at], -at))])
             values["whole"].append(worth[_first_best(scores)])
         few.append(fmean(values["few"]))
         whole.append(fmean(values["whole"]))
-        count = len(one.worth)
+        count = len(one.worth[0])
         if one.seconds:
-            looking = count * _looking(one, screen, "labelled")
-            cost.append((min(count, config.screened) * one.seconds + looking) / (count * one.seconds))
+            spent = min(count, config.screened) * one.seconds + count * _looking(one, screen, "labelled")
+            cost["cost_share"].append(spent / (count * one.seconds))
+            cost["cost_share_written"].append((one.writing + spent) / (one.writing + count * one.seconds))
     return {
         "screen": screen,
         "n": len(measured),
         "picked": asdict(mean_and_error(few)),
         "minus_training_all": asdict(paired_difference(few, whole)) if len(few) > 1 else None,
-        "cost_share": mean_of_known(cost),
+        **{name: mean_of_known(values) for name, values in cost.items()},
     }
 
 

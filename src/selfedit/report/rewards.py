@@ -23,7 +23,8 @@ def rewards_table(run: RunData) -> Table:
     return Table(
         f"Rewards and screens on {table['passages']} passages",
         f"{table['edits']} self-edits each, {table['repeats']} seeds. Reliability: of one run. Picked: accuracy of the self-edit "
-        "taken, on questions and by seeds that chose nothing; rank: Spearman's rho with it within a passage. Paired differences, "
+        "taken, on questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it "
+        "within a passage, where not all are worth the same. Paired differences, "
         "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and labelled tokens: a passage, "
         "exams made and trainings or looks.",
         ("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy", "seconds", "tokens"),
@@ -35,14 +36,21 @@ def stages_table(run: RunData) -> Table:
     """Training only what looks best, against training all."""
     table = run.table or {}
     rows = [
-        (row["screen"], row["n"], _mean(row["picked"], 3), _interval(row["minus_training_all"]), _share(row["cost_share"]))
+        (
+            row["screen"],
+            row["n"],
+            _mean(row["picked"], 3),
+            _interval(row["minus_training_all"]),
+            _share(row["cost_share"]),
+            _share(row["cost_share_written"]),
+        )
         for row in table["two_stage"]
     ]
     return Table(
         f"Only {table['screened']} of {table['edits']} are trained",
         "Cost: trainings of the few and looks at all, as a share of training all; without the passages that a run tries whole to "
-        "learn what a screen is worth.",
-        ("screen", "n", "picked", "minus training all", "of its cost"),
+        "learn what a screen is worth. With writing: what writing took added on both sides.",
+        ("screen", "n", "picked", "minus training all", "of its cost", "with writing"),
         tuple(rows),
     )
 

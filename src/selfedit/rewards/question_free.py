@@ -17,6 +17,7 @@ from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.self_quiz import (
     SelfQuiz,
     answer_spans,
+    asked_twice,
     copied,
     read_answers,
     sampler_of,
@@ -129,7 +130,7 @@ class QuestionFree:
         once = self.quiz.model_copy(update={"passes": 1})
         asked: list[tuple[Passage, Question]] = []
         for at, one in write_items(lm, sampler, passage.title, sentences, spans, places, once, seed):
-            if isinstance(one, Question) and not trivial(one, passage, [other for _, other in asked]):
+            if isinstance(one, Question) and not trivial(one, passage) and not asked_twice(one, [other for _, other in asked]):
                 asked.append((sentences[at][0], one))
         answers = iter(read_answers(lm, sampler, asked, self.quiz, self.quiz.resamples, seeds.derive(seed, "answers")))
         return [(one.question, text) for _, one in asked for text in [next(answers) for _ in range(self.quiz.resamples)] if text]

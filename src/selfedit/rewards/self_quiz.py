@@ -101,7 +101,7 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
         asked += len(written)
         fresh: list[tuple[int, Question]] = []
         for at, one in written:
-            why = one if isinstance(one, str) else trivial(one, passage, [*known, *(other for _, other in fresh)])
+            why = one if isinstance(one, str) else trivial(one, passage) or asked_twice(one, known, [other for _, other in fresh])
             if why:
                 refused[why] += 1
             elif isinstance(one, Question):
@@ -110,11 +110,14 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
             lm, sampler, [(sentences[at][0], one) for at, one in fresh], config, seeds.derive(seed, attempt, "read")
         )
         stood = _known(lm, passage.title, [one for _, one in fresh])
-        for (at, one), agreeing, already in zip(fresh, agreed, stood, strict=True):
+        # Those with most agreement first, so that of several with one answer the best is taken.
+        for (at, one), agreeing, already in sorted(zip(fresh, agreed, stood, strict=True), key=lambda found: -found[1]):
             if agreeing < config.agreeing:
                 refused["not the same answer again"] += 1
             elif already:
                 refused["known without the passage"] += 1
+            elif asked_twice(one, [other for ones in passed.values() for _, other in ones]):
+                refused["asked twice"] += 1
             else:
                 passed[at].append((agreeing, one))
     questions = tuple(_in_turn(passed))[: config.items]
@@ -174,7 +177,16 @@ def answer_spans(title: str, sentence: str) -> list[str]:
     return list(spans)[:MOST_SPANS]
 
 
-def trivial(one: Question, passage: Passage, others: Sequence[Question]) -> str:
+def asked_twice(one: Question, passed: Sequence[Question], unread: Sequence[Question] = ()) -> str:
+    """Why a question is none beside those that passed, or are yet to be read with the passage in view; or nothing.
+
+    Of two with one answer it is not known before they are read which is the better: only equal questions are refused then.
+    """
+    twice = any(normalise(one.question) == normalise(other.question) for other in (*passed, *unread))
+    return "asked twice" if twice or any(normalise(one.answer) == normalise(other.answer) for other in passed) else ""
+
+
+def trivial(one: Question, passage: Passage) -> str:
     """Why a question is none, or nothing."""
     answer = content_words(one.answer)
     if not answer or answer <= content_words(passage.title) or answer <= content_words(one.question):
@@ -183,8 +195,6 @@ def trivial(one: Question, passage: Passage, others: Sequence[Question]) -> str:
         return "trivial"
     if count_words(one.question) < SHORTEST_QUESTION or not one.question.endswith(QUESTION_MARKS):
         return "no question"
-    if any(normalise(one.question) == normalise(o.question) or normalise(one.answer) == normalise(o.answer) for o in others):
-        return "asked twice"
     return ""
 
 
