@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from selfedit.cli.common import write_json
-from selfedit.config import DEFAULT_MODEL
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders.text import RecallGrader
 from selfedit.inner import sit
@@ -48,8 +47,9 @@ def learnt(name: str, file: Path, folder: Path, options: list[str]) -> dict[str,
     passage = replace(load_passage(file, None), questions=tuple(load_quiz(HERE / "documents" / f"{name}.json")))
     task = KnowledgeTask()
     marks = {}
-    for when, stack in (("before", ()), ("after", tuple(str(path) for path in Memory.open(folder / name).adapter_folders()))):
-        with LocalExecutor(ModelChoice(DEFAULT_MODEL, stack=stack), 0) as executor:
+    memory = Memory.open(folder / name)
+    for when, stack in (("before", ()), ("after", tuple(str(path) for path in memory.adapter_folders()))):
+        with LocalExecutor(ModelChoice(memory.base.name, stack=stack), 0) as executor:
             (sitting,) = result(executor.submit(sit, [(task, passage)]))
         marks[when] = mark_sitting(RecallGrader(), task.asked(passage), sitting)
     made = found["quiz"]["made"]
@@ -83,7 +83,8 @@ def main() -> None:
         for name in arguments.only or DOCUMENTS:
             rows.append(learnt(name, DOCUMENTS[name], Path(folder), arguments.options))
             print(json.dumps(rows[-1]))
-    write_json(arguments.out, {"options": arguments.options, "rows": rows})
+            # Also if a later document fails.
+            write_json(arguments.out, {"options": arguments.options, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ COMMANDS = {
     "learn": ("learn", "almanac:dev:1"),
     "train": ("train", "knowledge"),
     "eval": ("eval", "knowledge"),
+    "rewards": ("bench", "rewards"),
 }
 
 

@@ -449,6 +449,7 @@ def test_without_a_decision_nothing_is_tried(command: Command, tiny_model: Path,
     (metrics,) = rows_of(tmp_path / "run" / "metrics.jsonl")
     assert metrics["undecided"] == 2 and metrics["selected"] == 0
     assert not (tmp_path / "run" / "trials.jsonl").exists() and done.stderr.count("no decision on") == 2
+    assert not (tmp_path / "run" / "round-01" / "edits.jsonl").exists(), "nothing is written about them either"
 
 
 def test_learning_by_a_quiz_of_ones_own_names_its_questions(

@@ -262,8 +262,14 @@ class OuterConfig(Frozen):
     ] = ""
     screened: Annotated[int, Field(ge=1, le=64, description="self-edits of a context that a screen lets through")] = 3
     least_correlation: Annotated[
-        float, Field(ge=-1, le=1, description="a screen that ranks a round's first contexts worse than that is put aside")
-    ] = 0.0
+        float,
+        Field(
+            ge=-1,
+            le=1,
+            description="a screen that ranks a round's first contexts worse than that is put aside; 0 lets half of those pass that "
+            "know nothing",
+        ),
+    ] = 0.15
     student: Annotated[Literal["policy", "base"], Field(description="whose weights the inner adapter is trained on")] = "policy"
     merge: Annotated[bool, Field(description="write the last policy as a merged model too")] = False
     control_of: Annotated[str, Field(description="a run whose contexts and numbers of rows the rule random takes")] = ""

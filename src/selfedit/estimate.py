@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from selfedit.config import ArcEvalConfig, ArcTrainConfig, ContinualConfig, EditConfig, EvalConfig, Settings, TrainConfig
+from selfedit.config import (
+    ArcEvalConfig,
+    ArcTrainConfig,
+    ContinualConfig,
+    EditConfig,
+    EvalConfig,
+    RewardBenchConfig,
+    Settings,
+    TrainConfig,
+)
 from selfedit.evaluate import UNTRAINED, WRITERS, method_name
 from selfedit.executors.local import default_workers
 from selfedit.lm.load import Identity, resolve_device
@@ -22,6 +31,8 @@ from selfedit.lm.stack import slots_that_fit
 DOCUMENTS, TOKENS, PASSAGE_TOKENS, LABELLED = 28, 48, 220, 0.3
 # Requests for a self-edit, tokens written and read for each; exam questions of a passage with their other wordings.
 REQUESTS, WRITTEN, READ, QUESTIONS, ASKED_TOKENS, ANSWER_TOKENS = 24, 35, 90, 10, 60, 8
+# Of the bench of rewards: exams of a trial, as many times the labelled one; an exam's making, as many times a self-edit's writing.
+EXAMS_A_TRIAL, QUIZ_EDITS = 3, 10
 # A small puzzle with its examples, the views that a test is answered in, a recipe.
 PUZZLE_TOKENS, VIEWS, RECIPE_TOKENS = 400, 7, 90
 TRAINING_SHARE, WRITING_SHARE = 0.6, 0.25
@@ -116,6 +127,20 @@ def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
     disk = config.sequences * len(trained) * config.passages * shape.adapter_bytes(config.settings) + 20_000.0 * lessons
     memory = workers * (1.2 * shape.weights + (4 + config.passages) * shape.adapter_bytes(config.settings) + 600 * 2**20)
     return Estimate(trials, seconds, disk, memory, workers)
+
+
+def estimate_rewards(config: RewardBenchConfig, known: Identity) -> Estimate:
+    """Of ``selfedit bench rewards``; how much is asked again until a quiz is there depends on the passages."""
+    shape = _Shape.of(known)
+    edits = config.passages * config.edits
+    trials = edits * config.repeats
+    trial, exam, writing = _trial(shape, config.settings, config.edit), _exam(shape), _writing(shape, config.edit)
+    # A look is about an epoch, by each half of the questions and by the self-made ones.
+    flops = (trials + 3 * edits / config.settings.epochs) * trial / TRAINING_SHARE
+    flops += (EXAMS_A_TRIAL * (trials + config.passages) * exam + (edits + QUIZ_EDITS * config.passages) * writing) / WRITING_SHARE
+    workers = default_workers(config.device)
+    seconds = flops / _speed(config.device) / workers
+    return Estimate(trials, seconds, 20_000.0 * trials, _memory(known, shape, config, workers), workers)
 
 
 def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, puzzles: int) -> Estimate:

@@ -190,10 +190,13 @@ class Round:
 
     def play(self, contexts: Sequence[Any]) -> tuple[Policy, dict[str, Any]]:
         """The policy after the round, and the round's metrics."""
-        self.places = {context.id: at for at, context in enumerate(contexts)}
         materials = self.prepare(contexts)
+        contexts = self.askable(contexts, materials)
         written = self.write(contexts, materials)
         self.settle(contexts, materials, written)
+        # Those with a decision first: the first few show the noise, and what a screen is worth.
+        contexts = sorted(contexts, key=lambda context: context.id in self.undecided)
+        self.places = {context.id: at for at, context in enumerate(contexts)}
         tried = {} if self.config.rule == "random" else self.try_all(contexts, written)
         scored = self.weigh(contexts, written, tried)
         keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
@@ -257,6 +260,17 @@ class Round:
             log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
             self.told("examined", {"done": len(log.rows), "of": len(contexts)})
         return {row["context"]: row for row in log.rows}
+
+    def askable(self, contexts: Sequence[Any], materials: Lessons) -> list[Any]:
+        """Those with an exam; about the others nothing need be written."""
+        found = []
+        for context in contexts:
+            kept = self.exam.kept(context, materials[context.id]["material"], [])
+            if isinstance(kept, str):
+                self.undecided[context.id] = kept
+            else:
+                found.append(context)
+        return found
 
     def settle(self, contexts: Sequence[Any], materials: Lessons, written: Lessons) -> None:
         """Which of each exam's entries count, now that all self-edits are there."""
@@ -372,7 +386,7 @@ class Round:
         }
         for job in self.executor.ended(jobs):
             log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
-            self.told("looked", {"done": len(log.rows), "of": len(contexts) - len(self.undecided)})
+            self.told("looked", {"done": len(log.rows), "of": sum(one.id not in self.undecided for one in contexts)})
         nothing = {one.id: {"features": [None] * len(written[one.id]["edits"]), "seconds": 0.0} for one in contexts}
         return nothing | {row["context"]: row for row in log.rows}
 

@@ -23,6 +23,7 @@ from selfedit.cli.common import (
     build_config,
     check_writable,
     err,
+    estimates,
     narrow_table,
     open_run,
     out,
@@ -129,6 +130,9 @@ def rewards_command(
     resolved = build_config(RewardBenchConfig, run_config(run, resume, config), flags, sets or [])
     if dry_run:
         print_config(resolved)
+        from selfedit.estimate import estimate_rewards
+
+        estimates(resolved.model, lambda known: estimate_rewards(resolved, known))
         return
     check_writable(json_file)
     from selfedit.bench_rewards import bench_rewards
