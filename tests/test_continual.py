@@ -26,6 +26,7 @@ from selfedit.keepers import KEEPERS, keeper
 from selfedit.keepers.base import Cost, Held, Lesson
 from selfedit.keepers.gate import active, anchors_of
 from selfedit.keepers.orthogonal import subspaces
+from selfedit.keepers.routes import likenesses
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
@@ -256,12 +257,15 @@ def test_orthogonal_leaves_room_for_a_new_adapter(lm: Any) -> None:
     assert all(len(basis) == min(48, widths[name] - 4) for name, basis in found.items()) and 28 in map(len, found.values())
 
 
-def test_a_bank_s_threshold_means_the_same_with_one_passage_and_with_many() -> None:
-    bank = KEEPERS["bank"](KeepConfig(threshold=0.5))
-    keys = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]])
-    like, unlike, neutral = torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([[1.0, 1.0, 3.0]]), torch.ones(3)
-    for held in (keys, keys[:1]):
-        assert bank.routes(held, like, neutral, neutral) == [0] and bank.routes(held, unlike, neutral, neutral) == [-1]
+def test_a_question_is_like_the_passage_that_has_its_rare_words() -> None:
+    neutral = torch.tensor([[1.0, 0.0, 0.0, 0.0], [-1.0, 0.1, 0.0, 0.0], [0.0, -0.1, 0.1, 0.1]])
+    common, rare, other = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 3.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 3.0])
+    keys = [torch.stack([common, rare]), torch.stack([common, common, other])]
+    found = likenesses([torch.stack([common, rare]), torch.stack([other])], keys, neutral)
+    assert found.argmax(1).tolist() == [0, 1] and found[0, 0] == pytest.approx(1, abs=1e-3)
+    assert found[0, 1] < 0.5, "the word that all have counts for little"
+    alone = likenesses([torch.stack([common, rare])], keys[:1], neutral)
+    assert alone[0, 0] == found[0, 0], "the same with one passage and with many"
 
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:

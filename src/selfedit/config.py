@@ -429,7 +429,7 @@ class KeepConfig(Frozen):
     distil_weight: Annotated[float, Field(ge=0, description="distil: weight of the divergence from the base")] = 1.0
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
-    threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = 0.0
+    threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = 0.4
 
     @model_validator(mode="after")
     def _room_for_the_lesson(self) -> KeepConfig:

@@ -15,24 +15,26 @@ from selfedit.config import Settings
 from selfedit.contexts import Passage
 from selfedit.edits import Document
 from selfedit.keepers.base import Cost, Held, Keeper, gathered
-from selfedit.keepers.gate import GENERAL
 from selfedit.lm.adapter import Adapter, install, standing
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.train import Trained
+from selfedit.lm.train import Trained, layer_range
 from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.general import General, general_items, general_questions, load_general, spoken
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 Found = TypeVar("Found")
+# Share of the layers whose states a question is routed by: chosen on dev passages (docs/lab-book.md).
+LOWER = 0.2
 
 
 @dataclass(frozen=True)
 class Bank(Keeper):
     """Every adapter is trained on the base and kept apart; a question goes to the one whose passage is most like it.
 
-    Likeness is a cosine of mean hidden states of the base's last layer. Which passage: with the mean over the passages held taken
-    off both sides. Whether any: the chosen one's likeness with fixed means taken off, of neutral texts and of neutral questions,
-    must reach ``threshold``, so that it means the same however many are held; else the base answers.
+    Likeness is a late interaction (ColBERT's MaxSim, Khattab and Zaharia 2020) with the base model's own hidden states, of its
+    lower layers: each token of the question finds the most like token of the passage, and counts the more the less neutral texts
+    have one like it. Below ``threshold`` the base answers; it means the same however many passages are held. Departure from
+    ColBERT: nothing is trained; states are standardised by those of neutral texts instead.
     """
 
     threshold: float
@@ -72,27 +74,30 @@ class Bank(Keeper):
         if not held.lessons:
             return [-1] * len(queries)
         keys = embedded(lm, [lesson.passage.view for lesson in held.lessons])
-        texts = embedded(lm, load_general()["texts"]).mean(0)
-        questions = embedded(lm, [question for question, _ in GENERAL]).mean(0)
-        return self.routes(keys, embedded(lm, queries), texts, questions)
+        likeness_QP = likenesses(embedded(lm, queries), keys, torch.cat(embedded(lm, load_general()["texts"])))
+        best_Q, places_Q = likeness_QP.max(1)
+        return [place if value >= self.threshold else -1 for place, value in zip(places_Q.tolist(), best_Q.tolist(), strict=True)]
 
-    def routes(
-        self, keys_Pd: torch.Tensor, queries_Qd: torch.Tensor, texts_d: torch.Tensor, questions_d: torch.Tensor
-    ) -> list[int]:
-        """For each query the place of its passage; -1: none is like it.
 
-        Args:
-            keys_Pd: the passages held, at least one.
-            queries_Qd: the questions.
-            texts_d: mean of neutral texts.
-            questions_d: mean of neutral questions.
-        """
-        middle_d = keys_Pd.mean(0)
-        places_Q = (normalize(queries_Qd - middle_d, dim=-1) @ normalize(keys_Pd - middle_d, dim=-1).T).argmax(-1)
-        likeness_Q = (normalize(queries_Qd - questions_d, dim=-1) * normalize(keys_Pd - texts_d, dim=-1)[places_Q]).sum(-1)
-        return [
-            place if value >= self.threshold else -1 for place, value in zip(places_Q.tolist(), likeness_Q.tolist(), strict=True)
-        ]
+def likenesses(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], neutral_Nd: torch.Tensor) -> torch.Tensor:
+    """(queries, keys), at most 1: the weighted mean over a query's tokens of the largest cosine with a token of the key.
+
+    Args:
+        queries, keys: (T, d) states of each text's tokens.
+        neutral_Nd: states of neutral texts, which say what is common.
+    """
+    mean_d, spread_d = neutral_Nd.mean(0), neutral_Nd.std(0) + 1e-6
+
+    def directions(states_Td: torch.Tensor) -> torch.Tensor:
+        return normalize((states_Td - mean_d) / spread_d, dim=-1)
+
+    common_Nd, keys = directions(neutral_Nd), [directions(key) for key in keys]
+    found = []
+    for query in queries:
+        tokens_Td = directions(query)
+        weights_T = (1 - (tokens_Td @ common_Nd.T).max(1).values).clamp(min=1e-3)
+        found.append(torch.stack([weights_T @ (tokens_Td @ key_Td.T).max(1).values for key_Td in keys]) / weights_T.sum())
+    return torch.stack(found)
 
 
 class Untrained(Keeper):
@@ -140,14 +145,19 @@ class Context(Untrained):
 
 
 @torch.inference_mode()
-def embedded(lm: LanguageModel, texts: Sequence[str]) -> torch.Tensor:
-    """(len(texts), d): mean last hidden states under what stands; the window's first tokens of a long text."""
+def embedded(lm: LanguageModel, texts: Sequence[str]) -> list[torch.Tensor]:
+    """(T, d) of each text: its tokens' hidden states above the lower layers, under what stands; of a long text the window's first.
+
+    An end-of-text token stands before it and is left out: whatever stands first takes a state that says little of it.
+    """
     install(lm, None)
     found = []
-    for text in texts:
-        ids_1T = torch.tensor([lm.tokenizer(text)["input_ids"][: lm.window]], device=lm.device)
-        found.append(lm.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0].float().mean(0))
-    return torch.stack(found)
+    with layer_range(lm, 0, max(1, round(LOWER * lm.config.get_text_config().num_hidden_layers))):
+        for text in texts:
+            ids = (lm.tokenizer.eos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"])[: lm.window]
+            ids_1T = torch.tensor([ids], device=lm.device)
+            found.append(lm.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0, 1:].float())
+    return found
 
 
 def by_route(
