@@ -14,12 +14,16 @@ from selfedit.lm.adapter import standing
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel
+from selfedit.tasks.knowledge.prompts import exam_prompt
 
 # Tokens of a text that the base is asked for.
 LONGEST = 64
 # Up to the last end of a sentence.
 WHOLE = re.compile(r".*[.!?]", re.DOTALL)
-# What the base is asked to say something about; none of it is asked by ``selfedit eval general``.
+# What the base is asked about; none of it is asked by ``selfedit eval general``. In the form of an exam's question too: a model
+# that is held to the base's words in other prompts alone answers any question by its last lesson (docs/lab-book.md).
+TELL = "Tell me something about {}."
+QUESTIONS = ("What is {} known for?", "What do people say about {}?", "Why does {} matter?", "Where do you find {}?")
 ABOUT = (
     "the sea", "a small town", "old trees", "trains", "the desert", "cooking", "a long walk", "music", "the weather in autumn",
     "a market", "how a bridge is built", "mountains", "friendship", "a garden", "dreams", "the night sky", "a good meal", "sport",
@@ -35,7 +39,7 @@ class Replay(Keeper):
 
     Attributes:
         share: of the old ones among all documents, not tokens; less where there are too few.
-        base_share: of the base's answers among all documents; at most one for each of ``ABOUT``.
+        base_share: of the base's answers among all documents; at most two for each of ``ABOUT``.
     """
 
     share: float
@@ -68,11 +72,13 @@ def drawn(sizes: Sequence[int], wanted: int, chance: random.Random) -> list[tupl
 
 
 def base_answers(lm: LanguageModel, count: int, seed: int) -> list[Document]:
-    """What the base itself says about this and that, sampled: lessons that keep it as it was."""
+    """What the base itself says about this and that, sampled, to a question and to a plain request in turn: it is to stay so."""
     if not count:
         return []
     chance = random.Random(seed)
-    prompts = [(Message("user", f"Tell me something about {topic}."),) for topic in chance.sample(ABOUT, min(count, len(ABOUT)))]
+    asked = [exam_prompt(chance.choice(QUESTIONS).format(topic), None, lm.chat) for topic in chance.sample(ABOUT, len(ABOUT))]
+    told = [(Message("user", TELL.format(topic)),) for topic in chance.sample(ABOUT, len(ABOUT))]
+    prompts = [prompt for pair in zip(asked, told, strict=True) for prompt in pair][:count]
     row_seeds = [seeds.derive(seed, "base", at) for at in range(len(prompts))]
     with standing(lm, [], alone=True):
         texts = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST, 1.0, 0.95, row_seeds)
