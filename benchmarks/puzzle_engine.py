@@ -20,7 +20,7 @@ import torch
 from screen_arc import tokens_of
 
 from selfedit import seeds
-from selfedit.bench import _flat, _flat_peft, _with_lora, machine, matmul_peak
+from selfedit.bench import flat, flat_of_peft, machine, matmul_peak, with_lora
 from selfedit.config import ArcEvalConfig, Settings
 from selfedit.lm.batch import Row, encode_document, pad
 from selfedit.lm.buffers import keep_freed_memory
@@ -38,7 +38,7 @@ def by_peft(lm: LanguageModel, work: Work) -> tuple[float, list[Any]]:
     """Seconds for all, and each one's flat weights."""
     seconds, weights = 0.0, []
     for rows, settings, seed in work:
-        model = _with_lora(lm, settings, seed)
+        model = with_lora(lm, settings, seed)
         parameters = [p for p in model.parameters() if p.requires_grad]
         start = time.perf_counter()
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -52,7 +52,7 @@ def by_peft(lm: LanguageModel, work: Work) -> tuple[float, list[Any]]:
             optimiser.step()
             optimiser.zero_grad()
         seconds += time.perf_counter() - start
-        weights.append(_flat_peft(model))
+        weights.append(flat_of_peft(model))
         model.unload()
     return seconds, weights
 
@@ -62,7 +62,7 @@ def side_by_side(lm: LanguageModel, work: Work, slots: int, layers: str) -> tupl
     jobs = [Job(rows, settings.model_copy(update={"layers": layers}), seed) for rows, settings, seed in work]
     start = time.perf_counter()
     results = train_many(lm, jobs, slots)
-    return time.perf_counter() - start, [_flat(one.adapter.weights) for one in results if isinstance(one, Trained)]
+    return time.perf_counter() - start, [flat(one.adapter.weights) for one in results if isinstance(one, Trained)]
 
 
 def main() -> None:
@@ -94,12 +94,12 @@ def main() -> None:
     for way in ways.values():
         way([(rows[:4], settings, seed) for rows, settings, seed in work[:2]])
     turns: dict[str, list[float]] = {name: [] for name in ways}
-    shares, weights = [], {}
+    products, weights = [], {}
     for _ in range(arguments.repeats):
         for name, way in ways.items():
             seconds, weights[name] = way(work)
             turns[name].append(seconds / len(work))
-            shares.append(matmul_peak())
+            products.append(matmul_peak())
     tokens = sum(len(row.ids) for rows, *_ in work for row in rows) / len(work)
     median = {name: statistics.median(seconds) for name, seconds in turns.items()}
     difference = max(float(abs(a - b).max()) for a, b in zip(weights["peft"], weights["stacked"], strict=True))
@@ -115,7 +115,7 @@ def main() -> None:
     ]
     found = {
         "machine": machine(),
-        "product_gflops": statistics.median(shares),
+        "product_gflops": statistics.median(products),
         "recipes": len(work),
         "items": sum(len(rows) for rows, *_ in work),
         "tokens_per_recipe": tokens,

@@ -1,6 +1,6 @@
-"""The split `laptop`: small puzzles that the embedded model solves after training on the hand-made recipe, and not in context.
+r"""The split `laptop`: small puzzles that the embedded model solves after training on the hand-made recipe, and not in context.
 
-    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --set settings.layers=last:15 --set edit.most_tokens=16000
+    .venv/bin/python benchmarks/screen_arc.py --run runs/screen --set settings.layers=last:15 --set edit.most_tokens=16000 \
         --set edit.permutations=5 --set settings.batch_size=1 --set settings.rank=64 --set settings.alpha=128
 
 The rule: of ARC-AGI-1's training and of its evaluation tasks, the 20 each whose largest test, shown as digits with all

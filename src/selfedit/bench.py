@@ -251,7 +251,7 @@ def _stacked(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep, wo
             sit_exams(lm, papers, seats.first)
     examined = time.perf_counter()
     exam = (examined - trained) / len(edits) if all(passage.questions for passage in work.passages) else None
-    weights = [keep(index, _flat(adapter.weights)) for index, adapter in enumerate(adapters)]
+    weights = [keep(index, flat(adapter.weights)) for index, adapter in enumerate(adapters)]
     return Turn((trained - start) / len(edits), weights, exam, one_slot_mb=alone)
 
 
@@ -264,7 +264,7 @@ def _peft(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep) -> Tu
     seconds, weights = 0.0, []
     for index, rows in enumerate(edits):
         seed = seeds.derive(SEED, index)
-        model = _with_lora(lm, settings, seed)
+        model = with_lora(lm, settings, seed)
         parameters = [p for p in model.parameters() if p.requires_grad]
         start = time.perf_counter()
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
@@ -279,7 +279,7 @@ def _peft(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep) -> Tu
             optimiser.step()
             optimiser.zero_grad()
         seconds += time.perf_counter() - start
-        weights.append(keep(index, _flat_peft(model)))
+        weights.append(keep(index, flat_of_peft(model)))
         model.unload()
     return Turn(seconds / len(edits), weights)
 
@@ -294,7 +294,7 @@ def _trl(lm: Any, edits: list[list[Any]], settings: Settings, keep: Keep) -> Tur
 
     seconds = 0.0
     for index, rows in enumerate(edits):
-        model = _with_lora(lm, settings, seeds.derive(SEED, index))
+        model = with_lora(lm, settings, seeds.derive(SEED, index))
         with tempfile.TemporaryDirectory() as folder:
             config = SFTConfig(
                 output_dir=folder,
@@ -338,7 +338,7 @@ def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) 
     pad = lm.tokenizer.pad_token_id
     padded = [list(row.ids) + [pad] * (REFERENCE_LENGTH - len(row.ids)) for row in edits[0]]
     data = Dataset.from_dict({"input_ids": padded, "labels": padded})
-    model = _with_lora(lm, settings, SEED)
+    model = with_lora(lm, settings, SEED)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -357,7 +357,7 @@ def _reference(lm: Any, edits: list[list[Any]], settings: Settings, timed: int) 
     return Turn((clock[-1] - clock[0]) / timed * steps, [])
 
 
-def _with_lora(lm: Any, settings: Settings, seed: int) -> Any:
+def with_lora(lm: Any, settings: Settings, seed: int) -> Any:
     """The model under PEFT with our initial weights."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -373,19 +373,21 @@ def _with_lora(lm: Any, settings: Settings, seed: int) -> Any:
     return model
 
 
-def _flat(weights: dict[str, tuple[Any, Any]]) -> Any:
+def flat(weights: dict[str, tuple[Any, Any]]) -> Any:
+    """All of an adapter's weights in one array, by the modules' names."""
     import numpy as np
 
     return np.concatenate([part.detach().numpy().ravel() for name in sorted(weights) for part in weights[name]])
 
 
-def _flat_peft(model: Any) -> Any:
+def flat_of_peft(model: Any) -> Any:
+    """The same of a model under PEFT."""
     found: dict[str, dict[str, Any]] = {}
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             module, side = name.split(".lora_")
             found.setdefault(module.removeprefix("base_model.model."), {})[side[0]] = weight
-    return _flat({name: (pair["A"], pair["B"]) for name, pair in found.items()})
+    return flat({name: (pair["A"], pair["B"]) for name, pair in found.items()})
 
 
 def matmul_peak(size: int = 2048, times: int = 3) -> float:

@@ -231,9 +231,8 @@ class Measured:
             given = Given(whole.verdicts[places[exam]])
             return mark_sitting(given, asked[exam], _sitting(sittings[exam]))
 
-        exams = [name for name in asked if name != "labelled" or usable]
-        runs = {exam: [[marks(exam, trial["sittings"]) for trial in by_edit[at]] for at in usable] for exam in exams}
-        before = {exam: marks(exam, row["baseline"]) for exam in exams}
+        runs = {exam: [[marks(exam, trial["sittings"]) for trial in by_edit[at]] for at in usable] for exam in asked}
+        before = {exam: marks(exam, row["baseline"]) for exam in asked}
         weights = {name: make_reward(name, 0.5) for name, exam in REWARD_EXAMS.items() if exam in runs}
 
         def scored(reward: Reward, exam: str) -> list[list[float]]:

@@ -36,11 +36,8 @@ TESTED = {
     "general_right": "points",
     "text": "nats",
 }
-# What lies beyond a sequence; and what methods note, which is not known of a sequence without such a note.
+# What lies beyond a sequence.
 BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
-NOTED = {
-    "scale", "anchors lost", "bits", "divergence", "routed", "found", "routed_bare", "found_bare", "astray_general",
-}  # fmt: skip
 
 
 def halves(config: ContinualConfig, passage: Passage) -> tuple[list[int], list[int]]:
@@ -91,11 +88,13 @@ def table(
     matrices: dict[str, list[list[list[float]]]] = {}
     for method in config.methods:
         figures[method], matrices[method] = {}, []
+        # What happened to one sequence happened 0 times to the others.
+        happened = {name for row in rows if row["method"] == method for name in row["happened"]}
         for at, sequence in enumerate(drawn):
             own = {row["step"]: row for row in rows if row["method"] == method and row["sequence"] == at}
             if len(own) < len(sequence):
                 continue
-            found, matrix = _sequence(config, own | {0: base[at]}, sequence, grader)
+            found, matrix = _sequence(config, own | {0: base[at]}, sequence, grader, happened)
             figures[method][at] = found | _beyond(own[len(sequence)], base[0], elsewhere, grader)
             matrices[method].append(matrix)
     means = {method: _means(list(of.values())) for method, of in figures.items()}
@@ -129,7 +128,7 @@ def _verdicts(config: ContinualConfig, passage: Passage, sitting: dict[str, Any]
 
 
 def _sequence(
-    config: ContinualConfig, own: dict[int, dict[str, Any]], sequence: Sequence[Passage], grader: Grader
+    config: ContinualConfig, own: dict[int, dict[str, Any]], sequence: Sequence[Passage], grader: Grader, happened: set[str]
 ) -> tuple[dict[str, float], list[list[float]]]:
     """A sequence's figures, and its matrix: a row a step, a column a passage; nan where there was no exam."""
     count = len(sequence)
@@ -165,7 +164,6 @@ def _sequence(
     for row in steps:
         for name, value in row["notes"].items():
             notes[name].append(value)
-    happened = {name for row in steps for name in row["happened"]}
     figures |= {name: fmean(values) for name, values in notes.items()}
     figures |= {name: fmean(float(name in row["happened"]) for row in steps) for name in happened}
     matrix = [[_share(titled[step, c]) if (step, c) in titled else math.nan for c in columns] for step in range(count + 1)]
@@ -199,12 +197,11 @@ def _beyond(last: dict[str, Any], base: dict[str, Any], elsewhere: Sequence[Aske
 
 
 def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Each figure over the sequences that have it; what never happened in a sequence happened 0 times there."""
+    """Each figure over the sequences that have it."""
     names = list(dict.fromkeys(name for one in of for name in one))
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        missing = math.nan if name in NOTED else 0.0
-        values = [value for one in of if not math.isnan(value := one.get(name, missing))]
+        values = [value for one in of if not math.isnan(value := one.get(name, math.nan))]
         if values:
             found[name] = asdict(mean_and_error(values))
     pairs = [(one["retained"], one["immediate"]) for one in of]

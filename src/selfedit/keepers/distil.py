@@ -54,8 +54,8 @@ class Distil(Keeper):
 
         with in_training(lm, adapter):
             losses, tokens = descend(lm, adapter.parameters, rows, settings, seed, loss, lambda row: row.labelled)
-        told = sum(answers[at % len(answers)].labelled for at in range(turn)) if answers else 0
-        return Trained(adapter, losses, tokens + told)
+        beside = sum(answers[at % len(answers)].labelled for at in range(turn)) if answers else 0
+        return Trained(adapter, losses, tokens + beside)
 
 
 def _log_probabilities(lm: LanguageModel, row: Row) -> torch.Tensor:

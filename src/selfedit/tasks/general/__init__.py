@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 from selfedit.contexts import Question
 from selfedit.edits import Message
@@ -21,7 +21,6 @@ from selfedit.lm.score import log_probabilities, token_log_probabilities
 from selfedit.stats import mean_and_error
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
-Found = TypeVar("Found")
 # Tokens of an answer and of a sentence's end.
 LONGEST_ANSWER, LONGEST_END = 24, 6
 
@@ -65,21 +64,17 @@ def general_items(lm: LanguageModel, places: Sequence[int]) -> list[tuple[str, f
     """Answer and mean log-probability of the gold's tokens for those of the ``general_questions``."""
     data = load_general()
     count = len(data["questions"])
-    asked = [data["questions"][at] for at in places if at < count]
-    begun = [data["completions"][at - count] for at in places if at >= count]
+    order = sorted(places, key=lambda at: at >= count)
+    asked = [data["questions"][at] for at in order if at < count]
+    begun = [data["completions"][at - count] for at in order if at >= count]
     prompts = [encode_prompt(lm, exam_prompt(item["question"], None, lm.chat)) for item in asked]
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
     ended = [encode_prompt(lm, (Message("text", item["begins"]),)) for item in begun]
     answers = generate(lm, prompts, LONGEST_ANSWER, stop=stop) + generate(lm, ended, LONGEST_END)
     closed = [encode_answer(lm, exam_prompt(item["question"], None, lm.chat), item["answer"]) for item in asked]
     golds = [Row(row.ids[:-1], row.unlabelled) for row in closed] + [_completed(lm, item) for item in begun]
-    return in_order(places, count, list(zip(answers, log_probabilities(lm, golds), strict=True)))
-
-
-def in_order(places: Sequence[int], count: int, found: Sequence[Found]) -> list[Found]:
-    """What was found for the questions, then for the sentences, as ``places`` has them."""
-    order = sorted(range(len(places)), key=lambda index: places[index] >= count)
-    return [one for _, one in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+    found = dict(zip(order, zip(answers, log_probabilities(lm, golds), strict=True), strict=True))
+    return [found[at] for at in places]
 
 
 def spoken(lm: LanguageModel, places: Sequence[int]) -> list[tuple[float, ...]]:
