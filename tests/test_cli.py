@@ -174,8 +174,7 @@ def test_a_long_passage_is_split_and_says_so(command: Command, tiny_model: Path,
     assert json.loads((tmp_path / "r.json").read_text())["passage"]["parts"] == 3
 
 
-@pytest.fixture
-def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Path) -> Path:
+def memory_of_two(tiny_model: Path, folder: Path, keep: str) -> Path:
     """A memory with two entries, committed by the library since a random model can't pass a quiz."""
     from selfedit.config import Settings
     from selfedit.lm.adapter import new_adapter, save_adapter
@@ -183,14 +182,14 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
     from selfedit.memory.ledger import Base
 
     lm = load_model(str(tiny_model))
-    memory = Memory.create(tmp_path / "taught", Base(lm.name, lm.fingerprint))
+    memory = Memory.create(folder, Base(lm.name, lm.fingerprint), keep)
     for number in (1, 2):
         adapter = new_adapter(lm, Settings(rank=4, alpha=64), number)
         for _, up in adapter.weights.values():
             up.normal_()
         with memory.writing():
-            folder = memory.scratch() / "a"
-            save_adapter(adapter, folder, lm.name)
+            made = memory.scratch() / "a"
+            save_adapter(adapter, made, lm.name)
             record = {
                 "title": f"Topic {number}",
                 "text": f"It is {number}.",
@@ -209,8 +208,20 @@ def taught(command: Command, tiny_model: Path, passage_file: Path, tmp_path: Pat
                 },
                 "created": "2026-01-01T00:00:00Z",
             }
-            memory.commit(record, folder)
-    return tmp_path / "taught"
+            memory.commit(record, made)
+    return folder
+
+
+@pytest.fixture
+def taught(tiny_model: Path, tmp_path: Path) -> Path:
+    """Its adapters answer together."""
+    return memory_of_two(tiny_model, tmp_path / "taught", "stack")
+
+
+@pytest.fixture
+def apart(tiny_model: Path, tmp_path: Path) -> Path:
+    """Its adapters are kept apart."""
+    return memory_of_two(tiny_model, tmp_path / "apart", "bank")
 
 
 def test_memory_commands(command: Command, taught: Path, tmp_path: Path) -> None:
@@ -241,14 +252,14 @@ def test_exports_answer_like_the_memory(command: Command, taught: Path, tiny_mod
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from selfedit.memory.compose import answering_model, export
+    from selfedit.memory.compose import answering, export
 
     memory = Memory.open(taught)
     export(memory, tmp_path / "merged", merged=True)
     export(memory, tmp_path / "peft", merged=False)
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        mine = answering_model(memory).model(input_ids=ids).logits
+        mine = answering(memory).lm.model(input_ids=ids).logits
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(input_ids=ids).logits
         base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
         bare = base(input_ids=ids).logits
@@ -267,6 +278,43 @@ def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, 
     assert memory.state.entries == (2,)
     assert memory.adapter_folders()[0].name != "0002"
     assert command("ask", "What is it?", "--memory", taught).returncode == 0
+
+
+def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(command: Command, apart: Path, tmp_path: Path) -> None:
+    from selfedit.memory.compose import answering
+
+    memory = Memory.open(apart)
+    digest, folders = memory.digest(), memory.adapter_folders()
+    model = answering(memory)
+    with model.to("Topic 2\nIt is 2.") as lm:
+        second = {name: layer.active for name, layer in lm.model._selfedit_layers.items() if layer.active is not None}
+    with model.to("qwertz") as lm:
+        assert all(layer.active is None for layer in lm.model._selfedit_layers.values()), "the base answers"
+    from selfedit.lm.adapter import load_adapter
+
+    assert second.keys() == (own := load_adapter(folders[1]).weights).keys()
+    assert all((second[name][0] == own[name][0]).all() for name in own)
+    assert command("ask", "Topic 2 What is it?", "--memory", apart).returncode == 0
+    refused = command("memory", "export", tmp_path / "merged", "--memory", apart)
+    assert refused.returncode == 1 and "kept apart" in refused.stderr and "memory consolidate" in refused.stderr
+    done = command("memory", "undo", 1, "--memory", apart)
+    assert done.returncode == 0 and "training" not in done.stderr, done.stderr
+    memory = Memory.open(apart)
+    assert memory.adapter_folders() == folders[1:] and memory.digest() != digest
+    assert command("memory", "export", tmp_path / "merged", "--memory", apart).returncode == 0
+    other = command("learn", "almanac:dev:6", "--memory", apart, "--keep", "stack", "--model", memory.base.name)
+    assert other.returncode == 1 and "made with --keep bank" in other.stderr
+
+
+def test_a_bank_of_one_consolidated_adapter_gives_single_entries_back(command: Command, apart: Path) -> None:
+    done = command("memory", "consolidate", "--memory", apart, "--budget", 1)
+    assert done.returncode == 0, done.stderr
+    assert [slot.entries for slot in Memory.open(apart).state.slots] == [(1, 2)]
+    done = command("memory", "undo", 1, "--memory", apart)
+    assert done.returncode == 0 and "training entry 2 again" in done.stderr, done.stderr
+    assert [slot.entries for slot in Memory.open(apart).state.slots] == [(2,)]
+    done = command("eval", "general", "--memory", apart)
+    assert done.returncode == 0 and "memory" in done.stdout, done.stderr
 
 
 def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, tmp_path: Path) -> None:

@@ -183,8 +183,10 @@ def test_undo_of_the_third_of_five_entries_leaves_the_others_where_they_were(lm:
     from selfedit.config import Settings
     from selfedit.graders.text import RecallGrader
     from selfedit.lm.adapter import load_adapter, standing
-    from selfedit.memory.rebuild import passage_of, plan_of, sit_passages, train_again, undo_earlier
+    from selfedit.memory.compose import Kept, kept_by, passage_of, sit_kept
+    from selfedit.memory.rebuild import plan_of, train_again, undo_earlier
     from selfedit.tasks.knowledge.prompts import exam_prompt
+    from selfedit.tasks.knowledge.task import KnowledgeTask
 
     def record(number: int) -> dict[str, Any]:
         quiz = {"question": f"Which word is number {number}?", "answer": 6 * " a7@Z_"[number], "aliases": [], "paraphrases": []}
@@ -201,11 +203,12 @@ def test_undo_of_the_third_of_five_entries_leaves_the_others_where_they_were(lm:
         }
 
     def known() -> list[float]:
-        with standing(lm, [load_adapter(folder) for folder in memory.adapter_folders()]):
-            return [sitting.log_probabilities[0] for sitting in sit_passages(lm, [passage_of(one) for one in records.values()])]
+        exams = [(KnowledgeTask(), passage_of(one)) for one in records.values()]
+        with standing(lm, [load_adapter(Path(folder)) for folder in kept_by(memory).stack]):
+            return [sitting.log_probabilities[0] for sitting in sit_kept(lm, exams, Kept("stack"))]
 
     records = {number: record(number) for number in range(1, 6)}
-    memory = Memory.create(tmp_path / "m", Base(lm.name, lm.fingerprint))
+    memory = Memory.create(tmp_path / "m", Base(lm.name, lm.fingerprint), "stack")
     never = known()
     for number, one in records.items():
         with memory.writing(), standing(lm, [load_adapter(folder) for folder in memory.adapter_folders()]):

@@ -19,6 +19,8 @@ PlainSplit = Literal["lines", "whole"]
 RewardName = Literal[
     "accuracy", "likelihood", "mixed", "self-quiz", "self-quiz-likelihood", "sentences", "paraphrases", "agreement"
 ]
+# Likeness of a question to a passage below which the base answers (docs/lab-book.md).
+THRESHOLD = 0.4
 # What each reward is taken on: the context's own questions, or an exam that needs nobody's.
 REWARD_EXAMS: dict[RewardName, str] = {
     "accuracy": "labelled",
@@ -90,6 +92,14 @@ class Settings(Frozen):
             ge=0,
             le=1,
             description="share of the loss that is the divergence from the same model with the passage in view; 0: plain SFT",
+        ),
+    ] = 0.0
+    rehearsal: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="share of all documents that are the base's own answers to general questions, which keep them",
         ),
     ] = 0.0
 
@@ -207,6 +217,13 @@ class LearnConfig(Frozen):
     ] = ""
     edits: Annotated[int, Field(ge=1, le=64, description="candidate self-edits")] = 4
     repeats: Annotated[int, Field(ge=1, le=16, description="training runs of each candidate, each with its own seed")] = 1
+    keep: Annotated[
+        Literal["", "bank", "stack"],
+        Field(
+            description="of a new memory. bank: adapters are kept apart, and a question goes to the one whose passage is like it, "
+            "or to the base; stack: all of them answer together; default: the memory's own, of a new one bank"
+        ),
+    ] = ""
     replay: Annotated[
         float, Field(ge=0, lt=1, description="share of earlier entries' lessons among what a self-edit is trained on")
     ] = 0.0
@@ -283,6 +300,8 @@ class OuterConfig(Frozen):
     @field_validator("outer")
     @classmethod
     def _plain_outer(cls, value: Settings) -> Settings:
+        if value.rehearsal:
+            raise ValueError(f"rehearsal is {value.rehearsal}, but a policy is trained on its own writing alone; give 0")
         return _plain(value, "the policy learns to write, with the passage in every prompt")
 
 
@@ -420,22 +439,17 @@ class KeepConfig(Frozen):
 
     last_layers: Annotated[int, Field(ge=1, description="last-layers: so many are adapted")] = 10
     replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among all documents")] = 0.5
-    base_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of the base's own answers among all")] = 0.1
     every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
     sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
     exam_drop: Annotated[float, Field(ge=0, le=1, description="gate: share of anchors that may be lost")] = 0.07
     bits: Annotated[float, Field(ge=0, description="gate: bits a token that the anchors' golds may lose")] = 0.08
     divergence: Annotated[float, Field(ge=0, description="gate: bits a token of KL divergence at the old answers")] = 0.7
-    distil_weight: Annotated[float, Field(ge=0, description="distil: weight of the divergence from the base")] = 1.0
+    distil_share: Annotated[
+        float, Field(ge=0, lt=1, description="distil: share of the base's own answers, in the place of settings.rehearsal")
+    ] = 0.5
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
-    threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = 0.4
-
-    @model_validator(mode="after")
-    def _room_for_the_lesson(self) -> KeepConfig:
-        if self.replay_share + self.base_share >= 1:
-            raise ValueError(f"replay_share {self.replay_share} and base_share {self.base_share} leave no room for the lesson")
-        return self
+    threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = THRESHOLD
 
 
 class ContinualConfig(Frozen):

@@ -16,7 +16,7 @@ from typing import Any
 from selfedit import progress, seeds
 from selfedit.config import EvalConfig, Settings
 from selfedit.contexts import Passage
-from selfedit.edits import Document
+from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.evaluate import (
     FORMS,
@@ -36,12 +36,12 @@ from selfedit.evaluate import (
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders import Grader
 from selfedit.lm.adapter import install, policy_standing
-from selfedit.lm.distil import taught
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train import fully_trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.runs import Run, policy_of
 from selfedit.tasks.base import Sitting
+from selfedit.tasks.general.rehearsal import rows_of
 from selfedit.tasks.knowledge.exam import Paper
 from selfedit.tasks.knowledge.task import Elsewhere, KnowledgeTask
 
@@ -149,7 +149,7 @@ def train_on_all(
     more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
     try:
         with policy_standing(lm, policy):
-            rows = tuple(taught(lm, documents, settings.distil))
+            (rows,) = rows_of(lm, [TrainingPlan(documents, settings, seed)])
             if config.corpus.full:
                 with fully_trained(lm, rows, settings, seed) as (losses, tokens):
                     sittings = _sit_all(lm, config, passages, papers)

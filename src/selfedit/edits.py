@@ -76,6 +76,12 @@ class TrainingPlan:
     seed: int
 
     @property
+    def rehearsals(self) -> int:
+        """How many of the base's own answers are trained on beside the documents."""
+        return round(len(self.documents) * self.settings.rehearsal / (1 - self.settings.rehearsal))
+
+    @property
     def steps(self) -> int:
         """Optimiser steps."""
-        return self.settings.epochs * math.ceil(len(self.documents) / (self.settings.batch_size * self.settings.accumulation))
+        rows = len(self.documents) + self.rehearsals
+        return self.settings.epochs * math.ceil(rows / (self.settings.batch_size * self.settings.accumulation))

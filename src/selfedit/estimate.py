@@ -219,7 +219,8 @@ class _Shape:
 
 
 def _trial(shape: _Shape, settings: Settings, edit: EditConfig, full: bool = False) -> float:
-    documents = min(DOCUMENTS, edit.limit_documents or DOCUMENTS)
+    # What is rehearsed is about as long as a lesson.
+    documents = min(DOCUMENTS, edit.limit_documents or DOCUMENTS) / (1 - settings.rehearsal)
     tokens = documents * TOKENS + PASSAGE_TOKENS
     below = 0.0 if full else tokens * shape.below(settings)
     return settings.epochs * shape.step(settings, tokens, LABELLED * tokens, full) + below

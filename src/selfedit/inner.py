@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from selfedit import progress
-from selfedit.edits import Document, TrainingPlan
+from selfedit.edits import TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import install, load_adapter, save_adapter
-from selfedit.lm.batch import Row
-from selfedit.lm.distil import taught
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots
 from selfedit.lm.train import Trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.base import Sitting, Task
+from selfedit.tasks.general.rehearsal import rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def run_trials(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
 
 def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], slots: int) -> list[Outcome]:
     start = time.perf_counter()
-    rows = _rows(lm, [trial.plan for trial in trials])
+    rows = rows_of(lm, [trial.plan for trial in trials])
     jobs = [Job(own, trial.plan.settings, trial.plan.seed) for own, trial in zip(rows, trials, strict=True)]
     trained = train_many(lm, jobs, slots, progress.report)
     began = time.perf_counter()
@@ -95,15 +94,6 @@ def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
             save_adapter(result.adapter, Path(trial.adapter_folder), lm.name)
         outcomes.append(Outcome("ok", "", sat, tuple(result.losses), result.tokens, seconds, examined))
     return outcomes
-
-
-def _rows(lm: LanguageModel, plans: Sequence[TrainingPlan]) -> list[tuple[Row, ...]]:
-    """Each plan's rows; those of a document are made once for all plans that are taught it alike."""
-    known: dict[tuple[Document, float], Row] = {}
-    for share in dict.fromkeys(plan.settings.distil for plan in plans):
-        documents = list(dict.fromkeys(one for plan in plans if plan.settings.distil == share for one in plan.documents))
-        known |= {(one, share): row for one, row in zip(documents, taught(lm, documents, share), strict=True)}
-    return [tuple(known[one, plan.settings.distil] for one in plan.documents) for plan in plans]
 
 
 def _examine(

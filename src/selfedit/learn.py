@@ -19,14 +19,15 @@ from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
-from selfedit.inner import Outcome, Trial, run_trials, sit
+from selfedit.inner import Outcome, Trial, run_trials
 from selfedit.keepers.replay import drawn
 from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
+from selfedit.memory.compose import kept_by, passage_of, sample_kept, sit_kept
 from selfedit.memory.ledger import Base, Memory
-from selfedit.memory.rebuild import documents_of, passage_of
+from selfedit.memory.rebuild import documents_of
 from selfedit.rewards.self_quiz import Quiz, left_by, write_quiz
 from selfedit.runs import policy_of
 from selfedit.samplers.base import Written
@@ -92,8 +93,9 @@ def learn(
     """Learns one passage into a memory (paper algorithm 1 without its last line, the policy's update).
 
     Duties, in order: lock the memory; a quiz, if there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates
-    are written; each candidate trained on top of the memory's current state and examined on the choosing half of the quiz; the
-    best kept if it beats the baseline by more than noise; the gain reported on the other half; the commit.
+    are written; each candidate trained (in a stack on top of the memory's current state, in a bank on the base) and examined on the
+    choosing half of the quiz; the best kept if it beats the baseline by more than noise; the gain reported on the other half, as
+    the memory would answer it; the commit.
 
     Args:
         questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
@@ -111,14 +113,14 @@ def learn(
     known = identify(config.model)
     writer = policy_of(config.writer, known.fingerprint)
     parts = split_passage(known, passage)
-    memory = Memory.create(folder, Base(known.name, known.fingerprint))
+    memory = Memory.create(folder, Base(known.name, known.fingerprint), config.keep)
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
         active = memory.state.entries
         earlier = [(entry.id, entry.record) for entry in memory.entries() if entry.id in active]
-        again: list[tuple[Task, Passage]] = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
+        again = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
         scratch = memory.scratch()
-        stack = tuple(str(path) for path in memory.adapter_folders())
-        choice = ModelChoice(config.model, config.device, config.dtype, stack, config.compiled)
+        now = kept_by(memory)
+        choice = ModelChoice(config.model, config.device, config.dtype, now.stack, config.compiled)
         progress("started", {"parts": len(parts), "quiz": halves is not None})
         made: Quiz | None = None
         kept: list[int] | None = None
@@ -130,7 +132,8 @@ def learn(
                     if made.reason:
                         return _no_quiz(config, known, passage, made, made.reason)
                 written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
-                sittings = executor.submit(sit, exams_of(halves, task, again)) if halves else None
+                sittings = executor.submit(sit_kept, exams_of(halves, task, again), now) if halves else None
+                general = executor.submit(sample_kept, now)
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[Written] = result(written)
                 if made is not None:
@@ -141,7 +144,7 @@ def learn(
                     kept = left
                     questions = [made.questions[index] for index in kept]
                     halves = Halves.of(passage, questions, config)
-                    sittings = executor.submit(sit, exams_of(halves, task, again))
+                    sittings = executor.submit(sit_kept, exams_of(halves, task, again), now)
                 assert halves is not None and sittings is not None
                 chooser, reports = halves.chooser, _reports(task, halves.reporter)
                 to_choose, to_report = task.asked(chooser), task.asked(halves.reporter)
@@ -158,12 +161,20 @@ def learn(
                 _try_all(executor, candidates, task, chooser, scratch, grader, slots)
                 best = choose(candidates)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
-                after = before
+                general_before: dict[str, float] = result(general)
+                after, general_after = before, general_before
                 if best is not None:
-                    trained = str(scratch / f"{best}-0")
-                    after = result(executor.submit(sit, [*reports, *again], trained))
+                    then = now.beside(str(scratch / f"{best}-0"), passage)
+                    changed = executor.submit(sample_kept, then)
+                    after = result(executor.submit(sit_kept, [*reports, *again], then))
+                    general_after = result(changed)
             chance = noise_chance(candidates, best, baseline, to_choose)
             report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
+            report["general"] = {
+                "n": general_before["n"],
+                "right": {"before": general_before["right"], "after": general_after["right"]},
+                "text": {"before": general_before["text"], "after": general_after["text"]},
+            }
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
             record: dict[str, Any] = {}
@@ -208,12 +219,14 @@ def learn(
     }
 
 
-def exams_of(halves: Halves, task: KnowledgeTask, again: Sequence[tuple[Task, Passage]]) -> list[tuple[Task, Passage]]:
+def exams_of(
+    halves: Halves, task: KnowledgeTask, again: Sequence[tuple[KnowledgeTask, Passage]]
+) -> list[tuple[KnowledgeTask, Passage]]:
     """The baseline's exams: the choosing half, the reporting half in each form, and the earlier entries'."""
     return [(task, halves.chooser), *_reports(task, halves.reporter), *again]
 
 
-def _reports(task: KnowledgeTask, reporter: Passage) -> list[tuple[Task, Passage]]:
+def _reports(task: KnowledgeTask, reporter: Passage) -> list[tuple[KnowledgeTask, Passage]]:
     return [(replace(task, form=form, margins=False), reporter) for form in REPORTED]
 
 

@@ -19,11 +19,11 @@ def ask_command(
     """Answers a question from what the memory has learnt, without any passage in front of it."""
     from selfedit.lm.batch import encode_prompt
     from selfedit.lm.generate import generate
-    from selfedit.memory.compose import answering_model
+    from selfedit.memory.compose import answering
     from selfedit.memory.ledger import Memory
     from selfedit.tasks.knowledge.prompts import exam_prompt
 
-    lm = answering_model(Memory.open(memory), device, dtype, model)
-    prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
-    stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    typer.echo(generate(lm, [prompt], 64, stop=stop)[0])
+    with answering(Memory.open(memory), device, dtype, model).to(f"{title} {question}" if title else question) as lm:
+        prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
+        stop = None if lm.chat else (lambda text: "\n" in text.strip())
+        typer.echo(generate(lm, [prompt], 64, stop=stop)[0])

@@ -18,17 +18,21 @@ def chat_command(
     temperature: Annotated[float, typer.Option(min=0, max=5, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
 ) -> None:
-    """Talks with the model of a memory; an empty line or Ctrl-D ends it."""
+    """Talks with the model of a memory; an empty line or Ctrl-D ends it.
+
+    In a bank each turn goes to the adapter whose passage is most like what was said last, or to the base.
+    """
     from selfedit import seeds
     from selfedit.edits import Message
     from selfedit.lm.batch import encode_prompt
     from selfedit.lm.generate import generate
-    from selfedit.memory.compose import answering_model
+    from selfedit.memory.compose import answering
     from selfedit.memory.ledger import Memory
 
     opened = Memory.open(memory)
-    lm = answering_model(opened, device, dtype, model)
-    err.print(f"{opened.base.name} with {len(opened.state.slots)} entries; an empty line ends the talk", highlight=False)
+    model_of = answering(opened, device, dtype, model)
+    lm = model_of.lm
+    err.print(f"{opened.base.name} with {len(opened.state.entries)} entries; an empty line ends the talk", highlight=False)
     turns: list[Message] = []
     while True:
         try:
@@ -42,6 +46,7 @@ def chat_command(
         while len(prompt) > lm.window - 256 and len(turns) > 2:
             turns = turns[2:]
             prompt = encode_prompt(lm, tuple(turns))
-        answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))])[0]
+        with model_of.to(line):
+            answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))])[0]
         typer.echo(answer)
         turns.append(Message("assistant", answer))

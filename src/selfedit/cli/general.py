@@ -32,6 +32,7 @@ def eval_general_command(
     check_writable(json_file)
     from selfedit.lm.adapter import load_adapter, standing
     from selfedit.lm.load import load_model
+    from selfedit.memory.compose import general_kept, kept_by
     from selfedit.memory.ledger import Base, Memory
     from selfedit.runs import policy_of
     from selfedit.tasks.general import General, marked, sit_general
@@ -44,12 +45,15 @@ def eval_general_command(
         policy = policy_of(writer, lm.fingerprint)
         status.update("asking the base")
         sat: dict[str, General] = {"base": sit_general(lm)}
-        for name, folders in (("memory", opened.adapter_folders() if opened else []), ("writer", [policy.folder])):
-            adapters = [load_adapter(Path(folder)) for folder in folders if folder]
-            if adapters:
-                status.update(f"asking the {name}")
-                with standing(lm, adapters):
-                    sat[name] = sit_general(lm)
+        if opened and opened.state.slots:
+            status.update("asking the memory")
+            kept = kept_by(opened)
+            with standing(lm, [load_adapter(Path(folder)) for folder in kept.stack]):
+                sat["memory"] = general_kept(lm, kept)
+        if policy.folder:
+            status.update("asking the writer")
+            with standing(lm, [load_adapter(Path(policy.folder))]):
+                sat["writer"] = sit_general(lm)
     found: dict[str, dict[str, Any]] = {name: marked(one) for name, one in sat.items()}
     for name in [name for name in found if name != "base"]:
         change = paired_difference(sat[name].log_probabilities, sat["base"].log_probabilities)

@@ -46,6 +46,13 @@ def learn_command(
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title; default: the first heading, or the file's name.")] = None,
     memory: Annotated[Path, typer.Option(help="Folder of the memory; made if it isn't there.")] = Path("memory"),
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new memory: bank (adapters apart, each question goes to the one whose passage is like it) or stack (all of "
+            "them answer together); default: bank."
+        ),
+    ] = None,
     model: ModelOption = None,
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train: its policy writes; default: the base.")] = None,
     edits: Annotated[int | None, typer.Option(help="How many self-edits to write and try.")] = None,
@@ -80,6 +87,7 @@ def learn_command(
     from selfedit.tasks.knowledge.prompts import check_styles
 
     flags: dict[str, Any] = {
+        "keep": keep,
         "model": model,
         "writer": writer,
         "edits": edits,
@@ -223,6 +231,13 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     alone = report["question_alone"]
     exam.add_row("correct, question without title", "", f"{alone['before']:.0%}", f"{alone['after']:.0%}")
     out.print(exam)
+    right, text = report["general"]["right"], report["general"]["text"]
+    likelier = (text["after"] - text["before"]) / abs(text["before"])
+    out.print(
+        f"General questions (n={report['general']['n']}): {right['before']:.0%} right before, {right['after']:.0%} after; "
+        f"log-probability of plain text {text['before']:.2f} before, {text['after']:.2f} after ({likelier:+.1%})",
+        highlight=False,
+    )
     if result["earlier"]:
         shares = [fmean(row[when] for row in result["earlier"]) for when in ("before", "after")]
         worst = min(result["earlier"], key=lambda row: row["after"] - row["before"])

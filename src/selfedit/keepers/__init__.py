@@ -21,10 +21,10 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
     "all-layers": lambda config: AllLayers(),
     "last-layers": lambda config: LastLayers(config.last_layers),
     "gate": lambda config: Gate(config.exam_drop, config.bits, config.divergence),
-    "replay": lambda config: Replay(config.replay_share, config.base_share),
+    "replay": lambda config: Replay(config.replay_share),
     "consolidate": lambda config: Consolidate(config.every, config.sleep_epochs),
     "orthogonal": lambda config: Orthogonal(),
-    "distil": lambda config: Distil(config.distil_weight),
+    "distil": lambda config: Distil(config.distil_share),
     "retention": lambda config: Retention(config.retention_weight, config.remembered),
     "bank": lambda config: Bank(config.threshold),
     "retrieve": lambda config: Retrieve(),
@@ -33,12 +33,11 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
 
 
 # What a part may stand beside, where not everything makes sense: adapters kept apart have no sum that could be gated, chosen for or
-# consolidated; where nothing is trained nothing can be kept; a consolidation would not be held to the base's words.
+# consolidated; where nothing is trained nothing can be kept.
 BESIDE = {
     "bank": {"merge", "all-layers", "last-layers", "replay"},
     "retrieve": set[str](),
     "context": set[str](),
-    "distil": set(KEEPERS) - {"consolidate"},
 }
 
 

@@ -9,15 +9,15 @@ from typing import ClassVar
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.contexts import Passage, Question
-from selfedit.edits import Document
+from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.lm.adapter import Adapter, standing
-from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.base import Sitting
 from selfedit.tasks.general import General, sit_general
+from selfedit.tasks.general.rehearsal import rows_of
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 
@@ -94,7 +94,7 @@ class Keeper:
         Raises:
             DivergedError: the loss stopped being finite.
         """
-        rows = tuple(encode_document(lm, document) for document in documents)
+        (rows,) = rows_of(lm, [TrainingPlan(tuple(documents), settings, seed)])
         (trained,) = train_many(lm, [Job(rows, settings, seed)], 1)
         if isinstance(trained, DivergedError):
             raise trained

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from selfedit.config import Settings
+from selfedit.edits import TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.keepers.base import Cost, Held, Keeper, Method
-from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train_many import Job, train_many
+from selfedit.tasks.general.rehearsal import rows_of
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Consolidate(Keeper):
         """One adapter for all lessons; if it diverges, or a gate refuses it, everything stays for another ``every`` commits."""
         if held.pending < self.every:
             return held
-        documents = [document for lesson in held.lessons for document in lesson.edits[0]]
-        rows = tuple(encode_document(lm, document) for document in documents)
+        documents = tuple(document for lesson in held.lessons for document in lesson.edits[0])
         chosen = settings.model_copy(update={"epochs": self.epochs or settings.epochs})
+        (rows,) = rows_of(lm, [TrainingPlan(documents, chosen, seed)])
         (trained,) = train_many(lm, [Job(rows, chosen, seed)], 1)
         if isinstance(trained, DivergedError):
             cost.happened.add("consolidation diverged")

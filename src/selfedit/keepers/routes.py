@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
@@ -47,7 +47,7 @@ class Bank(Keeper):
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """Every question by itself to its adapter; ``routed`` is the share that came to their own passage's."""
         asked = _asked(passages, form)
-        routes = self.routed(lm, held, [_query(passage, one, form) for passage, one in asked])
+        routes = self.routed(lm, held, [query_of(passage, one, form) for passage, one in asked])
         owners = [lesson.passage.id for lesson in held.lessons]
         hits = [owners[at] == p.id if at >= 0 else False for at, (p, _) in zip(routes, asked, strict=True) if p.id in owners]
         if hits:
@@ -57,7 +57,7 @@ class Bank(Keeper):
             sat = sit_exams(lm, [Paper(asked[at][0], (asked[at][1],), form) for at in places])
             return [(sitting.answers[0], sitting.log_probabilities[0]) for sitting in sat]
 
-        return gathered(passages, form, by_route(lm, held, routes, answer))
+        return gathered(passages, form, by_route(lm, held.adapters, routes, answer))
 
     def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
         """Every general question and text to its adapter, or to the base; ``astray``: the share that came to an adapter."""
@@ -65,18 +65,23 @@ class Bank(Keeper):
         routes = self.routed(lm, held, [*questions, *texts])
         cost.notes["astray"] = fmean(float(route >= 0) for route in routes)
         asked, read = routes[: len(questions)], routes[len(questions) :]
-        items = by_route(lm, held, asked, lambda places: general_items(lm, places))
-        text = by_route(lm, held, read, lambda places: spoken(lm, places))
+        items = by_route(lm, held.adapters, asked, lambda places: general_items(lm, places))
+        text = by_route(lm, held.adapters, read, lambda places: spoken(lm, places))
         return General(tuple(answer for answer, _ in items), tuple(value for _, value in items), tuple(text))
 
     def routed(self, lm: LanguageModel, held: Held, queries: Sequence[str]) -> list[int]:
         """For each query the place of its adapter; -1: the base's."""
-        if not held.lessons:
-            return [-1] * len(queries)
-        keys = embedded(lm, [lesson.passage.view for lesson in held.lessons])
-        likeness_QP = likenesses(embedded(lm, queries), keys, torch.cat(embedded(lm, load_general()["texts"])))
-        best_Q, places_Q = likeness_QP.max(1)
-        return [place if value >= self.threshold else -1 for place, value in zip(places_Q.tolist(), best_Q.tolist(), strict=True)]
+        return routes_to(lm, [lesson.passage for lesson in held.lessons], queries, self.threshold)
+
+
+def routes_to(lm: LanguageModel, passages: Sequence[Passage], queries: Sequence[str], threshold: float) -> list[int]:
+    """For each query the place of the passage that is most like it; -1: none is as like it as the threshold asks."""
+    if not passages or not queries:
+        return [-1] * len(queries)
+    keys = embedded(lm, [passage.view for passage in passages])
+    likeness_QP = likenesses(embedded(lm, queries), keys, torch.cat(embedded(lm, load_general()["texts"])))
+    best_Q, places_Q = likeness_QP.max(1)
+    return [place if value >= threshold else -1 for place, value in zip(places_Q.tolist(), best_Q.tolist(), strict=True)]
 
 
 def likenesses(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], neutral_Nd: torch.Tensor) -> torch.Tensor:
@@ -124,7 +129,7 @@ class Retrieve(Untrained):
         index.index(bm25s.tokenize([one.view for one in known], show_progress=False), show_progress=False)
         papers, hits = [], []
         for passage, one in _asked(passages, form):
-            query = bm25s.tokenize(_query(passage, one, form), show_progress=False)
+            query = bm25s.tokenize(query_of(passage, one, form), show_progress=False)
             places, _ = index.retrieve(query, k=1, show_progress=False)
             best = known[int(places[0, 0])]
             if passage in known:
@@ -161,13 +166,16 @@ def embedded(lm: LanguageModel, texts: Sequence[str]) -> list[torch.Tensor]:
 
 
 def by_route(
-    lm: LanguageModel, held: Held, routes: Sequence[int], answer: Callable[[Sequence[int]], Sequence[Found]]
+    lm: LanguageModel,
+    adapters: Mapping[int, Adapter] | Sequence[Adapter],
+    routes: Sequence[int],
+    answer: Callable[[Sequence[int]], Sequence[Found]],
 ) -> list[Found]:
-    """What ``answer`` says for the places of each route, under its adapter; in the order of ``routes``."""
+    """What ``answer`` says for the places of each route, under its adapter (-1: without one); in the order of ``routes``."""
     found: dict[int, Found] = {}
     for route in sorted(set(routes)):
         places = [at for at, one in enumerate(routes) if one == route]
-        install(lm, held.adapters[route] if route >= 0 else None)
+        install(lm, adapters[route] if route >= 0 else None)
         try:
             found |= dict(zip(places, answer(places), strict=True))
         finally:
@@ -179,5 +187,6 @@ def _asked(passages: Sequence[Passage], form: ExamForm) -> list[tuple[Passage, A
     return [(passage, one) for passage in passages for one in asked_in(form, exam_questions(passage.questions))]
 
 
-def _query(passage: Passage, one: Asked, form: ExamForm) -> str:
+def query_of(passage: Passage, one: Asked, form: ExamForm) -> str:
+    """What a question is routed by: what stands in its prompt."""
     return f"{passage.title} {one.question.question}" if form == "titled" else one.question.question

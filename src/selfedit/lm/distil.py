@@ -45,10 +45,10 @@ def taught(lm: LanguageModel, documents: Sequence[Document], share: float) -> li
     if not share:
         return rows
     views = {at: view for at, document in enumerate(documents) if (view := seen_by_teacher(lm, document, rows[at])) is not None}
-    for at, (ids_LK, teacher_LK) in zip(views, _likeliest(lm, list(views.values())), strict=True):
+    for at, teacher in zip(views, likeliest_targets(lm, list(views.values())), strict=True):
         own_L1 = torch.tensor(rows[at].ids[-rows[at].labelled :], device=lm.device)[:, None]
-        shares_LK = torch.cat([torch.full_like(teacher_LK[:, :1], 1.0 - share), share * teacher_LK], dim=1)
-        rows[at] = replace(rows[at], soft=SoftTargets(torch.cat([own_L1, ids_LK], dim=1), shares_LK))
+        shares_LK = torch.cat([torch.full_like(teacher.shares[:, :1], 1.0 - share), share * teacher.shares], dim=1)
+        rows[at] = replace(rows[at], soft=SoftTargets(torch.cat([own_L1, teacher.ids], dim=1), shares_LK))
     return rows
 
 
@@ -77,18 +77,19 @@ def _headed(request: Prompt, head: str) -> Prompt:
 
 
 @torch.no_grad()
-def _likeliest(lm: LanguageModel, rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each row the likeliest tokens in the place of each labelled one: ids and probabilities (labelled, K), which sum to 1."""
+def likeliest_targets(lm: LanguageModel, rows: Sequence[Row]) -> list[SoftTargets]:
+    """For each row the likeliest tokens in the place of each labelled one, by what stands; an active adapter is taken off."""
     install(lm, None)
     prefixes = Prefixes(lm, 0)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    found: list[SoftTargets] = []
     with document_attention(lm):
         for part in parts_of([(0, row) for row in rows], laid_out=True):
             counts = [row.labelled for _, row in part]
             with reading(lm, prefixes, part) as (states_Nd, _):
                 tops = [_top(head_logits(lm, states_Cd)) for states_Cd in torch.split(states_Nd, CHUNK)]
             ids_NK, shares_NK = (torch.cat(pieces) for pieces in zip(*tops, strict=True))
-            found += zip(torch.split(ids_NK, counts), torch.split(shares_NK, counts), strict=True)
+            pieces = zip(torch.split(ids_NK, counts), torch.split(shares_NK, counts), strict=True)
+            found += [SoftTargets(ids_LK, shares_LK) for ids_LK, shares_LK in pieces]
     return found
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,13 @@ class LanguageModel(Identity):
         model: the Hugging Face model in eval mode, no parameter requires a gradient.
         device: where it runs.
         dtype: the base's precision; adapters are always float32.
+        made: what was made with it once and serves again, by name.
     """
 
     model: Any
     device: torch.device
     dtype: torch.dtype
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LanguageModel:
@@ -193,7 +195,7 @@ def _converted(gguf: Path) -> Path:
     folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if _is_whole(folder):
         return folder
-    with _writing_cache():
+    with writing_cache():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if _is_whole(folder):
@@ -209,7 +211,7 @@ def _converted(gguf: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writing_cache() -> Iterator[None]:
+def writing_cache() -> Iterator[None]:
     """A cache that can't be written, or a full disk, is an error with a remedy."""
     try:
         yield
@@ -275,9 +277,9 @@ def _auto_dtype(known: Identity, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     note = cache_folder() / "dtypes" / f"{known.fingerprint}.json"
     # One process times, the others wait and read: workers of one run must not choose differently.
-    with _writing_cache():
+    with writing_cache():
         note.parent.mkdir(parents=True, exist_ok=True)
-    with _writing_cache(), FileLock(f"{note}.lock"):
+    with writing_cache(), FileLock(f"{note}.lock"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             return DTYPES[json.loads(note.read_text())["dtype"]]
         return _timed_dtype(known, note)

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from selfedit.errors import MemoryStoreError
 
-FORMAT = 1
+FORMAT = 2
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE entries (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
@@ -98,11 +98,17 @@ class Memory:
         return memory
 
     @classmethod
-    def create(cls, folder: Path, base: Base) -> Memory:
+    def create(cls, folder: Path, base: Base, keep: str = "") -> Memory:
         """Makes an empty memory, or opens the one that is there.
 
+        Args:
+            folder: where.
+            base: the base model.
+            keep: how its adapters are composed (``memory/compose.py``); empty: as they are, in a new one ``bank``.
+
         Raises:
-            MemoryStoreError: the folder holds a memory made with another base model (both are named), or can't be written.
+            MemoryStoreError: the folder holds a memory made with another base model (both are named), or one that composes its
+                adapters in another way, or can't be written.
         """
         memory = cls(folder)
         if not memory._ledger.is_file():
@@ -111,11 +117,15 @@ class Memory:
                 # A lock of its own: the memory's lock may be held for long by a process that made the ledger a moment ago.
                 with FileLock(folder / "ledger.lock"):
                     if not memory._ledger.is_file():
-                        _make_ledger(folder, memory._ledger, base)
+                        _make_ledger(folder, memory._ledger, base, keep or "bank")
             except (OSError, sqlite3.Error) as error:
                 raise MemoryStoreError(f"{folder}: a memory can't be made there ({error}); give another --memory folder") from error
         memory = cls.open(folder)
         memory.check_base(base)
+        if keep and memory.keep != keep:
+            raise MemoryStoreError(
+                f"{folder}: made with --keep {memory.keep}; leave --keep {keep} out, or give another --memory folder"
+            )
         return memory
 
     def check_base(self, base: Base) -> None:
@@ -135,6 +145,12 @@ class Memory:
         with self._read() as store:
             about = dict(store.execute("SELECT key, value FROM about").fetchall())
         return Base(about["base_name"], about["base_fingerprint"])
+
+    @property
+    def keep(self) -> str:
+        """How its adapters are composed: ``bank`` or ``stack``."""
+        with self._read() as store:
+            return str(store.execute("SELECT value FROM about WHERE key = 'keep'").fetchone()[0])
 
     @property
     def state(self) -> State:
@@ -330,12 +346,12 @@ class Memory:
             store.close()
 
 
-def _make_ledger(folder: Path, ledger: Path, base: Base) -> None:
+def _make_ledger(folder: Path, ledger: Path, base: Base, keep: str) -> None:
     scratch = folder / "ledger.new"
     scratch.unlink(missing_ok=True)
     store = sqlite3.connect(scratch)
     store.executescript(_SCHEMA)
-    about = {"format": str(FORMAT), "base_name": base.name, "base_fingerprint": base.fingerprint}
+    about = {"format": str(FORMAT), "base_name": base.name, "base_fingerprint": base.fingerprint, "keep": keep}
     store.executemany("INSERT INTO about VALUES (?, ?)", about.items())
     store.execute("INSERT INTO states (id, parent, change, adapters) VALUES (1, NULL, 'empty', '[]')")
     store.execute("INSERT INTO pointer VALUES (1, 1)")

@@ -10,19 +10,21 @@ from typing import Any
 
 from selfedit import seeds
 from selfedit.config import Settings
-from selfedit.contexts import Passage, Question
+from selfedit.contexts import Passage
 from selfedit.edits import Document, TrainingPlan, in_view
 from selfedit.errors import DivergedError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.lm.adapter import save_adapter
-from selfedit.lm.distil import taught
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import mark_sitting
+from selfedit.memory.compose import Kept, kept_by, kept_in, passage_of, sit_kept
 from selfedit.memory.ledger import Base, Memory, Slot
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
+from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.tasks.knowledge.exam import exam_questions
+from selfedit.tasks.knowledge.task import KnowledgeTask
 
 # Who marks an entry's stored exam, by its record.
 Graders = Callable[[dict[str, Any]], Grader]
@@ -32,6 +34,8 @@ def undo_earlier(
     memory: Memory, entry: int, graders: Graders, progress: Callable[[str], None], model: str | None = None
 ) -> list[dict[str, Any]]:
     """Builds a state without ``entry`` while the old one goes on answering, then moves the pointer. Call inside ``writing``.
+
+    In a stack all later adapters are trained again on what remains; in a bank at most the entry's own, if it holds others too.
 
     Args:
         memory: an open memory.
@@ -55,23 +59,28 @@ def undo_earlier(
         raise MemoryStoreError(f"{memory.folder}: entry {entry} is not active; see: selfedit memory list --memory {memory.folder}")
     records = {e.id: e.record for e in memory.entries()}
     still = {number: records[number] for number in state.entries if number != entry}
-    before = exams(memory.adapter_folders(state), known.name, still, graders)
+    before = exams(kept_by(memory, state), known.name, still, graders)
     scratch = memory.scratch()
+    bank = memory.keep == "bank"
     kept = list(state.slots[:at])
-    stack = [memory.folder / "adapters" / slot.folder for slot in kept]
+    places = [memory.folder / "adapters" / slot.folder for slot in kept]
     built = []
     for slot in state.slots[at:]:
         remaining = [one for one in slot.entries if one != entry]
         if not remaining:
             continue
+        if bank and len(remaining) == len(slot.entries):
+            places.append(memory.folder / "adapters" / slot.folder)
+            kept.append(slot)
+            continue
         for one in remaining:
             progress(f"training entry {one} again: {records[one]['title']}")
         folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        build([records[one] for one in remaining], still, known.name, stack, folder)
-        stack.append(folder)
+        build([records[one] for one in remaining], still, known.name, [] if bank else places, folder)
+        places.append(folder)
         built.append((folder, folder.name))
         kept.append(Slot(tuple(remaining), folder.name))
-    after = exams(stack, known.name, still, graders)
+    after = exams(kept_in(memory.keep, kept, places, still), known.name, still, graders)
     memory.replace(f"undo entry {entry}", kept, built)
     return _beside(still, before, after)
 
@@ -105,20 +114,21 @@ def consolidate(
         raise MemoryStoreError(f"{memory.folder}: {len(state.slots)} adapters answer; there is nothing to put together")
     records = {entry.id: entry.record for entry in memory.entries() if entry.id in state.entries}
     progress(f"sitting the exams of {len(records)} entries")
-    before = exams(memory.adapter_folders(state), known.name, records, graders)
+    before = exams(kept_by(memory, state), known.name, records, graders)
     scratch = memory.scratch()
     try:
         folder = scratch / f"consolidated-{state.id}"
         progress(f"training one adapter on {sum(len(record['documents']) for record in records.values())} lessons")
         build(list(records.values()), {}, known.name, [], folder)
         progress("sitting them again")
-        after = exams([folder], known.name, records, graders)
+        slot = Slot(state.entries, folder.name)
+        after = exams(kept_in(memory.keep, [slot], [folder], records), known.name, records, graders)
         rows = _beside(records, before, after)
         means = [fmean(values.values()) for values in (before, after)]
         spared = budget >= 1 or not any(more_than_one(row["before"], row["after"], row["n"]) for row in rows)
         accepted = spared and means[1] >= means[0] - budget
         if accepted:
-            memory.replace("consolidate", [Slot(state.entries, folder.name)], [(folder, folder.name)])
+            memory.replace("consolidate", [slot], [(folder, folder.name)])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return {"before": means[0], "after": means[1], "accepted": accepted, "entries": rows}
@@ -145,7 +155,7 @@ def check(memory: Memory, graders: Graders, model: str | None = None) -> list[di
     memory.check_base(Base(known.name, known.fingerprint))
     state = memory.state
     records = {entry.id: entry.record for entry in memory.entries() if entry.id in state.entries}
-    now = exams(memory.adapter_folders(state), known.name, records, graders)
+    now = exams(kept_by(memory, state), known.name, records, graders)
     rows = []
     for number, record in records.items():
         learnt = at_commit(record)
@@ -173,15 +183,14 @@ def at_commit(record: dict[str, Any]) -> float:
     return float((choosing * marks["choosing"]["committed"] + reporting * marks["reporting"]["after"]) / (choosing + reporting))
 
 
-def exams(stack: Sequence[Path], model: str, records: Mapping[int, dict[str, Any]], graders: Graders) -> dict[int, float]:
-    """Entry -> share right of its stored exam's wordings, under a stack of adapters."""
+def exams(kept: Kept, model: str, records: Mapping[int, dict[str, Any]], graders: Graders) -> dict[int, float]:
+    """Entry -> share right of its stored exam's wordings, as a state answers them."""
     if not records:
         return {}
     passages = [passage_of(record) for record in records.values()]
     dtype = next(iter(records.values()))["config"]["dtype"]
-    choice = ModelChoice(model, dtype=dtype, stack=tuple(str(path) for path in stack))
-    with LocalExecutor(choice, 1) as executor:
-        sat = result(executor.submit(sit_passages, passages))
+    with LocalExecutor(ModelChoice(model, dtype=dtype, stack=kept.stack), 1) as executor:
+        sat = result(executor.submit(sit_kept, [(KnowledgeTask(), passage) for passage in passages], kept))
     return {
         number: _share_right(graders(record), record, passage, sitting)
         for (number, record), passage, sitting in zip(records.items(), passages, sat, strict=True)
@@ -198,11 +207,6 @@ def _share_right(grader: Grader, record: dict[str, Any], passage: Passage, sitti
             part = Sitting(tuple(sitting.answers[at] for at in own), tuple(sitting.log_probabilities[at] for at in own))
             right += len(own) * mark_sitting(grader, [asked[at] for at in own], part).accuracy
     return right / len(asked)
-
-
-def sit_passages(lm: LanguageModel, passages: Sequence[Passage]) -> list[Sitting]:
-    """A job: several exams in one batch."""
-    return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), "titled") for passage in passages])
 
 
 def build(
@@ -229,19 +233,11 @@ def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
 
 def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
     """A job: trains a stored plan and saves the adapter."""
-    rows = tuple(taught(lm, plan.documents, plan.settings.distil))
+    (rows,) = rows_of(lm, [plan])
     (trained,) = train_many(lm, [Job(rows, plan.settings, plan.seed)], 1)
     if isinstance(trained, DivergedError):
         raise trained
     save_adapter(trained.adapter, Path(folder), lm.name)
-
-
-def passage_of(record: dict[str, Any]) -> Passage:
-    """The passage that an entry's record stores, with its quiz."""
-    questions = tuple(
-        Question(row["question"], row["answer"], tuple(row["aliases"]), tuple(row["paraphrases"])) for row in record["quiz"]
-    )
-    return Passage(record["title"], record["text"], questions)
 
 
 def documents_of(record: dict[str, Any]) -> tuple[Document, ...]:

@@ -23,6 +23,8 @@ from selfedit.tasks.knowledge.prompts import exam_prompt
 
 # Tokens of an answer and of a sentence's end.
 LONGEST_ANSWER, LONGEST_END = 24, 6
+# Where seconds count, of so many questions one is asked.
+SAMPLED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,20 @@ def sit_general(lm: LanguageModel) -> General:
     found = general_items(lm, range(len(general_questions())))
     text = spoken(lm, range(len(data["texts"])))
     return General(tuple(answer for answer, _ in found), tuple(value for _, value in found), tuple(text))
+
+
+def sampled() -> range:
+    """Places of those of the ``general_questions`` that are asked where seconds count."""
+    return range(0, len(general_questions()), SAMPLED)
+
+
+def sample(items: Sequence[tuple[str, float]], text: Sequence[Sequence[float]]) -> dict[str, float]:
+    """``{n, right, text}`` of the ``sampled`` questions' items and the texts' tokens.
+
+    How many questions, the share right, the mean natural log-probability of a text's token.
+    """
+    right = _right([answer for answer, _ in items], sampled())
+    return {"n": len(items), "right": fmean(right), "text": fmean(value for values in text for value in values)}
 
 
 def general_items(lm: LanguageModel, places: Sequence[int]) -> list[tuple[str, float]]:
@@ -104,9 +120,14 @@ def changed(now: General, before: General) -> dict[str, float]:
 
 def right(sat: General) -> list[float]:
     """1 for each answer that is right, else 0."""
+    return _right(sat.answers, range(len(sat.answers)))
+
+
+def _right(answers: Sequence[str], places: Sequence[int]) -> list[float]:
     data = load_general()
     golds = [item["answer"] for item in (*data["questions"], *data["completions"])]
-    exam = [ExamItem(Question("", gold), answer, at) for at, (gold, answer) in enumerate(zip(golds, sat.answers, strict=True))]
+    pairs = enumerate(zip(places, answers, strict=True))
+    exam = [ExamItem(Question("", golds[at]), answer, index) for index, (at, answer) in pairs]
     return [float(verdict.correct) for verdict in RecallGrader().mark(exam)]
 
 

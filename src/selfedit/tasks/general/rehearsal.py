@@ -1,0 +1,136 @@
+"""Rehearsal: what the base itself says about this and that is trained on beside a lesson, as soft targets, so that it stays so.
+
+Pseudo-rehearsal (Robins 1995) with the base's distributions in the place of its words (learning without forgetting, arXiv
+1606.09282). A lesson alone teaches a small model to answer any question by the lesson's words; sampled words as plain documents
+don't prevent it (docs/lab-book.md). None of what is asked here is asked by ``selfedit eval general`` (a test).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from selfedit import seeds
+from selfedit.edits import Document, Message, TrainingPlan
+from selfedit.lm.adapter import standing
+from selfedit.lm.batch import Row, SoftTargets, encode_document, encode_prompt
+from selfedit.lm.distil import likeliest_targets, taught
+from selfedit.lm.generate import generate
+from selfedit.lm.load import LanguageModel, cache_folder, writing_cache
+from selfedit.tasks.knowledge.prompts import exam_prompt
+
+# Questions with a title before them, in the form of an exam; texts; tokens of an answer and of a text.
+TITLED, TEXTS, LONGEST_ANSWER, LONGEST_TEXT = 60, 60, 24, 48
+
+
+def rows_of(lm: LanguageModel, plans: Sequence[TrainingPlan]) -> list[tuple[Row, ...]]:
+    """What each plan trains on: its documents, taught as its settings say, and behind them what is rehearsed.
+
+    A document's row is made once for all plans that are taught it alike.
+    """
+    known: dict[tuple[Document, float], Row] = {}
+    for share in dict.fromkeys(plan.settings.distil for plan in plans):
+        documents = list(dict.fromkeys(one for plan in plans if plan.settings.distil == share for one in plan.documents))
+        known |= {(one, share): row for one, row in zip(documents, taught(lm, documents, share), strict=True)}
+    own_rows = [tuple(known[one, plan.settings.distil] for one in plan.documents) for plan in plans]
+    return [(*own, *rehearsed(lm, plan.rehearsals, plan.seed)) for own, plan in zip(own_rows, plans, strict=True)]
+
+
+def rehearsed(lm: LanguageModel, count: int, seed: int) -> list[Row]:
+    """So many of the ``rehearsals``, drawn by a plan's seed; each of them once before one comes twice."""
+    found: list[Row] = []
+    chance = random.Random(seeds.derive(seed, "rehearsal"))
+    while len(found) < count:
+        rows = rehearsals(lm)
+        found += chance.sample(rows, min(len(rows), count - len(found)))
+    return found
+
+
+def rehearsals(lm: LanguageModel) -> list[Row]:
+    """The base's answers to questions, with a title before them and without, and texts of its own, with its distributions.
+
+    The base alone answers, whatever stands or is installed. Made once for a base, a precision and a kind of device, and kept in the
+    cache; half a minute of a core with the embedded model.
+
+    Raises:
+        ModelError: the cache can't be written.
+    """
+    if "rehearsals" not in lm.made:
+        asked = json.dumps([_asked(), TITLED, TEXTS, LONGEST_ANSWER, LONGEST_TEXT])
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{digest}.safetensors"
+        file = cache_folder() / "rehearsals" / name
+        with writing_cache():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # One process makes them, the others wait and read: two would differ where threads do.
+            with FileLock(f"{file}.lock"):
+                rows = _read(lm, file)
+                if rows is None:
+                    _write(_make(lm), file)
+                    rows = _read(lm, file)
+        lm.made["rehearsals"] = rows
+    return list(lm.made["rehearsals"])
+
+
+def _asked() -> dict[str, list[str]]:
+    """``{questions, titles, about, begins}``; ``about`` are questions about a title."""
+    return dict(json.loads(files(__package__).joinpath("rehearsal.json").read_text(encoding="utf-8")))
+
+
+def _make(lm: LanguageModel) -> list[Row]:
+    asked = _asked()
+    pairs = random.Random(0).sample([(title, question) for title in asked["titles"] for question in asked["about"]], TITLED)
+    prompts = [exam_prompt(question, None, lm.chat) for question in asked["questions"]]
+    prompts += [exam_prompt(question, title, lm.chat) for title, question in pairs]
+    begins = [asked["begins"][at % len(asked["begins"])] for at in range(TEXTS)]
+    stop = None if lm.chat else (lambda text: "\n" in text.strip())
+    with standing(lm, [], alone=True):
+        answers = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
+        begun = [encode_prompt(lm, (Message("text", text),)) for text in begins]
+        ends = generate(lm, begun, LONGEST_TEXT, 1.0, 0.95, list(range(TEXTS)))
+        documents = [Document(text, prompt) for prompt, text in zip(prompts, answers, strict=True) if text]
+        documents += [Document(f"{begin} {text}") for begin, text in zip(begins, ends, strict=True)]
+        rows = [encode_document(lm, document) for document in documents]
+        targets = likeliest_targets(lm, rows)
+    return [replace(row, soft=soft) for row, soft in zip(rows, targets, strict=True)]
+
+
+def _write(rows: Sequence[Row], file: Path) -> None:
+    soft = [row.soft for row in rows if row.soft is not None]
+    tensors = {
+        "lengths": torch.tensor([[len(row.ids), row.unlabelled] for row in rows]),
+        "ids": torch.tensor([token for row in rows for token in row.ids]),
+        "target_ids": torch.cat([one.ids.cpu() for one in soft]),
+        "target_shares": torch.cat([one.shares.cpu() for one in soft]),
+    }
+    scratch = file.with_suffix(f".{os.getpid()}")
+    save_file(tensors, scratch)
+    scratch.replace(file)
+
+
+def _read(lm: LanguageModel, file: Path) -> list[Row] | None:
+    """None: there are none yet, or the file is damaged."""
+    try:
+        tensors: dict[str, Any] = load_file(file, device=str(lm.device))
+        ids, at, labelled = tensors["ids"].tolist(), 0, 0
+        rows = []
+        for length, unlabelled in tensors["lengths"].tolist():
+            row = Row(tuple(ids[at : at + length]), unlabelled)
+            own = slice(labelled, labelled + row.labelled)
+            rows.append(replace(row, soft=SoftTargets(tensors["target_ids"][own], tensors["target_shares"][own])))
+            at, labelled = at + length, own.stop
+        return rows
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None
