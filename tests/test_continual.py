@@ -26,7 +26,7 @@ from selfedit.keepers import KEEPERS, keeper
 from selfedit.keepers.base import Cost, Held, Lesson
 from selfedit.keepers.gate import active, anchors_of
 from selfedit.keepers.orthogonal import subspaces
-from selfedit.keepers.routes import likenesses
+from selfedit.keepers.routes import likenesses, routes_to
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
@@ -258,6 +258,15 @@ def test_a_question_is_like_the_passage_that_has_its_rare_words() -> None:
     assert found[0, 1] < 0.5, "the word that all have counts for little"
     alone = likenesses([torch.stack([common, rare])], keys[:1], neutral)
     assert alone[0, 0] == found[0, 0], "the same with one passage and with many"
+
+
+def test_of_equal_passages_the_newest_is_asked_and_each_is_read_once(lm: Any) -> None:
+    passages = [LESSONS[0].passage, LESSONS[1].passage, LESSONS[0].passage]
+    assert routes_to(lm, passages, [passages[0].view, passages[1].view, "%"], 0.9) == [2, 1, -1]
+    read = dict(lm.made["embedded"])
+    assert routes_to(lm, passages[:2], [passages[0].view], 0.9) == [0]
+    assert all(lm.made["embedded"][text] is states for text, states in read.items()) and len(read) == len(lm.made["embedded"])
+    assert routes_to(lm, [], ["anything"], 0.0) == [-1]
 
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:

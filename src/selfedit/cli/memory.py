@@ -44,9 +44,9 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
             }
             for e in entries
         ]
-        typer.echo(json.dumps({"base": opened.base.name, "state": opened.digest(), "entries": rows}, indent=1))
+        typer.echo(json.dumps({"base": opened.base.name, "keep": opened.keep, "state": opened.digest(), "entries": rows}, indent=1))
         return
-    table = Table(title=escape(f"{memory}: {opened.base.name}, state {opened.digest()}"))
+    table = Table(title=escape(f"{memory}: {opened.base.name}, {opened.keep}, state {opened.digest()}"))
     for name in ("entry", "title", "style", "before", "after", "learnt", ""):
         table.add_column(name)
     for entry in entries:
@@ -84,9 +84,10 @@ def undo_command(
     model: Model = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write what remains, with its exams, there.")] = None,
 ) -> None:
-    """Takes an entry back. The last: the pointer moves, same bytes. An earlier one: later entries are trained again.
+    """Takes an entry back. The last: the pointer moves, same bytes. An earlier one of a bank: the others stay as they are.
 
-    Then the exams of all that remain are sat before and after, since training again is never quite the same.
+    An earlier one of a stack: later entries are trained again. Then the exams of all that remain are sat before and after, since
+    training again is never quite the same.
     """
     from selfedit.memory.ledger import Memory
 

@@ -75,13 +75,21 @@ class Bank(Keeper):
 
 
 def routes_to(lm: LanguageModel, passages: Sequence[Passage], queries: Sequence[str], threshold: float) -> list[int]:
-    """For each query the place of the passage that is most like it; -1: none is as like it as the threshold asks."""
+    """For each query the place of the passage that is most like it; -1: none is as like it as the threshold asks.
+
+    Of equal passages the last one, so that what is learnt again answers. The base alone must stand; passages are read once.
+    """
     if not passages or not queries:
         return [-1] * len(queries)
-    keys = embedded(lm, [passage.view for passage in passages])
-    likeness_QP = likenesses(embedded(lm, queries), keys, torch.cat(embedded(lm, load_general()["texts"])))
-    best_Q, places_Q = likeness_QP.max(1)
-    return [place if value >= threshold else -1 for place, value in zip(places_Q.tolist(), best_Q.tolist(), strict=True)]
+    kept: dict[str, torch.Tensor] = lm.made.setdefault("embedded", {})
+    texts = [*(passage.view for passage in passages), *load_general()["texts"]]
+    missing = list(dict.fromkeys(text for text in texts if text not in kept))
+    kept |= dict(zip(missing, embedded(lm, missing), strict=True))
+    states = [kept[text] for text in texts]
+    keys, neutral_Nd = states[: len(passages)], torch.cat(states[len(passages) :])
+    found = likenesses(embedded(lm, queries), keys, neutral_Nd).tolist()
+    best = [max(range(len(row)), key=lambda at: (row[at], at)) for row in found]
+    return [at if row[at] >= threshold else -1 for row, at in zip(found, best, strict=True)]
 
 
 def likenesses(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], neutral_Nd: torch.Tensor) -> torch.Tensor:
