@@ -21,8 +21,8 @@ from typing import Any
 from selfedit.cli.common import write_json
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders.text import RecallGrader
-from selfedit.inner import sit
 from selfedit.marks import mark_sitting
+from selfedit.memory.compose import Kept, kept_by, sit_kept
 from selfedit.memory.ledger import Memory
 from selfedit.stats import wilson
 from selfedit.tasks.knowledge.data import load_passage, load_quiz
@@ -48,9 +48,9 @@ def learnt(name: str, file: Path, folder: Path, options: list[str]) -> dict[str,
     task = KnowledgeTask()
     marks = {}
     memory = Memory.open(folder / name)
-    for when, stack in (("before", ()), ("after", tuple(str(path) for path in memory.adapter_folders()))):
-        with LocalExecutor(ModelChoice(memory.base.name, stack=stack), 0) as executor:
-            (sitting,) = result(executor.submit(sit, [(task, passage)]))
+    for when, kept in (("before", Kept(memory.keep)), ("after", kept_by(memory))):
+        with LocalExecutor(ModelChoice(memory.base.name, stack=kept.stack), 0) as executor:
+            (sitting,) = result(executor.submit(sit_kept, [(task, passage)], kept))
         marks[when] = mark_sitting(RecallGrader(), task.asked(passage), sitting)
     made = found["quiz"]["made"]
     return {

@@ -303,7 +303,7 @@ def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(comman
     assert memory.adapter_folders() == folders[1:] and memory.digest() != digest
     assert command("memory", "export", tmp_path / "merged", "--memory", apart).returncode == 0
     other = command("learn", "almanac:dev:6", "--memory", apart, "--keep", "stack", "--model", memory.base.name)
-    assert other.returncode == 1 and "made with --keep bank" in other.stderr
+    assert other.returncode == 1 and "made as a bank" in other.stderr
 
 
 def test_a_bank_of_one_consolidated_adapter_gives_single_entries_back(command: Command, apart: Path) -> None:
@@ -379,6 +379,61 @@ def test_learning_says_what_earlier_entries_lose(
     assert [(row["entry"], row["title"]) for row in result["earlier"]] == [(1, "Topic 1"), (2, "Topic 2")]
     assert all(0 <= row[when] <= 1 for row in result["earlier"] for when in ("before", "after"))
     assert "2 earlier entries, right:" in done.stdout
+
+
+def test_learning_into_a_bank_asks_what_the_memory_answers(
+    command: Command, apart: Path, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
+) -> None:
+    done = learn(command, tiny_model, passage_file, quiz_file, apart, "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [(row["entry"], row["before"], row["after"]) for row in result["earlier"]] == [(1, 0, 0), (2, 0, 0)]
+    general = result["report"]["general"]
+    assert general["n"] > 60 and set(general["right"]) == set(general["text"]) == {"before", "after"}
+    assert "General questions" in done.stdout
+    refused = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5")
+    assert refused.returncode == 1 and "replay is 0.5" in refused.stderr
+
+
+def test_a_bank_s_exam_is_each_question_s_own_way(tiny_model: Path, apart: Path) -> None:
+    from dataclasses import replace
+
+    from selfedit.contexts import Passage, Question
+    from selfedit.lm.adapter import install, load_adapter
+    from selfedit.lm.load import load_model
+    from selfedit.memory.compose import general_kept, kept_by, newest_answers, sample_kept, sit_kept
+    from selfedit.tasks.general import right, sampled, sit_general
+    from selfedit.tasks.knowledge.task import KnowledgeTask
+
+    lm, kept = load_model(str(tiny_model), "cpu", "float32"), kept_by(Memory.open(apart))
+    own, away = Question("Topic 2\nIt is 2.", "x"), Question("%%%%", "y")
+    exam = KnowledgeTask(form="bare", margins=True), Passage("Topic 2", "It is 2.", (own, away))
+    (routed,) = sit_kept(lm, [exam], kept)
+    (base,) = exam[0].examine(lm, [(0, exam[1])], 0)
+    install(lm, load_adapter(Path(kept.adapters[1][0])))
+    (second,) = exam[0].examine(lm, [(0, exam[1])], 0)
+    install(lm, None)
+    assert base.log_probabilities[0] != second.log_probabilities[0]
+    assert routed.log_probabilities == (second.log_probabilities[0], base.log_probabilities[1])
+    assert routed.margins == (second.margins[0], base.margins[1])
+    newer = kept.beside(kept.adapters[0][0], exam[1])
+    assert newest_answers(lm, *exam, newer) == [True, False]
+    assert newest_answers(lm, *exam, replace(newer, keep="stack")) == [True, True]
+    general = general_kept(lm, replace(kept, adapters=()))
+    assert general.answers == sit_general(lm).answers
+    sample = sample_kept(lm, replace(kept, adapters=()))
+    assert sample["right"] == sum(right(general)[at] for at in sampled()) / sample["n"]
+
+
+def test_an_empty_memory_may_become_another_kind(tmp_path: Path) -> None:
+    from selfedit.memory.ledger import Base
+
+    memory = Memory.create(tmp_path / "m", Base("m", "f"))
+    with memory.writing():
+        memory.keep_as("")
+        assert memory.keep == "bank"
+        memory.keep_as("stack")
+    assert Memory.open(tmp_path / "m").keep == "stack"
 
 
 def test_another_base_model_is_refused(

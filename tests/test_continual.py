@@ -175,8 +175,9 @@ def test_combinations_and_unknown_names(lm: Any) -> None:
     assert len(held.adapters) == 2
     with pytest.raises(DataError, match=r"nothing.*merge"):
         keeper("nothing", KeepConfig())
-    with pytest.raises(DataError, match="can't be put together"):
-        keeper("orthogonal+distil", KeepConfig())
+    costs = {name: learnt(lm, name, LESSONS[:1])[1][0][0].tokens for name in ("orthogonal", "orthogonal+distil")}
+    assert costs["orthogonal+distil"] > costs["orthogonal"], "it rehearses too"
+    assert len(keeper("distil+last-layers", KeepConfig()).parts) == 2
 
 
 FLAGS = (

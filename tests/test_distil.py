@@ -251,6 +251,7 @@ def learnt(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         model=str(tiny_model),
         dtype="float32",
         edits=1,
+        keep="stack",
         replay=0.5,
         edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
         settings=Settings(rank=4, alpha=8, epochs=2, distil=0.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 
 from selfedit.config import OuterConfig, Settings
 from selfedit.edits import Document, Message, TrainingPlan
-from selfedit.lm.adapter import Adapter, install_stack, new_adapter, standing
+from selfedit.lm.adapter import Adapter, install, install_stack, new_adapter, standing
+from selfedit.lm.batch import soft_targets
 from selfedit.lm.load import load_model
 from selfedit.lm.score import token_log_probabilities
+from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general import general_questions
 from selfedit.tasks.general.rehearsal import _asked, rehearsals, rehearsed, rows_of
@@ -59,8 +62,12 @@ def test_the_base_alone_is_rehearsed(tiny_model: Path, cache: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     loud = Adapter({name: (a, torch.randn(b.shape, generator=generator)) for name, (a, b) in noise.weights.items()}, noise.alpha)
     install_stack(lm, [loud])
+    install(lm, loud)
     with standing(lm, [loud]):
-        assert [row.ids for row in rehearsals(lm)] == [row.ids for row in plain]
+        again = rehearsals(lm)
+    for row, other in zip(again, plain, strict=True):
+        assert row.ids == other.ids and row.soft is not None and other.soft is not None
+        assert torch.equal(row.soft.ids, other.soft.ids) and torch.equal(row.soft.shares, other.soft.shares)
 
 
 def test_a_plan_gets_its_share_drawn_by_its_seed(tiny_model: Path, cache: Path) -> None:
@@ -69,8 +76,32 @@ def test_a_plan_gets_its_share_drawn_by_its_seed(tiny_model: Path, cache: Path) 
     assert len(first) == 6 == plan(0.5, 3).steps // 10 and [row.soft is None for row in first] == [True] * 3 + [False] * 3
     assert first == again != other
     pool = len(rehearsals(lm))
-    assert len(rehearsed(lm, pool + 5, 0)) == pool + 5 and len({row.ids for row in rehearsed(lm, pool, 0)}) > pool // 2
+    assert len(rehearsed(lm, pool + 5, 0)) == pool + 5 and len(set(rehearsed(lm, pool, 0))) == pool, (
+        "each once before one comes twice"
+    )
     assert len(rows_of(lm, [plan(0.0, 3)])[0]) == 3
+
+
+def test_a_taught_lesson_and_what_is_rehearsed_train_in_one_step(tiny_model: Path, cache: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    both = plan(0.5, 2)
+    settings = both.settings.model_copy(update={"distil": 0.5, "batch_size": 4, "epochs": 2})
+    documents = tuple(replace(document, view="Alder is red.") for document in both.documents)
+    (rows,) = rows_of(lm, [replace(both, documents=documents, settings=settings)])
+    assert len({row.soft.ids.shape[1] for row in rows if row.soft is not None}) == 2
+    targets = soft_targets(rows, torch.tensor([token for row in rows for token in row.ids[-row.labelled :]]))
+    assert targets is not None and torch.allclose(targets.shares.sum(1), torch.ones(len(targets.shares)), atol=1e-5)
+    (stacked,) = train_many(lm, [Job(rows, settings, 0)], 1)
+    alone = train(lm, rows, settings, 0)
+    assert not isinstance(stacked, Exception) and stacked.losses == pytest.approx(alone.losses, abs=1e-4)
+
+
+def test_other_words_before_a_question_are_other_rehearsals(tiny_model: Path, cache: Path) -> None:
+    for template in (None, "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"):
+        lm = load_model(str(tiny_model), "cpu", "float32")
+        lm.tokenizer.chat_template = template or lm.tokenizer.chat_template
+        rehearsals(lm)
+    assert len(list((cache / "rehearsals").glob("*.safetensors"))) == 2
 
 
 def test_what_is_rehearsed_stays_nearer_to_the_base(tiny_model: Path, cache: Path) -> None:

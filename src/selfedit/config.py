@@ -125,6 +125,13 @@ def _plain(settings: Settings, reason: str) -> Settings:
     return settings
 
 
+def _unrehearsed(settings: Settings, reason: str) -> Settings:
+    """The settings of a training that is no lesson. Raises ValueError if they ask for rehearsal."""
+    if settings.rehearsal:
+        raise ValueError(f"rehearsal is {settings.rehearsal}, but {reason}; give 0")
+    return settings
+
+
 class Sampling(Frozen):
     """How self-edits are written (paper: temperature 1.0, top-p 0.95)."""
 
@@ -225,7 +232,7 @@ class LearnConfig(Frozen):
         ),
     ] = ""
     replay: Annotated[
-        float, Field(ge=0, lt=1, description="share of earlier entries' lessons among what a self-edit is trained on")
+        float, Field(ge=0, lt=1, description="of a stack: share of earlier entries' lessons among them and the new ones")
     ] = 0.0
     quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (
         0.6
@@ -300,8 +307,7 @@ class OuterConfig(Frozen):
     @field_validator("outer")
     @classmethod
     def _plain_outer(cls, value: Settings) -> Settings:
-        if value.rehearsal:
-            raise ValueError(f"rehearsal is {value.rehearsal}, but a policy is trained on its own writing alone; give 0")
+        _unrehearsed(value, "a policy is trained on its own writing alone")
         return _plain(value, "the policy learns to write, with the passage in every prompt")
 
 
@@ -395,7 +401,7 @@ class ArcTrainConfig(OuterConfig):
     @field_validator("settings")
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
-        return _plain(value, NO_VIEW_OF_PUZZLES)
+        return _plain(_unrehearsed(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
 
 
 class ArcEvalConfig(Frozen):
@@ -421,7 +427,7 @@ class ArcEvalConfig(Frozen):
     @field_validator("settings")
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
-        return _plain(value, NO_VIEW_OF_PUZZLES)
+        return _plain(_unrehearsed(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
 
     @field_validator("methods")
     @classmethod
@@ -438,7 +444,7 @@ class KeepConfig(Frozen):
     """Settings of the ways of keeping; each uses its own."""
 
     last_layers: Annotated[int, Field(ge=1, description="last-layers: so many are adapted")] = 10
-    replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among all documents")] = 0.5
+    replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among old and new ones")] = 0.5
     every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
     sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
     exam_drop: Annotated[float, Field(ge=0, le=1, description="gate: share of anchors that may be lost")] = 0.07

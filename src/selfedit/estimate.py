@@ -116,11 +116,17 @@ def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
     lessons = config.sequences * config.passages
     trained = [names for names in parts if not set(names) & {"retrieve", "context"}]
     # A consolidation trains on everything so far, half of the sequence on average.
-    sleeps = sum("consolidate" in names for names in trained) * (config.passages // config.keep.every) * config.passages / 2
-    tries = sum(config.edits + 1 if "retention" in names and config.edits > 1 else 1 for names in trained)
-    trials = round(lessons * tries + config.sequences * sleeps)
+    sleeps = (config.passages // config.keep.every) * config.passages / 2
+    each = [
+        lessons * (config.edits + 1 if "retention" in names and config.edits > 1 else 1)
+        + config.sequences * sleeps * ("consolidate" in names)
+        for names in trained
+    ]
+    held = config.settings.model_copy(update={"rehearsal": config.keep.distil_share})
+    ways = [held if "distil" in names else config.settings for names in trained]
+    trials = round(sum(each))
     exams = lessons * (config.passages + 1) / 2 / config.exam_every * len(parts)
-    flops = trials * _trial(shape, config.settings, config.edit) / TRAINING_SHARE
+    flops = sum(count * _trial(shape, way, config.edit) for count, way in zip(each, ways, strict=True)) / TRAINING_SHARE
     flops += (exams * _exam(shape) + lessons * config.edits * _writing(shape, config.edit)) / WRITING_SHARE
     workers = default_workers(config.device)
     seconds = flops / _speed(config.device) / workers

@@ -15,7 +15,7 @@ from selfedit import seeds
 from selfedit.config import LearnConfig, Sampling
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit, TrainingPlan
-from selfedit.errors import InvalidEditError
+from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
@@ -25,7 +25,7 @@ from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
-from selfedit.memory.compose import kept_by, passage_of, sample_kept, sit_kept
+from selfedit.memory.compose import kept_by, newest_answers, passage_of, sample_kept, sit_kept
 from selfedit.memory.ledger import Base, Memory
 from selfedit.memory.rebuild import documents_of
 from selfedit.rewards.self_quiz import Quiz, left_by, write_quiz
@@ -115,6 +115,11 @@ def learn(
     parts = split_passage(known, passage)
     memory = Memory.create(folder, Base(known.name, known.fingerprint), config.keep)
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
+        memory.keep_as(config.keep)
+        if config.replay and memory.keep == "bank":
+            raise DataError(
+                f"replay is {config.replay}, but {folder} keeps its adapters apart, so that no lesson disturbs another; give 0"
+            )
         active = memory.state.entries
         earlier = [(entry.id, entry.record) for entry in memory.entries() if entry.id in active]
         again = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
@@ -154,11 +159,12 @@ def learn(
                 processes = most_workers(config.device)
                 share = max(1, -(-len(plans) // processes))
                 slots = config.slots or min(slots_that_fit(known, config.settings, config.device, processes), share)
+                ways = executor.submit(newest_answers, task, chooser, now.beside("", chooser))
                 progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
                 chosen_before, *before = result(sittings)
                 baseline = mark_sitting(grader, to_choose, chosen_before)
                 progress("baseline", {"marks": baseline})
-                _try_all(executor, candidates, task, chooser, scratch, grader, slots)
+                _try_all(executor, candidates, task, chooser, scratch, grader, slots, chosen_before, result(ways))
                 best = choose(candidates)
                 accepted = best is not None and enough(candidates[best].marks, baseline)
                 general_before: dict[str, float] = result(general)
@@ -344,10 +350,12 @@ def _try_all(
     scratch: Path,
     grader: Grader,
     slots: int,
+    before: Sitting,
+    ways: Sequence[bool],
 ) -> None:
     """Runs every trial, ``slots`` at a time in each process, and fills in each candidate's outcomes and marks.
 
-    Repeats after the first keep no adapter.
+    Repeats after the first keep no adapter. A question that doesn't go the candidate's way keeps its answer of ``before``.
     """
     trials = [
         (index, Trial(passage, plan, str(scratch / f"{index}-0") if repeat == 0 else None))
@@ -358,7 +366,8 @@ def _try_all(
     jobs = [executor.submit(run_trials, [task], [trial for _, trial in group], slots) for group in groups]
     for group, job in zip(groups, jobs, strict=True):
         for (index, _), outcome in zip(group, result(job), strict=True):
-            candidates[index].outcomes += (outcome,)
+            sittings = tuple(merged(sitting, before, ways) for sitting in outcome.sittings)
+            candidates[index].outcomes += (replace(outcome, sittings=sittings),)
     for candidate in candidates:
         failed = next((outcome for outcome in candidate.outcomes if outcome.status != "ok"), None)
         if failed is not None:
@@ -366,6 +375,14 @@ def _try_all(
         elif candidate.outcomes:
             asked = task.asked(passage)
             candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
+
+
+def merged(now: Sitting, before: Sitting, ways: Sequence[bool]) -> Sitting:
+    """Question by question ``now``'s answer where it goes that way, else ``before``'s."""
+    chosen = [now if own else before for own in ways]
+    values = tuple(sitting.log_probabilities[at] for at, sitting in enumerate(chosen))
+    margins = tuple(sitting.margins[at] for at, sitting in enumerate(chosen)) if now.margins else ()
+    return Sitting(tuple(sitting.answers[at] for at, sitting in enumerate(chosen)), values, margins)
 
 
 def _candidate_row(candidate: Candidate, baseline: Marks) -> dict[str, Any]:

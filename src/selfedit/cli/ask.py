@@ -16,7 +16,10 @@ def ask_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
-    """Answers a question from what the memory has learnt, without any passage in front of it."""
+    """Answers a question from what the memory has learnt, without any passage in front of it.
+
+    In a bank a question that is like none of its passages goes to the base; a title counts there too.
+    """
     from selfedit.lm.batch import encode_prompt
     from selfedit.lm.generate import generate
     from selfedit.memory.compose import answering

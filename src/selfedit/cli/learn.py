@@ -233,9 +233,11 @@ def _show(result: dict[str, Any], memory: Path) -> None:
     out.print(exam)
     right, text = report["general"]["right"], report["general"]["text"]
     likelier = (text["after"] - text["before"]) / abs(text["before"])
+    after = "after" if result["decision"] == "accepted" else f"with self-edit {chosen}"
     out.print(
-        f"General questions (n={report['general']['n']}): {right['before']:.0%} right before, {right['after']:.0%} after; "
-        f"log-probability of plain text {text['before']:.2f} before, {text['after']:.2f} after ({likelier:+.1%})",
+        f"General questions (n={report['general']['n']}), as the memory answers: {right['before']:.0%} right before, "
+        f"{right['after']:.0%} {after}; log-probability of plain text {text['before']:.2f} before, {text['after']:.2f} {after} "
+        f"({likelier:+.1%})",
         highlight=False,
     )
     if result["earlier"]:

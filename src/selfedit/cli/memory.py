@@ -86,8 +86,8 @@ def undo_command(
 ) -> None:
     """Takes an entry back. The last: the pointer moves, same bytes. An earlier one of a bank: the others stay as they are.
 
-    An earlier one of a stack: later entries are trained again. Then the exams of all that remain are sat before and after, since
-    training again is never quite the same.
+    An earlier one of a stack: later entries are trained again; so are those that share a consolidated adapter with it. Then the
+    exams of all that remain are sat before and after, since training again is never quite the same.
     """
     from selfedit.memory.ledger import Memory
 
@@ -201,11 +201,17 @@ def export_command(
     form: Annotated[str, typer.Option("--as", help="merged: a whole model folder; peft: one adapter on the base.")] = "merged",
     model: Model = None,
 ) -> None:
-    """Writes the model with everything it learnt, for use elsewhere."""
+    """Writes the model with everything it learnt, for use elsewhere.
+
+    Adapters that are kept apart have to be put together first, by memory consolidate.
+    """
     if form not in ("merged", "peft"):
         raise MemoryStoreError(f"--as {form}: give merged or peft")
     from selfedit.memory.compose import export
     from selfedit.memory.ledger import Memory
 
-    export(Memory.open(memory), folder, form == "merged", model)
+    opened = Memory.open(memory)
+    export(opened, folder, form == "merged", model)
     out.print(f"Wrote {folder}", highlight=False, markup=False)
+    if opened.keep == "bank":
+        err.print("In the memory a question that is not about its passages goes to the base; there all go to what was learnt.")

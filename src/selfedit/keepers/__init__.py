@@ -58,6 +58,9 @@ def keeper(name: str, config: KeepConfig) -> Method:
     parts = [KEEPERS[part](config) for part in names]
     for hook in ("settings", "train", "examine"):
         own = [one for one, part in zip(names, parts, strict=True) if getattr(type(part), hook) is not getattr(Keeper, hook)]
+        if hook == "settings":
+            # It sets another field than the layers' methods do.
+            own = [one for one in own if one != "distil"]
         if len(own) > 1:
             raise DataError(f"method {name!r}: {' and '.join(own)} can't be put together")
     return Method(name, tuple(parts))

@@ -13,12 +13,13 @@ import torch
 
 from selfedit import seeds
 from selfedit.config import Settings
-from selfedit.edits import Document
+from selfedit.edits import Document, TrainingPlan
 from selfedit.keepers.base import Held, Keeper
 from selfedit.lm.adapter import Adapter, first_layer, new_adapter
-from selfedit.lm.batch import Row, encode_document
+from selfedit.lm.batch import Row
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained, descend, frozen_prefixes, in_training, loss_sum
+from selfedit.tasks.general.rehearsal import rows_of
 
 
 class Orthogonal(Keeper):
@@ -26,7 +27,7 @@ class Orthogonal(Keeper):
 
     def train(self, lm: LanguageModel, held: Held, documents: Sequence[Document], settings: Settings, seed: int) -> Trained:
         """The plain trainer with a projection after each step."""
-        rows = tuple(encode_document(lm, document) for document in documents)
+        (rows,) = rows_of(lm, [TrainingPlan(tuple(documents), settings, seed)])
         adapter = new_adapter(lm, settings, seeds.derive(seed, "init"))
         kept_out = {name: basis.to(lm.device) for name, basis in subspaces(held.adapters, settings.rank).items()}
 

@@ -119,13 +119,13 @@ def pad(rows: list[Row], pad_id: int, device: torch.device) -> tuple[torch.Tenso
 def soft_targets(rows: Sequence[Row], targets_N: torch.Tensor) -> SoftTargets | None:
     """What all labelled tokens are held against, (N, K), row after row; None if no row has soft targets.
 
-    A token of a row without them is its own target with the whole share.
+    A token of a row without them is its own target with the whole share; of a row with fewer than others the rest has no share.
 
     Args:
-        rows: rows in order; those with soft targets have equally many.
+        rows: rows in order.
         targets_N: their labelled tokens.
     """
-    width = next((row.soft.ids.shape[1] for row in rows if row.soft is not None), 0)
+    width = max((row.soft.ids.shape[1] for row in rows if row.soft is not None), default=0)
     if not width:
         return None
     ids_NK = targets_N[:, None].repeat(1, width)
@@ -134,7 +134,8 @@ def soft_targets(rows: Sequence[Row], targets_N: torch.Tensor) -> SoftTargets | 
     at = 0
     for row in rows:
         if row.soft is not None:
-            ids_NK[at : at + row.labelled] = row.soft.ids
-            shares_NK[at : at + row.labelled] = row.soft.shares
+            own = slice(at, at + row.labelled), slice(row.soft.ids.shape[1])
+            shares_NK[at : at + row.labelled, 0] = 0.0
+            ids_NK[own], shares_NK[own] = row.soft.ids, row.soft.shares
         at += row.labelled
     return SoftTargets(ids_NK, shares_NK)

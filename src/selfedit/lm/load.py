@@ -184,7 +184,7 @@ def resolve(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$SELFEDIT_CACHE``, else the user's cache folder."""
+    """Where converted models and what is made with a model once are kept: ``$SELFEDIT_CACHE``, else the user's cache folder."""
     return Path(os.environ.get("SELFEDIT_CACHE") or user_cache_dir("selfedit"))
 
 

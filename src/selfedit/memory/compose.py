@@ -110,6 +110,14 @@ def sit_kept(lm: LanguageModel, exams: Sequence[tuple[KnowledgeTask, Passage]], 
     return found
 
 
+def newest_answers(lm: LanguageModel, task: KnowledgeTask, passage: Passage, kept: Kept) -> list[bool]:
+    """A job: whether each question of an exam goes to the newest adapter; in a stack all do."""
+    queries = [query_of(passage, one, task.form) for one in asked_in(task.form, task.asked(passage))]
+    if kept.keep == "stack":
+        return [True] * len(queries)
+    return [route == len(kept.adapters) - 1 for route in kept.routed(lm, queries)]
+
+
 def sample_kept(lm: LanguageModel, kept: Kept) -> dict[str, float]:
     """A job: some general questions and all plain texts, as the memory answers and reads them (``tasks/general``)."""
     if kept.keep == "stack":

@@ -94,7 +94,9 @@ class Memory:
         with memory._read() as store:
             row = store.execute("SELECT value FROM about WHERE key = 'format'").fetchone()
         if row is None or int(row[0]) != FORMAT:
-            raise MemoryStoreError(f"{folder}: a memory of another format; this version reads format {FORMAT}")
+            raise MemoryStoreError(
+                f"{folder}: a memory of another format, this version reads format {FORMAT}; learn into another --memory folder"
+            )
         return memory
 
     @classmethod
@@ -104,11 +106,10 @@ class Memory:
         Args:
             folder: where.
             base: the base model.
-            keep: how its adapters are composed (``memory/compose.py``); empty: as they are, in a new one ``bank``.
+            keep: how the adapters of a new one are composed (``memory/compose.py``); empty: ``bank``.
 
         Raises:
-            MemoryStoreError: the folder holds a memory made with another base model (both are named), or one that composes its
-                adapters in another way, or can't be written.
+            MemoryStoreError: the folder holds a memory made with another base model (both are named), or can't be written.
         """
         memory = cls(folder)
         if not memory._ledger.is_file():
@@ -122,10 +123,6 @@ class Memory:
                 raise MemoryStoreError(f"{folder}: a memory can't be made there ({error}); give another --memory folder") from error
         memory = cls.open(folder)
         memory.check_base(base)
-        if keep and memory.keep != keep:
-            raise MemoryStoreError(
-                f"{folder}: made with --keep {memory.keep}; leave --keep {keep} out, or give another --memory folder"
-            )
         return memory
 
     def check_base(self, base: Base) -> None:
@@ -151,6 +148,21 @@ class Memory:
         """How its adapters are composed: ``bank`` or ``stack``."""
         with self._read() as store:
             return str(store.execute("SELECT value FROM about WHERE key = 'keep'").fetchone()[0])
+
+    def keep_as(self, keep: str) -> None:
+        """From now on composed so, if nothing has been learnt yet. Call inside ``writing``.
+
+        Raises:
+            MemoryStoreError: there are entries, and they are composed in another way.
+        """
+        if not keep or keep == self.keep:
+            return
+        if self.entries():
+            raise MemoryStoreError(
+                f"{self.folder}: made as a {self.keep}; leave keep ({keep}) out, or give another --memory folder"
+            )
+        with self._transaction() as store:
+            store.execute("UPDATE about SET value = ? WHERE key = 'keep'", (keep,))
 
     @property
     def state(self) -> State:
@@ -220,7 +232,7 @@ class Memory:
         return folder
 
     def commit(self, record: dict[str, Any], adapter: Path) -> Entry:
-        """Adds an entry whose adapter goes on top of the current state. Call inside ``writing``.
+        """Adds an entry whose adapter joins those of the current state. Call inside ``writing``.
 
         Raises:
             MemoryStoreError: no space left or another fault of the disk; the memory is as it was.

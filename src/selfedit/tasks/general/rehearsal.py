@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -23,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from selfedit import seeds
-from selfedit.edits import Document, Message, TrainingPlan
-from selfedit.lm.adapter import standing
+from selfedit.edits import Document, Message, Prompt, TrainingPlan
+from selfedit.errors import ModelError
+from selfedit.lm.adapter import install, standing
 from selfedit.lm.batch import Row, SoftTargets, encode_document, encode_prompt
-from selfedit.lm.distil import likeliest_targets, taught
+from selfedit.lm.distil import LIKELIEST, likeliest_targets, taught
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel, cache_folder, writing_cache
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -61,25 +61,29 @@ def rehearsed(lm: LanguageModel, count: int, seed: int) -> list[Row]:
 def rehearsals(lm: LanguageModel) -> list[Row]:
     """The base's answers to questions, with a title before them and without, and texts of its own, with its distributions.
 
-    The base alone answers, whatever stands or is installed. Made once for a base, a precision and a kind of device, and kept in the
-    cache; half a minute of a core with the embedded model.
+    The base alone answers, whatever stands or is installed. Made on one thread, once for a base, what it is asked, a precision and
+    a kind of device, and kept in the cache; half a minute of a core with the embedded model.
 
     Raises:
-        ModelError: the cache can't be written.
+        ModelError: the cache can't be written, or what was written can't be read.
     """
     if "rehearsals" not in lm.made:
-        asked = json.dumps([_asked(), TITLED, TEXTS, LONGEST_ANSWER, LONGEST_TEXT])
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
+        prompts, begun = _prompts(lm)
+        asked = [encode_prompt(lm, prompt) for prompt in prompts], begun, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
+        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
         name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{digest}.safetensors"
         file = cache_folder() / "rehearsals" / name
-        with writing_cache():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # One process makes them, the others wait and read: two would differ where threads do.
-            with FileLock(f"{file}.lock"):
-                rows = _read(lm, file)
-                if rows is None:
-                    _write(_make(lm), file)
-                    rows = _read(lm, file)
+        rows = _read(lm, file)
+        if rows is None:
+            with writing_cache():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                # One process makes them, the others wait and read.
+                with FileLock(f"{file}.lock"):
+                    if _read(lm, file) is None:
+                        _write(_make(lm), file)
+            rows = _read(lm, file)
+        if rows is None:
+            raise ModelError(f"{file}: the base's answers were written there and can't be read; delete the file and try again")
         lm.made["rehearsals"] = rows
     return list(lm.made["rehearsals"])
 
@@ -89,21 +93,32 @@ def _asked() -> dict[str, list[str]]:
     return dict(json.loads(files(__package__).joinpath("rehearsal.json").read_text(encoding="utf-8")))
 
 
-def _make(lm: LanguageModel) -> list[Row]:
+def _prompts(lm: LanguageModel) -> tuple[list[Prompt], list[str]]:
+    """What is asked, and what texts begin with."""
     asked = _asked()
     pairs = random.Random(0).sample([(title, question) for title in asked["titles"] for question in asked["about"]], TITLED)
     prompts = [exam_prompt(question, None, lm.chat) for question in asked["questions"]]
     prompts += [exam_prompt(question, title, lm.chat) for title, question in pairs]
-    begins = [asked["begins"][at % len(asked["begins"])] for at in range(TEXTS)]
+    return prompts, [asked["begins"][at % len(asked["begins"])] for at in range(TEXTS)]
+
+
+def _make(lm: LanguageModel) -> list[Row]:
+    prompts, begins = _prompts(lm)
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    with standing(lm, [], alone=True):
-        answers = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
-        begun = [encode_prompt(lm, (Message("text", text),)) for text in begins]
-        ends = generate(lm, begun, LONGEST_TEXT, 1.0, 0.95, list(range(TEXTS)))
-        documents = [Document(text, prompt) for prompt, text in zip(prompts, answers, strict=True) if text]
-        documents += [Document(f"{begin} {text}") for begin, text in zip(begins, ends, strict=True)]
-        rows = [encode_document(lm, document) for document in documents]
-        targets = likeliest_targets(lm, rows)
+    install(lm, None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with standing(lm, [], alone=True):
+            answers = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
+            begun = [encode_prompt(lm, (Message("text", text),)) for text in begins]
+            ends = generate(lm, begun, LONGEST_TEXT, 1.0, 0.95, list(range(TEXTS)))
+            documents = [Document(text, prompt) for prompt, text in zip(prompts, answers, strict=True) if text]
+            documents += [Document(f"{begin} {text}") for begin, text in zip(begins, ends, strict=True)]
+            rows = [encode_document(lm, document) for document in documents]
+            targets = likeliest_targets(lm, rows)
+    finally:
+        torch.set_num_threads(threads)
     return [replace(row, soft=soft) for row, soft in zip(rows, targets, strict=True)]
 
 
@@ -123,13 +138,14 @@ def _write(rows: Sequence[Row], file: Path) -> None:
 def _read(lm: LanguageModel, file: Path) -> list[Row] | None:
     """None: there are none yet, or the file is damaged."""
     try:
-        tensors: dict[str, Any] = load_file(file, device=str(lm.device))
+        tensors = load_file(file)
         ids, at, labelled = tensors["ids"].tolist(), 0, 0
+        target_ids, target_shares = (tensors[key].to(lm.device) for key in ("target_ids", "target_shares"))
         rows = []
         for length, unlabelled in tensors["lengths"].tolist():
             row = Row(tuple(ids[at : at + length]), unlabelled)
             own = slice(labelled, labelled + row.labelled)
-            rows.append(replace(row, soft=SoftTargets(tensors["target_ids"][own], tensors["target_shares"][own])))
+            rows.append(replace(row, soft=SoftTargets(target_ids[own], target_shares[own])))
             at, labelled = at + length, own.stop
         return rows
     except (OSError, KeyError, ValueError, SafetensorError):
