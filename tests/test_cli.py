@@ -286,15 +286,18 @@ def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(comman
     memory = Memory.open(apart)
     digest, folders = memory.digest(), memory.adapter_folders()
     model = answering(memory)
-    with model.to("Topic 2\nIt is 2.") as lm:
-        second = {name: layer.active for name, layer in lm.model._selfedit_layers.items() if layer.active is not None}
-    with model.to("qwertz") as lm:
-        assert all(layer.active is None for layer in lm.model._selfedit_layers.values()), "the base answers"
+    layers = model.lm.model._selfedit_layers
+    with model.to("Topic 2\nIt is 2.") as who:
+        second = {name: layer.active for name, layer in layers.items() if layer.active is not None}
+        assert who == "what was learnt about Topic 2"
+    with model.to("qwertz") as who:
+        assert all(layer.active is None for layer in layers.values()) and who.startswith("the base")
     from selfedit.lm.adapter import load_adapter
 
     assert second.keys() == (own := load_adapter(folders[1]).weights).keys()
     assert all((second[name][0] == own[name][0]).all() for name in own)
-    assert command("ask", "Topic 2 What is it?", "--memory", apart).returncode == 0
+    asked = command("ask", "It is 2.", "--title", "Topic 2", "--memory", apart)
+    assert asked.returncode == 0 and "asked of what was learnt about Topic 2" in asked.stderr
     refused = command("memory", "export", tmp_path / "merged", "--memory", apart)
     assert refused.returncode == 1 and "kept apart" in refused.stderr and "memory consolidate" in refused.stderr
     done = command("memory", "undo", 1, "--memory", apart)

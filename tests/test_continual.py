@@ -268,6 +268,8 @@ def test_of_equal_passages_the_newest_is_asked_and_each_is_read_once(lm: Any) ->
     assert routes_to(lm, passages[:2], [passages[0].view], 0.9) == [0]
     assert all(lm.made["embedded"][text] is states for text, states in read.items()) and len(read) == len(lm.made["embedded"])
     assert routes_to(lm, [], ["anything"], 0.0) == [-1]
+    long = Passage("Long", f"{'zyx ' * 700}The heron is grey.")
+    assert routes_to(lm, [passages[1], long], ["The heron is grey."], 0.9) == [1], "what stands beyond the window is found too"
 
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:

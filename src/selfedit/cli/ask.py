@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from selfedit.cli.common import err
+
 
 def ask_command(
     question: Annotated[str, typer.Argument(help="The question.")],
@@ -26,7 +28,11 @@ def ask_command(
     from selfedit.memory.ledger import Memory
     from selfedit.tasks.knowledge.prompts import exam_prompt
 
-    with answering(Memory.open(memory), device, dtype, model).to(f"{title} {question}" if title else question) as lm:
-        prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
-        stop = None if lm.chat else (lambda text: "\n" in text.strip())
+    model_of = answering(Memory.open(memory), device, dtype, model)
+    lm = model_of.lm
+    prompt = encode_prompt(lm, exam_prompt(question, title, lm.chat))
+    stop = None if lm.chat else (lambda text: "\n" in text.strip())
+    with model_of.to(f"{title} {question}" if title else question) as who:
+        if who:
+            err.print(f"asked of {who}", highlight=False, markup=False)
         typer.echo(generate(lm, [prompt], 64, stop=stop)[0])

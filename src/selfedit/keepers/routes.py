@@ -25,6 +25,8 @@ from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questi
 Found = TypeVar("Found")
 # Share of the layers whose states a question is routed by: chosen on dev passages (docs/lab-book.md).
 LOWER = 0.2
+# Tokens that are read at once for it.
+LONGEST_PIECE = 1024
 
 
 @dataclass(frozen=True)
@@ -159,17 +161,20 @@ class Context(Untrained):
 
 @torch.inference_mode()
 def embedded(lm: LanguageModel, texts: Sequence[str]) -> list[torch.Tensor]:
-    """(T, d) of each text: its tokens' hidden states above the lower layers, under what stands; of a long text the window's first.
+    """(T, d) of each text: its tokens' hidden states above the lower layers, under what stands; a long text is read in pieces.
 
-    An end-of-text token stands before it and is left out: whatever stands first takes a state that says little of it.
+    An end-of-text token stands before each piece and is left out: whatever stands first takes a state that says little of it.
     """
     install(lm, None)
     found = []
     with layer_range(lm, 0, max(1, round(LOWER * lm.config.get_text_config().num_hidden_layers))):
         for text in texts:
-            ids = (lm.tokenizer.eos_token_id, *lm.tokenizer(text, add_special_tokens=False)["input_ids"])[: lm.window]
-            ids_1T = torch.tensor([ids], device=lm.device)
-            found.append(lm.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0, 1:].float())
+            ids, room = lm.tokenizer(text, add_special_tokens=False)["input_ids"], min(lm.window, LONGEST_PIECE) - 1
+            pieces = []
+            for at in range(0, max(1, len(ids)), room):
+                ids_1T = torch.tensor([[lm.tokenizer.eos_token_id, *ids[at : at + room]]], device=lm.device)
+                pieces.append(lm.model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0, 1:].float())
+            found.append(torch.cat(pieces))
     return found
 
 

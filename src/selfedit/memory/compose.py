@@ -160,12 +160,14 @@ class Answering:
     kept: Kept
 
     @contextmanager
-    def to(self, query: str) -> Iterator[LanguageModel]:
-        """The model that answers a question, with what belongs to it installed for a while."""
+    def to(self, query: str) -> Iterator[str]:
+        """Installs what answers a question, for a while; yields who that is, in words (empty: the whole memory)."""
         routes = self.kept.routed(self.lm, [query]) if self.kept.keep == "bank" else [-1]
+        titles = " and ".join(one.title for one in self.kept.adapters[routes[0]][1]) if routes[0] >= 0 else ""
+        base = "the base: nothing that was learnt is like it" if self.kept.keep == "bank" else ""
         try:
             install(self.lm, self.kept.loaded(routes).get(routes[0]))
-            yield self.lm
+            yield f"what was learnt about {titles}" if titles else base
         finally:
             install(self.lm, None)
 
