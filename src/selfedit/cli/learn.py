@@ -258,7 +258,8 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         out.print(f"[bold green]Kept[/] as entry {result['memory']['entry']} of {where}.{noise}")
         asked = next((row for row in report["questions"] if row["after_correct"]), report["questions"][0])
         options = ["--memory", str(memory), "--title", result["passage"]["title"]]
-        typer.echo(f"Ask it: {sys.argv[0]} ask {shlex.join([asked['question'], *options])}")
+        program = "python -m selfedit" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+        typer.echo(f"Ask it: {program} ask {shlex.join([asked['question'], *options])}")
     elif tried:
         out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained enough; {where} is as it was.{noise}")
     else:
