@@ -56,11 +56,13 @@ def keeper(name: str, config: KeepConfig) -> Method:
         if others := [other for other in names if other not in BESIDE.get(part, KEEPERS) and other != part]:
             raise DataError(f"method {name!r}: {part} and {', '.join(others)} can't be put together")
     parts = [KEEPERS[part](config) for part in names]
-    for hook in ("settings", "train", "examine"):
-        own = [one for one, part in zip(names, parts, strict=True) if getattr(type(part), hook) is not getattr(Keeper, hook)]
-        if hook == "settings":
-            # It sets another field than the layers' methods do.
-            own = [one for one in own if one != "distil"]
-        if len(own) > 1:
-            raise DataError(f"method {name!r}: {' and '.join(own)} can't be put together")
+    fields = dict.fromkeys(part.sets for part in parts if part.sets)
+    shared = [[one for one, part in zip(names, parts, strict=True) if part.sets == field] for field in fields]
+    for hook in ("train", "examine"):
+        shared.append(
+            [one for one, part in zip(names, parts, strict=True) if getattr(type(part), hook) is not getattr(Keeper, hook)]
+        )
+    for group in shared:
+        if len(group) > 1:
+            raise DataError(f"method {name!r}: {' and '.join(group)} can't be put together")
     return Method(name, tuple(parts))

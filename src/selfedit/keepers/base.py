@@ -73,6 +73,8 @@ class Keeper:
 
     # Whether it decides by the quizzes' answers; such a method sees one half of each, and the other half is counted.
     asks: ClassVar[bool] = False
+    # The setting that its hook ``settings`` sets, which no other part may set too; empty: none.
+    sets: ClassVar[str] = ""
 
     def settings(self, settings: Settings) -> Settings:
         """How a lesson is trained."""

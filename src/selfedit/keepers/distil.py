@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfedit.config import Settings
 from selfedit.keepers.base import Keeper
@@ -13,6 +14,7 @@ class Distil(Keeper):
     """``share`` of all documents, in the place of the settings' own: the KL divergence to the base on its own samples."""
 
     share: float
+    sets: ClassVar[str] = "rehearsal"
 
     def settings(self, settings: Settings) -> Settings:
         """The settings with its share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfedit.config import Settings
 from selfedit.keepers.base import Keeper
@@ -10,6 +11,8 @@ from selfedit.keepers.base import Keeper
 
 class AllLayers(Keeper):
     """Adapters in every layer, as in the paper."""
+
+    sets: ClassVar[str] = "layers"
 
     def settings(self, settings: Settings) -> Settings:
         """Only the layers differ."""
@@ -21,6 +24,7 @@ class LastLayers(Keeper):
     """Adapters in the last ``count`` layers."""
 
     count: int
+    sets: ClassVar[str] = "layers"
 
     def settings(self, settings: Settings) -> Settings:
         """Only the layers differ."""

@@ -63,12 +63,9 @@ class Bank(Keeper):
 
     def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
         """Every general question and text to its adapter, or to the base; ``astray``: the share that came to an adapter."""
-        questions, texts = general_questions(), load_general()["texts"]
-        routes = self.routed(lm, held, [*questions, *texts])
+        routes = self.routed(lm, held, [*general_questions(), *load_general()["texts"]])
         cost.notes["astray"] = fmean(float(route >= 0) for route in routes)
-        asked, read = routes[: len(questions)], routes[len(questions) :]
-        items = by_route(lm, held.adapters, asked, lambda places: general_items(lm, places))
-        text = by_route(lm, held.adapters, read, lambda places: spoken(lm, places))
+        items, text = general_by_route(lm, held.adapters, routes, range(len(general_questions())))
         return General(tuple(answer for answer, _ in items), tuple(value for _, value in items), tuple(text))
 
     def routed(self, lm: LanguageModel, held: Held, queries: Sequence[str]) -> list[int]:
@@ -194,6 +191,15 @@ def by_route(
         finally:
             install(lm, None)
     return [found[at] for at in range(len(routes))]
+
+
+def general_by_route(
+    lm: LanguageModel, adapters: Mapping[int, Adapter] | Sequence[Adapter], routes: Sequence[int], places: Sequence[int]
+) -> tuple[list[tuple[str, float]], list[tuple[float, ...]]]:
+    """``general_items`` for the places and ``spoken`` for all texts, each its own way; ``routes``: the former's, the latter's."""
+    count = len(places)
+    items = by_route(lm, adapters, routes[:count], lambda chosen: general_items(lm, [places[at] for at in chosen]))
+    return items, by_route(lm, adapters, routes[count:], lambda chosen: spoken(lm, chosen))
 
 
 def _asked(passages: Sequence[Passage], form: ExamForm) -> list[tuple[Passage, Asked]]:

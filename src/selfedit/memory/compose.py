@@ -21,7 +21,7 @@ from selfedit.config import THRESHOLD
 from selfedit.contexts import Passage, Question
 from selfedit.errors import MemoryStoreError
 from selfedit.inner import sit
-from selfedit.keepers.routes import by_route, query_of, routes_to
+from selfedit.keepers.routes import by_route, general_by_route, query_of, routes_to
 from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, save_adapter, save_merged, summed
 from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory, Slot, State
@@ -142,9 +142,7 @@ def _routed_general(
 ) -> tuple[list[tuple[str, float]], list[tuple[float, ...]]]:
     questions, texts = [general_questions()[at] for at in places], load_general()["texts"]
     routes = kept.routed(lm, [*questions, *texts])
-    adapters, count = kept.loaded(routes), len(questions)
-    items = by_route(lm, adapters, routes[:count], lambda chosen: general_items(lm, [places[at] for at in chosen]))
-    return items, by_route(lm, adapters, routes[count:], lambda chosen: spoken(lm, chosen))
+    return general_by_route(lm, kept.loaded(routes), routes, places)
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
         ModelError: the cache can't be written, or what was written can't be read.
     """
     if "rehearsals" not in lm.made:
-        prompts, begun = _prompts(lm)
-        asked = [encode_prompt(lm, prompt) for prompt in prompts], begun, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
+        prompts, begins = _prompts(lm)
+        asked = [encode_prompt(lm, prompt) for prompt in prompts], begins, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
         name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{digest}.safetensors"
         file = cache_folder() / "rehearsals" / name
@@ -80,7 +80,7 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
                 # One process makes them, the others wait and read.
                 with FileLock(f"{file}.lock"):
                     if _read(lm, file) is None:
-                        _write(_make(lm), file)
+                        _write(_make(lm, prompts, begins), file)
             rows = _read(lm, file)
         if rows is None:
             raise ModelError(f"{file}: the base's answers were written there and can't be read; delete the file and try again")
@@ -102,8 +102,7 @@ def _prompts(lm: LanguageModel) -> tuple[list[Prompt], list[str]]:
     return prompts, [asked["begins"][at % len(asked["begins"])] for at in range(TEXTS)]
 
 
-def _make(lm: LanguageModel) -> list[Row]:
-    prompts, begins = _prompts(lm)
+def _make(lm: LanguageModel, prompts: Sequence[Prompt], begins: Sequence[str]) -> list[Row]:
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
     install(lm, None)
     threads = torch.get_num_threads()
