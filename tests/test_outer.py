@@ -100,8 +100,8 @@ def executor(toy_model: Path) -> Iterator[LocalExecutor]:
         yield running
 
 
-def play(folder: Path, config: TrainConfig, executor: LocalExecutor) -> list[dict[str, Any]]:
-    contexts = [Place(f"place {n}") for n in range(config.rounds * config.contexts)]
+def play(folder: Path, config: TrainConfig, executor: LocalExecutor, places: int = 0) -> list[dict[str, Any]]:
+    contexts = [Place(f"place {n}") for n in range(places or config.rounds * config.contexts)]
     run = Run(folder, config, resume=folder.exists())
     return list(train(config, OneLetter(), [contexts], ExactMatchGrader(), run, executor, lambda event, details: None)["rounds"])
 
@@ -126,6 +126,25 @@ def test_in_a_toy_world_random_edits_teach_nothing(toy_model: Path, executor: Lo
     change = paired_difference(changes, [0.0] * 5)
     print(changes)
     assert change.low <= 0 <= change.high, changes
+
+
+def test_a_finished_run_goes_on_with_more_rounds_and_not_with_fewer(
+    toy_model: Path, executor: LocalExecutor, tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"contexts": 2, "edits": 3, "rule": "best", "merge": True}
+    first, second = (toy_config(toy_model, 0, rounds=rounds, **small) for rounds in (1, 2))
+    whole = tmp_path / "whole"
+    play(whole, second, executor, places=4)
+    play(tmp_path / "grown", first, executor, places=4)
+    merged = tmp_path / "grown" / "merged" / "model.safetensors"
+    before = merged.read_bytes()
+    play(tmp_path / "grown", second, executor, places=4)
+    weights = "round-02/policy/adapter_model.safetensors"
+    assert (tmp_path / "grown" / weights).read_bytes() == (whole / weights).read_bytes()
+    assert merged.read_bytes() == (whole / "merged" / "model.safetensors").read_bytes() != before
+    assert json.loads((tmp_path / "grown" / "run.json").read_text())["config"]["rounds"] == 2
+    with pytest.raises(DataError, match="made with rounds=2, now 1"):
+        Run(tmp_path / "grown", first, resume=True)
 
 
 def letters_of(run: Path, number: int) -> list[str]:

@@ -28,6 +28,7 @@ from selfedit.lm.generate import generate
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.lm.score import log_probabilities
 from selfedit.lm.train import frozen_prefixes, loss_sum
+from selfedit.lm.work import Cost
 from selfedit.marks import Marks
 from selfedit.outer import Round
 from selfedit.rewards import make_reward, self_quiz
@@ -536,7 +537,7 @@ def test_rewards_are_compared_on_the_same_trials(
     assert {*REWARD_EXAMS, "gradient (labelled)", "ridge (self-quiz)"} <= set(by_name)
     assert by_name["accuracy"]["n"] == by_name["self-quiz"]["n"] == 2 and by_name["accuracy"]["reliability"]["trials"] == 12
     assert by_name["accuracy"]["picked_minus_accuracy"]["mean"] == 0
-    assert {row["screen"] for row in table["two_stage"]} == {*FEATURES, "ridge"}
+    assert {row["screen"] for row in table["two_stage"]} == {*FEATURES, "ridge", "random"}
     for row in rows_of(tmp_path / "run" / "trials.jsonl"):
         seen = {one["question"] for one in row["exams"]["first half"]}
         assert seen and not seen & {one["question"] for one in row["exams"]["second half"]}
@@ -547,17 +548,18 @@ def test_rewards_are_compared_on_the_same_trials(
     assert json.loads((tmp_path / "out.json").read_text()) == table
     shown = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
     assert shown.returncode == 0, shown.stderr
-    assert "Only 2 of 3 are trained" in (tmp_path / "page.html").read_text()
+    assert "Only 2 of 3 are trained, or fewer" in (tmp_path / "page.html").read_text()
     many = command(*arguments[:2], "--passages", 300, *arguments[4:8], "--run", tmp_path / "many")
     assert many.returncode == 1 and "--passages" in many.stderr
 
 
 def by_hand(worth: list[list[float]], rewards: list[list[float]], looks: list[float]) -> Measured:
     features = [dict.fromkeys(FEATURES, 0.0) | {"gradient": value} for value in looks]
-    looking = {"labelled": dict.fromkeys(FEATURES, 0.25)}
+    looking = {"labelled": dict.fromkeys(FEATURES, Cost(0.25, 8))}
     named = {"accuracy": [rewards] * 2, "likelihood": [rewards] * 2, "mixed": [rewards] * 2}
-    whole, making = dict.fromkeys(named, rewards), dict.fromkeys((*REWARD_EXAMS.values(),), 0.0)
-    return Measured([worth] * 2, named, named, whole, {"labelled": [features] * 2}, None, making, looking, 2.0, 4.0, 100.0)
+    whole, making = dict.fromkeys(named, rewards), dict.fromkeys((*REWARD_EXAMS.values(),), Cost())
+    seen, sitting = {"labelled": [features] * 2}, {"labelled": Cost(1.0, 50, 20)}
+    return Measured([worth] * 2, named, named, whole, seen, None, making, sitting, looking, Cost(2.0), Cost(3.0, 150), 100.0)
 
 
 def test_equal_worths_are_no_rank() -> None:
@@ -578,17 +580,21 @@ def test_a_half_is_marked_with_the_whole_exam() -> None:
     ]
     sitting = {"answers": ["ruby", "ruby"], "log_probabilities": [-1.0, -1.0]}
     halves = {"first half": sitting, "second half": {**sitting, "answers": ["ruby", "onyx"]}}
-    trial = {"edit": 0, "repeat": 0, "status": "ok", "tokens": 10, "seconds": 1.0, "sittings": halves}
-    features = {"features": [dict.fromkeys(FEATURES, 0.0)], "seconds": dict.fromkeys(FEATURES, 0.5)}
+    trial = {"edit": 0, "repeat": 0, "status": "ok", "tokens": 10, "sittings": halves}
+    cost = {"seconds": 0.5, "read": 6, "written": 2}
+    features = {"features": [dict.fromkeys(FEATURES, 0.0)], "costs": dict.fromkeys(FEATURES, cost)}
+    sat = {"first half": cost, "second half": cost}
     row = {
         "passage": "p", "title": "Stones", "edits": ["x"], "undecided": {}, "materials": {}, "baseline": halves,
         "exams": {"first half": questions[:2], "second half": questions[2:]},
         "looks": {"first half": features, "second half": features},
-        "seconds": dict.fromkeys((*REWARD_EXAMS.values(), "writing", "baseline"), 1.0), "trials": [trial],
+        "costs": dict.fromkeys((*REWARD_EXAMS.values(), "writing"), cost) | {"trials": {"seconds": 4, "read": 20, "written": 4}},
+        "trials": [trial], "sittings": sat,
     }  # fmt: skip
     found = Measured.of(row)
     assert found.worth == [[[0.0]], [[0.5]]], "ruby is no answer, onyx is one"
-    assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["gradient"] == 0.5
+    assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["gradient"] == Cost(0.5, 6, 2)
+    assert found.sitting["labelled"] == Cost(1.0, 12, 4) and found.training == Cost(3.0, 8, 0)
 
 
 def test_a_pick_is_worth_what_the_other_seed_says() -> None:
@@ -598,8 +604,11 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     rows = {row["name"]: row for row in table["rows"]}
     assert rows["accuracy"]["picked"]["mean"] == 0 and rows["accuracy"]["rank_correlation"]["mean"] == -1
     assert rows["gradient (labelled)"]["picked"]["mean"] == 0.5 and table["average"]["mean"] == 0.5
-    assert rows["accuracy"]["seconds_a_passage"]["mean"] == 12 and rows["gradient (labelled)"]["seconds_a_passage"]["mean"] == 0.75
+    assert rows["accuracy"]["seconds_a_passage"]["mean"] == 13 and rows["gradient (labelled)"]["seconds_a_passage"]["mean"] == 0.75
+    assert rows["accuracy"]["read_tokens_a_passage"]["mean"] == 650 and rows["accuracy"]["written_tokens_a_passage"]["mean"] == 80
     (gradient,) = [row for row in table["two_stage"] if row["screen"] == "gradient"]
+    (random,) = [row for row in table["two_stage"] if row["screen"] == "random"]
+    assert random["picked"]["mean"] == 0.5 and random["cost_share"] == pytest.approx(1 / 3)
     assert gradient["picked"]["mean"] == 0.5 and gradient["minus_training_all"]["mean"] == 0.5
     assert gradient["cost_share"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
     assert gradient["cost_share_written"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)

@@ -9,11 +9,11 @@ lesson (``edit.held_out``), for the reward ``sentences``.
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -29,6 +29,7 @@ from selfedit.graders.text import RECALL_THRESHOLD, RecallGrader, recall_score
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
+from selfedit.lm.work import Cost, metered
 from selfedit.marks import Marks, mark_sitting, split_quiz
 from selfedit.rewards import LikelihoodReward, Reward, make_reward
 from selfedit.rewards.question_free import make_exam
@@ -58,16 +59,23 @@ def by_title(passages: Sequence[Passage]) -> list[Passage]:
     return [one for _, one in sorted(zip(turns, passages, strict=True), key=lambda pair: pair[0])]
 
 
-@dataclass(frozen=True)
+@dataclass
 class At:
-    """A task that examines one fixed context, whatever context it is given: several exams of one trial."""
+    """A task that examines one fixed context, whatever context it is given: several exams of one trial.
+
+    Attributes:
+        cost: of all sittings so far.
+    """
 
     task: Task
     examined: Passage
+    cost: Cost = field(default_factory=Cost)
 
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Any]], first: int) -> list[Sitting]:
         """Sits the fixed context's exam."""
-        return self.task.examine(lm, [(slot, self.examined) for slot, _ in seats], first)
+        found, cost = metered(lm, lambda: self.task.examine(lm, [(slot, self.examined) for slot, _ in seats], first))
+        self.cost += cost
+        return found
 
 
 def halves(passage: Passage, seed: int) -> tuple[Passage, Passage]:
@@ -84,12 +92,10 @@ def halves(passage: Passage, seed: int) -> tuple[Passage, Passage]:
 def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slots: int) -> dict[str, Any]:
     """A lease: a passage's exams, self-edits, looks and trials."""
     task = KnowledgeTask(config.edit)
-    spent: dict[str, float] = {}
+    costs: dict[str, Cost] = {}
 
     def timed(name: str, job: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        found = job()
-        spent[name] = round(time.perf_counter() - start, 2)
+        found, costs[name] = metered(lm, job)
         return found
 
     makers = {name: make_exam(reward, task, config.quiz, config.edit) for name, reward in EXAMS.items()}
@@ -105,7 +111,8 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
             continue
         whole = maker.examined(passage, materials[name])
         exams[name] = At(maker.task, replace(whole, questions=tuple(whole.questions[index] for index in kept)))
-    baseline = timed("baseline", lambda: sit(lm, [(exam, passage) for exam in exams.values()]))
+    baseline = sit(lm, [(exam, passage) for exam in exams.values()])
+    first_sitting = {name: exam.cost for name, exam in exams.items()}
     looks = {
         name: asdict(look(lm, task, exams[name].examined, texts, config.settings, config.quiz, config.seed))
         for name in (*HALVES, "self-quiz")
@@ -120,7 +127,8 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
                 planned.append((index, repeat, Trial(passage, TrainingPlan(plan.documents, plan.settings, seed))))
         except InvalidEditError:
             continue
-    outcomes = run_trials(lm, list(exams.values()), [trial for *_, trial in planned], slots)
+    outcomes = timed("trials", lambda: run_trials(lm, list(exams.values()), [trial for *_, trial in planned], slots))
+    sittings = {name: exam.cost + first_sitting[name] * -1 for name, exam in exams.items()}
     return {
         "passage": passage.id,
         "title": passage.title,
@@ -130,14 +138,14 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
         "materials": materials,
         "baseline": {name: asdict(sitting) for name, sitting in zip(exams, baseline, strict=True)},
         "looks": looks,
-        "seconds": spent,
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+        "sittings": {name: asdict(cost) for name, cost in sittings.items()},
         "trials": [
             {
                 "edit": index,
                 "repeat": repeat,
                 "status": outcome.status,
                 "tokens": outcome.tokens,
-                "seconds": round(outcome.seconds - outcome.exam_seconds, 2),
                 "sittings": {name: asdict(sitting) for name, sitting in zip(exams, outcome.sittings, strict=False)},
             }
             for (index, repeat, _), outcome in zip(planned, outcomes, strict=True)
@@ -188,10 +196,12 @@ class Measured:
         whole: reward -> [edit][seed], taken on all questions.
         features: by whose questions -> [half][edit] looks.
         overlap: share of the self-made questions that ask what a labelled one asks, by their word trigrams or by the answer.
-        making: seconds that each exam took to make.
-        looking: by whose questions -> seconds a self-edit of each look.
-        writing: seconds that the self-edits took to write.
-        seconds, tokens: of one training, mean.
+        making: what each exam cost to make.
+        sitting: what each costs to be sat by one that is trained.
+        looking: by whose questions -> what each look costs a self-edit.
+        writing: of all self-edits.
+        training: of one, mean.
+        tokens: labelled ones that a training goes through, mean.
     """
 
     worth: Figures
@@ -200,10 +210,11 @@ class Measured:
     whole: dict[str, list[list[float]]]
     features: dict[str, list[list[dict[str, float]]]]
     overlap: float | None
-    making: dict[str, float]
-    looking: dict[str, dict[str, float]]
-    writing: float
-    seconds: float
+    making: dict[str, Cost]
+    sitting: dict[str, Cost]
+    looking: dict[str, dict[str, Cost]]
+    writing: Cost
+    training: Cost
     tokens: float
 
     @classmethod
@@ -245,12 +256,18 @@ class Measured:
             sides = (second, first) if source == "labelled" else (source, source)
             return [[row["looks"][side]["features"][at] for at in usable] for side in sides]
 
-        def looking(source: str) -> dict[str, float]:
+        def looking(source: str) -> dict[str, Cost]:
             sides = HALVES if source == "labelled" else (source,)
-            spent = [row["looks"][side]["seconds"] for side in sides]
-            return {kind: fmean(of[kind] for of in spent) / max(1, len(row["edits"])) for kind in spent[0]}
+            share = 1 / (len(sides) * max(1, len(row["edits"])))
+            return {kind: _total(Cost(**row["looks"][side]["costs"][kind]) for side in sides) * share for kind in FEATURES}
 
         trained = [trial for at in usable for trial in by_edit[at]]
+        each = 1 / max(1, len(row["trials"]))
+        # In one order, whether the row comes from its file or not: sums of floats.
+        sat = {name: Cost(**cost) * each for name, cost in sorted(row["sittings"].items())}
+        training = Cost(**row["costs"]["trials"]) * each + _total(sat.values()) * -1
+        sat["labelled"] = sat.pop(first) + sat.pop(second)
+        making = {name: Cost(**row["costs"][name]) for name in EXAMS} | {"labelled": Cost()}
         own = questions.get("self-quiz", ())
         same = [any(_asks_alike(one, other) for half in HALVES for other in questions[half]) for one in own]
         sources = [source for source in SOURCES if source == "labelled" or source in row["looks"]]
@@ -261,10 +278,11 @@ class Measured:
             whole={name: scored(reward, REWARD_EXAMS[name]) for name, reward in weights.items()},
             features={source: looks(source) for source in sources},
             overlap=fmean(same) if same else None,
-            making={name: row["seconds"][name] for name in EXAMS} | {"labelled": 0.0},
+            making=making,
+            sitting=sat,
             looking={source: looking(source) for source in sources},
-            writing=row["seconds"]["writing"],
-            seconds=fmean(trial["seconds"] for trial in trained) if trained else 0.0,
+            writing=Cost(**row["costs"]["writing"]),
+            training=training,
             tokens=fmean(trial["tokens"] for trial in trained) if trained else 0.0,
         )
 
@@ -288,6 +306,10 @@ def _question(row: dict[str, Any]) -> Question:
     return Question(row["question"], row["answer"], tuple(row["aliases"]), tuple(row["paraphrases"]))
 
 
+def _total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())
+
+
 def _asks_alike(one: Question, other: Question) -> bool:
     if any(copied(one.question, wording, 0.6) for wording in (other.question, *other.paraphrases)):
         return True
@@ -303,16 +325,22 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         own = [one for one in several if name in one.rewards]
         found = reliability([one.whole[name] for one in own]) if own else None
         # Where no exam could be made the making was for nothing, and is the others' cost.
-        wasted = sum(one.making[exam] for one in several if name not in one.rewards) / max(1, len(own))
-        seconds = [wasted + one.making[exam] + len(one.worth[0]) * one.seconds for one in own]
+        wasted = _total(one.making[exam] for one in several if name not in one.rewards) * (1 / max(1, len(own)))
+        edits = [len(one.worth[0]) for one in own]
+        # The exam is sat once before anything is learnt, too.
+        sat = [one.sitting[exam] * (count + 1) for one, count in zip(own, edits, strict=True)]
+        spent = [one.making[exam] + one.training * count for one, count in zip(own, edits, strict=True)]
+        costs = [wasted + made + sitting for made, sitting in zip(spent, sat, strict=True)]
         tokens = [len(one.worth[0]) * one.tokens for one in own]
-        rows.append(_row(name, own, _by_reward(name), control, seconds, tokens) | {"reliability": asdict(found) if found else None})
+        rows.append(_row(name, own, _by_reward(name), control, costs, tokens) | {"reliability": asdict(found) if found else None})
     for source in SOURCES:
         own = [one for one in several if source in one.features]
-        wasted = sum(one.making[source] for one in several if source not in one.features) / max(1, len(own))
+        wasted = _total(one.making[source] for one in several if source not in one.features) * (1 / max(1, len(own)))
         for screen in SCREENS:
-            seconds = [wasted + one.making[source] + len(one.worth[0]) * _looking(one, screen, source) for one in own]
-            found_row = _row(f"{screen} ({source})", own, _by_screen(own, screen, source), control, seconds, [0.0] * len(own))
+            looked = [_looking(one, screen, source) * len(one.worth[0]) for one in own]
+            made = [Cost() if source == "labelled" else one.making[source] for one in own]
+            costs = [wasted + making + looking for making, looking in zip(made, looked, strict=True)]
+            found_row = _row(f"{screen} ({source})", own, _by_screen(own, screen, source), control, costs, [0.0] * len(own))
             rows.append(found_row | {"reliability": None})
     return {
         "passages": len(measured),
@@ -323,10 +351,12 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "rows": rows,
         "average": asdict(mean_and_error([_average(one) for one in several])),
         "best": asdict(mean_and_error([fmean(max(map(fmean, of)) for of in one.worth) for one in several])),
-        "two_stage": [_two_stage(several, screen, config) for screen in SCREENS],
+        "two_stage": [
+            _two_stage(several, screen, count) for count in range(1, config.screened + 1) for screen in ("random", *SCREENS)
+        ],
         "overlap": asdict(mean_and_error([one.overlap for one in measured if one.overlap is not None])),
-        "writing_seconds": asdict(mean_and_error([one.writing for one in measured])),
-        "training_seconds": asdict(mean_and_error([one.seconds for one in measured])),
+        "writing_seconds": asdict(mean_and_error([one.writing.seconds for one in measured])),
+        "training_seconds": asdict(mean_and_error([one.training.seconds for one in measured])),
         "training_tokens": asdict(mean_and_error([one.tokens for one in measured])),
     }
 
@@ -342,7 +372,7 @@ def _by_reward(name: str) -> Scores:
 
 
 def _by_screen(measured: Sequence[Measured], screen: str, source: str) -> Scores:
-    """Of the self-edits' looks; ridge is fitted on the other passages' rewards by the same source."""
+    """Of the self-edits' looks; ridge is fitted as it would be in a run: on the rewards, by the same source, of passages before."""
     reward = "accuracy" if source == "labelled" else "self-quiz"
     tried = [
         {id(one): Tried(tuple(one.features[source][half]), tuple(map(fmean, one.rewards[reward][half]))) for one in measured}
@@ -350,8 +380,8 @@ def _by_screen(measured: Sequence[Measured], screen: str, source: str) -> Scores
     ]
 
     def scores(one: Measured, half: int, seed: int) -> list[tuple[float, float]]:
-        others = [other for key, other in tried[half].items() if key != id(one)]
-        return [(value, 0.0) for value in scores_of(screen, one.features[source][half], others)]
+        before = list(itertools.takewhile(lambda key: key != id(one), tried[half]))
+        return [(value, 0.0) for value in scores_of(screen, one.features[source][half], [tried[half][key] for key in before])]
 
     return scores
 
@@ -362,7 +392,7 @@ def _average(one: Measured) -> float:
 
 
 def _row(
-    name: str, measured: Sequence[Measured], scores: Scores, control: dict[int, float], seconds: list[float], tokens: list[float]
+    name: str, measured: Sequence[Measured], scores: Scores, control: dict[int, float], costs: list[Cost], tokens: list[float]
 ) -> dict[str, Any]:
     """What the self-edit with the best score is worth by seeds that did not score it, against a random one and accuracy's pick."""
     found = _picked(measured, scores)
@@ -377,7 +407,9 @@ def _row(
         "picked": asdict(mean_and_error(picked)),
         "picked_minus_random": asdict(paired_difference(picked, random)) if several else None,
         "picked_minus_accuracy": asdict(paired_difference(picked, accuracys)) if several else None,
-        "seconds_a_passage": asdict(mean_and_error(seconds)),
+        "seconds_a_passage": asdict(mean_and_error([cost.seconds for cost in costs])),
+        "read_tokens_a_passage": asdict(mean_and_error([cost.read for cost in costs])),
+        "written_tokens_a_passage": asdict(mean_and_error([cost.written for cost in costs])),
         "trained_tokens_a_passage": asdict(mean_and_error(tokens)),
     }
 
@@ -412,32 +444,38 @@ def _first_best(scores: Sequence[tuple[float, float]]) -> int:
     return max(range(len(scores)), key=lambda at: (scores[at], -at))
 
 
-def _two_stage(measured: Sequence[Measured], screen: str, config: RewardBenchConfig) -> dict[str, Any]:
+def _two_stage(measured: Sequence[Measured], screen: str, count: int) -> dict[str, Any]:
     """Only the few that look best are trained and the best of them by accuracy is taken, against training all.
 
-    ``cost_share``: the few trainings and all looks, of all trainings; ``cost_share_written``: the same with what writing took on
-    both sides. Exams aside, and without what teaches ridge.
+    ``random`` is the mean over all choices of so many. ``cost_share``: the few trainings and exams and all looks, of all trainings
+    and exams; ``cost_share_written``: the same with what writing took on both sides. Without what teaches ridge.
     """
     looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward("accuracy")
     few, whole = [], []
     cost: dict[str, list[float]] = {"cost_share": [], "cost_share_written": []}
     for one in measured:
         values: dict[str, list[float]] = {"few": [], "whole": []}
+        edits = len(one.worth[0])
         for half, seed in _turns(one):
             scores, worth = rewards(one, half, seed), _others(one, half, seed)
-            seen = looks(one, half, seed)
-            through = sorted(range(len(seen)), key=lambda at: (-seen[at][0], at))[: config.screened]
-            values["few"].append(worth[max(through, key=lambda at: (scores[at], -at))])
+            if screen == "random":
+                through = list(itertools.combinations(range(edits), min(count, edits)))
+            else:
+                seen = looks(one, half, seed)
+                through = [tuple(sorted(range(edits), key=lambda at: (-seen[at][0], at))[:count])]
+            values["few"].append(fmean(worth[max(chosen, key=lambda at: (scores[at], -at))] for chosen in through))
             values["whole"].append(worth[_first_best(scores)])
         few.append(fmean(values["few"]))
         whole.append(fmean(values["whole"]))
-        count = len(one.worth[0])
-        if one.seconds:
-            spent = min(count, config.screened) * one.seconds + count * _looking(one, screen, "labelled")
-            cost["cost_share"].append(spent / (count * one.seconds))
-            cost["cost_share_written"].append((one.writing + spent) / (one.writing + count * one.seconds))
+        each = (one.training + one.sitting["labelled"]).seconds
+        if each:
+            looked = 0.0 if screen == "random" else edits * _looking(one, screen, "labelled").seconds
+            spent = min(edits, count) * each + looked
+            cost["cost_share"].append(spent / (edits * each))
+            cost["cost_share_written"].append((one.writing.seconds + spent) / (one.writing.seconds + edits * each))
     return {
         "screen": screen,
+        "count": count,
         "n": len(measured),
         "picked": asdict(mean_and_error(few)),
         "minus_training_all": asdict(paired_difference(few, whole)) if len(few) > 1 else None,
@@ -445,6 +483,6 @@ def _two_stage(measured: Sequence[Measured], screen: str, config: RewardBenchCon
     }
 
 
-def _looking(one: Measured, screen: str, source: str) -> float:
-    """Seconds that a screen takes for a self-edit; ridge needs every look."""
-    return sum(one.looking[source].values()) if screen == "ridge" else one.looking[source][screen]
+def _looking(one: Measured, screen: str, source: str) -> Cost:
+    """What a screen costs for a self-edit; ridge needs every look."""
+    return _total(one.looking[source][kind] for kind in FEATURES) if screen == "ridge" else one.looking[source][screen]

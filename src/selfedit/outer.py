@@ -99,7 +99,8 @@ def train(
         if after.is_dir() and len(metrics.rows) >= number:
             policy = policy_at(after)
             continue
-        # A round whose policy was taken away is played again.
+        # A round whose policy was taken away is played again; so is the first of more rounds than the run had.
+        shutil.rmtree(run.folder / "merged", ignore_errors=True)
         metrics.keep(number - 1)
         folder.mkdir(exist_ok=True)
         told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})

@@ -18,6 +18,8 @@ from selfedit import __version__
 from selfedit.errors import DataError
 
 ROWS = "trials.jsonl"
+# What a run that is there already can be given more of.
+MORE = ("rounds",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
-        """Makes a new folder, or reopens one made with the same config.
+        """Makes a new folder, or reopens one made with the same config; ``rounds`` may have become more.
 
         Raises:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
@@ -151,15 +153,16 @@ class Run:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}: can't be read as a run of this version ({error}); give another --run folder") from error
             for key, value in _flat(config.model_dump(mode="json")).items():
-                if before.get(key) != value:
+                if before.get(key) != value and not (key in MORE and value > before[key]):
                     raise DataError(
                         f"{folder}: made with {key}={before.get(key)!r}, now {value!r}; give the same settings or another --run"
                     )
+            more = {key: value for key, value in config.model_dump(mode="json").items() if key in MORE and value != before[key]}
+            if more:
+                _keep(file, stored | {"config": stored["config"] | more})
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            scratch = folder / ".run.json.new"
-            scratch.write_text(json.dumps(resolved, indent=1) + "\n")
-            scratch.replace(file)
+            _keep(file, resolved)
         self.log = Log(folder / ROWS)
         self.other_code = self.begun_by != commit
 
@@ -171,6 +174,12 @@ class Run:
     def append(self, *rows: dict[str, Any]) -> None:
         """Adds rows, durable on return."""
         self.log.append(*rows)
+
+
+def _keep(file: Path, resolved: dict[str, Any]) -> None:
+    scratch = file.with_name(f".{file.name}.new")
+    scratch.write_text(json.dumps(resolved, indent=1) + "\n")
+    scratch.replace(file)
 
 
 def _commit() -> str | None:

@@ -101,7 +101,8 @@ def knowledge_command(
 ) -> None:
     """Rounds of ReST-EM: write self-edits with the current policy, train on each, sit the exam, keep what helped, train the policy.
 
-    The policy of each round is a PEFT adapter on the base, RUN/round-NN/policy. A stopped run goes on with --run RUN --resume.
+    The policy of each round is a PEFT adapter on the base, RUN/round-NN/policy. A stopped run goes on with --run RUN --resume, a
+    finished one with more --rounds.
 
     Example:
         selfedit train knowledge --data almanac --rounds 2 --passages 12 --run runs/first

@@ -91,6 +91,7 @@ def reading(
     """
     packed = pack(rows, sharing)
     spans = packed.spans
+    lm.read += sum(span.length for span in spans)
     unlabelled = [max(1, row.unlabelled) for _, row in rows]
     keep = [at for path, u in zip(packed.paths, unlabelled, strict=True) for at in path[u - 1 : -1]]
     # Rows that share their beginning may predict from the same position.

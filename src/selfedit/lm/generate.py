@@ -124,6 +124,7 @@ def _continue(
                 nexts = [nexts[at] for at in keep]
                 branches.keep(keep)
             logits_BV = head_logits(lm, _next_states(lm, nexts, branches, [rows[row][0] for row in live]))
+    lm.written += sum(map(len, made))
     return [lm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
 
 
@@ -182,6 +183,7 @@ def _prefill(
         read(head_1S, torch.ones_like(head_1S), torch.arange(shared)[None], torch.zeros(len(heads), dtype=torch.long), heads)
         lower.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=lm.device))
         upper.batch_select_indices(torch.tensor([heads.index(slot) for slot in slots], device=lm.device))
+    lm.read += len(set(slots)) * shared + sum(len(ids) - shared for _, ids in rows)
     states_UTd = read(ids_DT, mask_DT, positions_DT, source_U, slots)
     lower.batch_select_indices(source_U.to(lm.device))
     whole = DynamicCache(config=lm.model.config)

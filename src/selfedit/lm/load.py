@@ -80,12 +80,15 @@ class LanguageModel(Identity):
         device: where it runs.
         dtype: the base's precision; adapters are always float32.
         made: what was made with it once and serves again, by name.
+        read, written: tokens passed through it and tokens decoded, since it was loaded (``lm/work.py``).
     """
 
     model: Any
     device: torch.device
     dtype: torch.dtype
     made: dict[str, Any] = field(default_factory=dict, repr=False)
+    read: int = field(default=0, repr=False)
+    written: int = field(default=0, repr=False)
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LanguageModel:

@@ -15,7 +15,7 @@ def rewards_table(run: RunData) -> Table:
     for row in table["rows"]:
         single = row["reliability"]["single"] if row["reliability"] else None
         against = (_interval(row["picked_minus_random"]), _interval(row["picked_minus_accuracy"]))
-        cost = (_mean(row["seconds_a_passage"], 0), _mean(row["trained_tokens_a_passage"], 0))
+        cost = [_mean(row[f"{kind}_a_passage"], 0) for kind in ("seconds", "trained_tokens", "read_tokens", "written_tokens")]
         reliability = None if single is None else f"{single:.2f}"
         rows.append(
             (row["name"], row["n"], reliability, _mean(row["rank_correlation"], 2), _mean(row["picked"], 3), *against, *cost)
@@ -25,9 +25,12 @@ def rewards_table(run: RunData) -> Table:
         f"{table['edits']} self-edits each, {table['repeats']} seeds. Reliability: of one run. Picked: accuracy of the self-edit "
         "taken, on questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it "
         "within a passage, where not all are worth the same. Paired differences, "
-        "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and labelled tokens: a passage, "
-        "exams made and trainings or looks.",
-        ("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy", "seconds", "tokens"),
+        "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and tokens: a passage, exams made "
+        "and sat, trainings or looks; trained: labelled ones, read: passed through the model in all, written: decoded.",
+        (
+            *("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy"),
+            *("seconds", "trained", "read", "written"),
+        ),
         tuple(rows),
     )
 
@@ -38,6 +41,7 @@ def stages_table(run: RunData) -> Table:
     rows = [
         (
             row["screen"],
+            row["count"],
             row["n"],
             _mean(row["picked"], 3),
             _interval(row["minus_training_all"]),
@@ -47,10 +51,11 @@ def stages_table(run: RunData) -> Table:
         for row in table["two_stage"]
     ]
     return Table(
-        f"Only {table['screened']} of {table['edits']} are trained",
-        "Cost: trainings of the few and looks at all, as a share of training all; without the passages that a run tries whole to "
-        "learn what a screen is worth. With writing: what writing took added on both sides.",
-        ("screen", "n", "picked", "minus training all", "of its cost", "with writing"),
+        f"Only {table['screened']} of {table['edits']} are trained, or fewer",
+        "Cost: trainings and exams of the few and looks at all, as a share of training all; without the passages that a run tries "
+        "whole to learn what a screen is worth. With writing: what writing took added on both sides. Random: the mean over all "
+        "choices of so many.",
+        ("screen", "trained", "n", "picked", "minus training all", "of its cost", "with writing"),
         tuple(rows),
     )
 

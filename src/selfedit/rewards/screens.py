@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -32,6 +31,7 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.score import log_probabilities
 from selfedit.lm.stack import Slots, document_attention
 from selfedit.lm.train_many import CPU_TOKENS, accumulate
+from selfedit.lm.work import Cost, metered
 from selfedit.samplers.remote import RemoteSampler
 from selfedit.stats import rank_correlation
 from selfedit.tasks.base import Request, Task
@@ -54,10 +54,10 @@ _RUBRIC = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a passage's self-edits look: ``features`` of each, None of one that can't be compiled; ``seconds`` by feature."""
+    """How a passage's self-edits look: ``features`` of each, None of one that can't be compiled; ``costs`` by feature."""
 
     features: list[dict[str, float] | None]
-    seconds: dict[str, float]
+    costs: dict[str, Cost]
 
 
 def look(
@@ -90,7 +90,7 @@ def look(
     usable = [index for index, rows in enumerate(documents) if rows is not None]
     own = [texts[index] for index in usable]
     rows = [found for found in documents if found is not None]
-    seconds: dict[str, float] = {}
+    costs: dict[str, Cost] = {}
     columns: dict[str, list[float]] = {}
     makers: dict[str, Callable[[], list[float]]] = {
         "gradient": lambda: gradient_alignment(lm, rows, exam_rows(lm, examined), settings, seed),
@@ -102,13 +102,11 @@ def look(
         "faithfulness": lambda: [faithfulness(examined, text) for text in own],
     }
     for name in wanted:
-        start = time.perf_counter()
-        columns[name] = makers[name]()
-        seconds[name] = round(time.perf_counter() - start, 3)
+        columns[name], costs[name] = metered(lm, makers[name])
     features: list[dict[str, float] | None] = [None] * len(texts)
     for place, index in enumerate(usable):
         features[index] = {name: column[place] for name, column in columns.items()}
-    return Look(features, seconds)
+    return Look(features, costs)
 
 
 def exam_rows(lm: LanguageModel, examined: Passage) -> tuple[Row, ...]:
