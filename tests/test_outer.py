@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,9 +21,9 @@ from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, identify, load_model
-from selfedit.outer import draw, train
+from selfedit.outer import check_begun, draw, train
 from selfedit.runs import Run
-from selfedit.selection import Scored, preferences, select
+from selfedit.selection import Scored, preferences, round_summary, select
 from selfedit.stats import best_of_retested, mean_and_error, paired_difference, reliability
 from selfedit.tasks.base import Asked, Candidate, Item, Request, Sitting, sit_items
 from selfedit.tasks.knowledge.credit import LineCredit
@@ -168,7 +168,8 @@ def test_selection_rules() -> None:
     assert select("top-fraction", rows, 0.5, 0) == [("x", 0), ("x", 1), ("x", 2)]
     tied = [Scored("x", 0, 0.4, 0.4, 0.1, True), Scored("x", 1, 0.4, 0.4, 0.3, True)]
     assert select("best", tied, 0.2, 0) == [("x", 1)], "ties go by the margin"
-    assert preferences(rows) == [("x", 2, 0), ("y", 1, 0)] or preferences(rows) == [("x", 1, 0), ("y", 1, 0)]
+    assert preferences(rows, rows) in ([("x", 2, 0), ("y", 1, 0)], [("x", 1, 0), ("y", 1, 0)])
+    assert preferences(rows, rows[:1] + rows[2:]) == [("x", 2, 0), ("y", 1, 0)], "what halving let go is not the best"
     drawn = [select("random", rows, 0.2, seed) for seed in range(40)]
     assert {pick for picks in drawn for pick in picks} == {("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1)}
     assert all(len(picks) == 2 for picks in drawn)
@@ -190,6 +191,21 @@ def test_reliability_on_made_up_variances() -> None:
     assert picked["average"].mean < picked["retested"].mean < picked["seen"].mean
     assert reliability([[[1.0], [2.0]]]) is None
     assert mean_and_error([]).n == 0
+
+
+def test_data_that_have_changed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "round-01").mkdir()
+    (tmp_path / "round-01" / "edits.jsonl").write_text('{"context": "a"}\n')
+    check_begun(tmp_path, [[Place("a"), Place("b")], [Place("c")]])
+    with pytest.raises(DataError, match=r"round 1 has 1 contexts that would not be drawn for it now; give --data as it was"):
+        check_begun(tmp_path, [[Place("b"), Place("c")], [Place("a")]])
+
+
+def test_rewards_of_one_context_are_one(toy_model: Path) -> None:
+    rows = [replace(one, runs=({"accuracy": one.reward},)) for one in (*scored(0.2, 0.4), *scored(0.9, context="y"))]
+    summary = round_summary(rows, [("x", 0), ("x", 1), ("y", 0)], "accuracy")
+    assert summary["reward_selected"]["n"] == 2 and summary["reward_selected"]["mean"] == pytest.approx(0.6)
+    assert summary["tried"] == 3 and round_summary(scored(0.0, 0.0), [], "accuracy")["tried"] == 0, "a control tries nothing"
 
 
 def test_a_run_without_enough_contexts_says_so(toy_model: Path, executor: LocalExecutor, tmp_path: Path) -> None:
@@ -246,3 +262,9 @@ def test_the_control_of_lines_draws_as_many_to_the_same_prompt(tiny_model: Path)
     assert all(row["messages"] == wanted[0]["messages"] and row["lines"] == 3 for row in drawn)
     found = {part for row in drawn for part in row["completion"].split("Q: ") if part}
     assert len(found) >= 4 and not any("moon" in part for part in found), "any line that would be trained on, and no other"
+    # As the run's rows are filled up: three that say something else each, in the order of the passage.
+    for row in drawn:
+        answers = [line.partition("A: ")[2] for line in row["completion"].splitlines() if line.startswith("A: ")]
+        assert answers[:2] == ["Tamsin Orr", "of slate"] and answers[2] in ("1732", "in 1732")
+    (elsewhere,) = credit.random_rows(known, LESSONS, candidates, [{"messages": [], "lines": 2}], 0)
+    assert elsewhere["messages"] == wanted[0]["messages"] and elsewhere["lines"] == 2, "a row that can't be had is another one"

@@ -145,6 +145,12 @@ def test_the_random_control_follows_its_run(command: Command, trained: Path, tin
         ]
         assert trainings[0]["rows"] == trainings[1]["rows"] and len(trainings[0]["losses"]) == len(trainings[1]["losses"])
     assert not (tmp_path / "control" / "trials.jsonl").exists(), "nothing is tried, since nothing is weighed"
+    other = command("train", "knowledge", "--control-of", trained, "--seed", 5, "--run", tmp_path / "other")
+    assert other.returncode == 1 and "only the rule may differ" in other.stderr and "seed=0" in other.stderr
+    named = command("train", "knowledge", "--control-of", trained, "--config", trained / "run.json", "--run", tmp_path / "other")
+    assert named.returncode == 1 and "leave out --config" in named.stderr and not (tmp_path / "other").exists()
+    rows = command("select", tmp_path / "control", "--out", tmp_path / "rows.jsonl")
+    assert rows.returncode == 1 and "a control at random weighs nothing" in rows.stderr
 
 
 def test_without_a_line_that_taught_the_policy_stays_the_base(command: Command, tiny_model: Path, tmp_path: Path) -> None:
@@ -159,6 +165,8 @@ def test_without_a_line_that_taught_the_policy_stays_the_base(command: Command, 
     assert done.returncode == 0, done.stderr
     done = command(*flags, "--set", "algorithm=dpo", "--run", tmp_path / "dpo")
     assert done.returncode != 0 and "give credit edit" in done.stderr
+    done = command(*flags, "--set", "halving=true", "--repeats", 1, "--run", tmp_path / "halved")
+    assert done.returncode != 0 and "give repeats of 2 or more" in done.stderr
     done = command(*flags, "--rule", "random", "--run", tmp_path / "random")
     assert done.returncode != 0 and "give --control-of or credit edit" in done.stderr
 

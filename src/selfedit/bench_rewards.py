@@ -458,12 +458,15 @@ def _two_stage(measured: Sequence[Measured], screen: str, count: int) -> dict[st
         edits = len(one.worth[0])
         for half, seed in _turns(one):
             scores, worth = rewards(one, half, seed), _others(one, half, seed)
+            ranked = sorted(range(edits), key=lambda at: (scores[at], -at), reverse=True)
             if screen == "random":
-                through = list(itertools.combinations(range(edits), min(count, edits)))
+                # Of the choices of so many, in how many each is the best.
+                ways = [math.comb(edits - 1 - place, min(count, edits) - 1) for place in range(edits)]
+                values["few"].append(sum(worth[at] * way for at, way in zip(ranked, ways, strict=True)) / sum(ways))
             else:
                 seen = looks(one, half, seed)
-                through = [tuple(sorted(range(edits), key=lambda at: (-seen[at][0], at))[:count])]
-            values["few"].append(fmean(worth[max(chosen, key=lambda at: (scores[at], -at))] for chosen in through))
+                through = set(sorted(range(edits), key=lambda at: (-seen[at][0], at))[:count])
+                values["few"].append(next(worth[at] for at in ranked if at in through))
             values["whole"].append(worth[_first_best(scores)])
         few.append(fmean(values["few"]))
         whole.append(fmean(values["whole"]))

@@ -333,6 +333,8 @@ class TrainConfig(OuterConfig):
             raise ValueError("dpo prefers whole self-edits to others; give credit edit")
         if self.rule == "random" and self.credit == "lines" and not self.control_of:
             raise ValueError("the rule random tries nothing, so no line is known to have taught; give --control-of or credit edit")
+        if self.halving and self.repeats < 2:
+            raise ValueError("halving lets the better half have further repeats; give repeats of 2 or more")
         if self.screen and self.halving:
             raise ValueError("halving and a screen are two ways to try fewer; give one of them")
         return self

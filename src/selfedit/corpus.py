@@ -101,7 +101,8 @@ def evaluate_corpus(
     labels = [method for method in config.methods if method in UNTRAINED]
     listed = [*trained.values(), *(trial for row in written.values() for trial in row["trials"])]
     cost = cost_of(listed, [row["seconds"] for row in (*trained.values(), *written.values())])
-    return table(config, passages, rows, [*labels, *trained], grader, [papers[one.id] for one in passages]) | {"cost": cost}
+    found = table(config, passages, rows, [*labels, *trained], grader, [papers[one.id] for one in passages])
+    return found | {"policy": policy.digest, "cost": cost}
 
 
 def labels_of(config: EvalConfig) -> list[str]:

@@ -63,11 +63,11 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "passage": ("none",),
     "passage-matched": ("none", "passage"),
     "self": ("none", "passage", "passage-matched"),
-    "external": ("none", "passage", "self"),
-    "seal-writer": ("none", "passage", "self", "external"),
+    "external": ("none", "passage", "passage-matched", "self"),
+    "seal-writer": ("none", "passage", "passage-matched", "self", "external"),
     "policy-none": ("none",),
     "policy-passage": ("policy-none", "passage"),
-    "seal": ("self", "external", "seal-writer", "policy-none", "policy-passage"),
+    "seal": ("passage-matched", "self", "external", "seal-writer", "policy-none", "policy-passage"),
     "context": ("none", "self"),
 }
 ON_POLICY = ("policy-none", "policy-passage", "seal")
@@ -137,7 +137,8 @@ def evaluate(
     rows = {row["passage"]: row for row in run.rows}
     papers = [elsewhere(config, passage, passages) for passage in passages]
     cost = cost_of([trial for row in rows.values() for trial in row["trials"]], [row["seconds"] for row in rows.values()])
-    return table(config, passages, [rows[one.id] for one in passages], config.methods, grader, papers) | {"cost": cost}
+    found = table(config, passages, [rows[one.id] for one in passages], config.methods, grader, papers)
+    return found | {"policy": policy.digest, "cost": cost}
 
 
 def cost_of(trials: Sequence[dict[str, Any]], seconds: Sequence[float]) -> dict[str, float]:
@@ -200,11 +201,11 @@ def external_edits(
     if not config.external.startswith(("http://", "https://")):
         if styles != [""]:
             raise DataError(f"{config.external}: a file's self-edits have no style; give the method external without one")
-        listed = {passage.id: tuple(texts) for passage, texts in load_edits(Path(config.external))[0]}
+        listed = {_named(passage): tuple(texts) for passage, texts in load_edits(Path(config.external))[0]}
         for passage in passages:
-            if not listed.get(passage.id):
+            if not listed.get(_named(passage)):
                 raise DataError(f"{config.external}: has no self-edit for {passage.title!r}; its title and context must be equal")
-        return {passage.id: {"": listed[passage.id][: config.edits]} for passage in passages}
+        return {passage.id: {"": listed[_named(passage)][: config.edits]} for passage in passages}
     log = Log(run.folder / "external.jsonl")
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for row in log.rows:
@@ -218,6 +219,11 @@ def external_edits(
                 found[passage.id][style] = tuple(one.edit.text for one in written)
                 log.append({"passage": passage.id, "style": style, "edits": list(found[passage.id][style])})
     return found
+
+
+def _named(passage: Passage) -> tuple[str, str]:
+    """A passage's title and text, as data sets are read: SQuAD's titles have underscores for spaces."""
+    return passage.title.replace("_", " ").strip(), passage.text.strip()
 
 
 def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
@@ -301,7 +307,7 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
             documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
             plans.append(Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(lease, method, 0))))
         elif name == "passage-matched":
-            # One for each way to train that the self-edits name; by default there is one.
+            # One for each way to train that the self-edits name; by default there is one. A corpus trains on all of them together.
             compiled: dict[Settings, list[tuple[Document, ...]]] = {}
             for index, edit in enumerate(edits_by("base", "")):
                 try:
@@ -309,6 +315,9 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
                     compiled.setdefault(plan.settings, []).append(plan.documents)
                 except InvalidEditError:
                     continue
+            if config.setting == "corpus":
+                together = [document for documents_of in compiled.values() for own in documents_of for document in own]
+                compiled = {config.settings: [tuple(dict.fromkeys(together))]}
             for index, (settings, documents_of) in enumerate((compiled or {config.settings: []}).items()):
                 matched = in_view(passage_matched(lm, passage, config.edit, documents_of), passage.view)
                 plans.append(Planned(method, TrainingPlan(matched, settings, _seed(lease, method, index))))

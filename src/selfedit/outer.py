@@ -143,6 +143,21 @@ def draw(config: OuterConfig, contexts: Sequence[Sequence[Any]]) -> list[list[An
     return [order[at : at + config.contexts] for at in range(0, needed, config.contexts)]
 
 
+def check_begun(folder: Path, drawn: Sequence[Sequence[Any]]) -> None:
+    """That a run's rounds so far are about the contexts that are drawn for them now.
+
+    Raises:
+        DataError: the data have changed.
+    """
+    for number, contexts in enumerate(drawn, start=1):
+        file = folder / f"round-{number:02d}" / "edits.jsonl"
+        if strangers := {row["context"] for row in read_rows(file)} - {context.id for context in contexts}:
+            raise DataError(
+                f"{file}: round {number} has {len(strangers)} contexts that would not be drawn for it now; give --data as it was: "
+                "a run that has begun takes no more or other data"
+            )
+
+
 def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
     """What a finished run selected in each of its first rounds, one row a self-edit."""
     found = []
@@ -177,6 +192,8 @@ class Round:
     slots: int
     told: Told
     credit: Credit | None = None
+    # Of a control: the other run's self-edits that its own stand for, by their places there.
+    places_of: list[int] = field(default_factory=list)
     # By context: it with the exam's questions that count, which entries of a sitting those are, and why there is no decision on it.
     examined: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
@@ -202,7 +219,7 @@ class Round:
         scored = self.weigh(contexts, written, tried)
         keep_rows(self.folder / "scored.jsonl", [asdict(one) for one in scored])
         if self.config.algorithm == "dpo":
-            preferred = preferences(scored)
+            preferred = preferences(scored, finalists(scored))
             chosen = [(context, best) for context, best, _ in preferred]
             rows, job = self.preferred_rows(contexts, written, preferred), dpo
         else:
@@ -219,10 +236,12 @@ class Round:
             "round": self.number,
             "policy_before": self.policy.digest,
             "policy_after": after.digest,
+            "code": self.run.commit,
             **round_summary(scored, chosen, self.config.reward),
             "undecided": len(self.undecided),
             **({"screen": self.screening} if self.screening else {}),
             "rows": len(rows),
+            **({"rows_of_the_other": len(self.theirs)} if self.config.control_of else {}),
             "outer_losses": training["losses"],
             "tokens": sum(row["tokens"] for row in tried.values()),
             # Of all workers together, whatever was interrupted in between.
@@ -242,7 +261,9 @@ class Round:
             by_context[one.context].append(one)
         found = []
         for index, row in enumerate(taken(Path(self.config.control_of), self.config.rounds)[self.number - 1]):
-            found += select("random", by_context[row["context"]], self.config.fraction, seeds.derive(seed, index))
+            drawn = select("random", by_context[row["context"]], self.config.fraction, seeds.derive(seed, index))
+            self.places_of += [index] * len(drawn)
+            found += drawn
         return found
 
     def prepare(self, contexts: Sequence[Any]) -> Lessons:
@@ -561,17 +582,22 @@ class Round:
         many rows as in the run that it is held against, so there are as many steps of SFT.
         """
         by_id = {context.id: context for context in contexts}
-        theirs = read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else []
+        theirs = self.theirs
         if self.config.credit == "lines" and self.credit is not None:
             return self.rows_of_lines(self.credit, by_id, written, chosen, scored, theirs)
         rows: list[dict[str, Any]] = []
         for item, (context_id, candidate) in enumerate(chosen):
             own = self.answers(by_id[context_id], candidate, written)
             if self.config.control_of:
-                count = sum(row["item"] == item for row in theirs)
+                count = sum(row["item"] == self.places_of[item] for row in theirs)
                 own = [own[at % len(own)] for at in range(count)] if own else []
             rows += [row | {"item": item} for row in own]
         return rows
+
+    @property
+    def theirs(self) -> list[dict[str, Any]]:
+        """Of a control, the rows of the run that it is held against."""
+        return read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else []
 
     def rows_of_lines(
         self,

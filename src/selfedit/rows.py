@@ -17,16 +17,23 @@ from selfedit.selection import Scored, finalists, select
 
 
 def selected_rows(
-    folder: Path, rule: SelectionRule, number: int, fraction: float, seed: int, credit: CreditName | None = None
+    folder: Path,
+    rule: SelectionRule | None,
+    number: int,
+    fraction: float | None,
+    seed: int | None,
+    credit: CreditName | None = None,
 ) -> list[dict[str, Any]]:
     """``{prompt, completion}`` of each selected self-edit, stripped; of ours one for each request, in turns if the model takes any.
 
     Args:
         number: the round; 0: all.
+        rule, fraction, seed: None: the run's.
         credit: self-edits as they are, or rows put together of their lines that taught; None: as the run did.
 
     Raises:
-        DataError: no run, or no such round in it; credit by lines where the run's own questions aren't the passages'.
+        DataError: a control, which weighs nothing; no run, or no such round in it; credit by lines where the run's own questions
+            aren't the passages'.
     """
     rounds = sorted(int(path.parent.name.removeprefix("round-")) for path in folder.glob("round-*/scored.jsonl"))
     chosen_rounds = [one for one in rounds if number in (0, one)]
@@ -34,9 +41,15 @@ def selected_rows(
         raise DataError(f"{folder}: no {'round' if not number else f'round {number}'} with rewards; give a run of train or convert")
     rows = []
     converted = is_converted(folder)
+    theirs = {} if converted else json.loads((folder / "run.json").read_text())["config"]
+    if theirs.get("control_of"):
+        raise DataError(f"{folder}: a control at random weighs nothing; what it took is in its round-NN/rows.jsonl")
+    rule = rule or theirs.get("rule", "best-positive")
+    fraction = theirs.get("fraction", 0.2) if fraction is None else fraction
+    seed = theirs.get("seed", 0) if seed is None else seed
     for one in chosen_rounds:
         scored = finalists(scored_of(folder, one))
-        chosen = select(rule, scored, fraction, seeds.derive(seed, "select", one))
+        chosen = select(rule, scored, fraction, seeds.derive(seed, one, "select"))
         written = {row["context"]: row for row in read_rows(folder / f"round-{one:02d}" / "edits.jsonl")}
         if converted:
             rows += [

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ class Run:
 
     Attributes:
         begun_by: the commit of the code that made it.
+        commit: that of the code that runs now.
         other_code: whether that isn't the code that runs now.
     """
 
@@ -140,7 +141,7 @@ class Run:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
         """
         self.folder = folder
-        commit = self.begun_by = _commit()
+        commit = self.begun_by = self.commit = _commit()
         resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
@@ -148,16 +149,14 @@ class Run:
                 raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
             try:
                 stored = json.loads(file.read_text())
-                before = _flat(type(config).model_validate(stored["config"]).model_dump(mode="json"))
+                before = type(config).model_validate(stored["config"])
                 self.begun_by = stored["commit"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}: can't be read as a run of this version ({error}); give another --run folder") from error
-            for key, value in _flat(config.model_dump(mode="json")).items():
-                if before.get(key) != value and not (key in MORE and value > before[key]):
-                    raise DataError(
-                        f"{folder}: made with {key}={before.get(key)!r}, now {value!r}; give the same settings or another --run"
-                    )
-            more = {key: value for key, value in config.model_dump(mode="json").items() if key in MORE and value != before[key]}
+            more = {key: getattr(config, key) for key in MORE if getattr(config, key, 0) > getattr(before, key, 0)}
+            if other := first_difference(before, config, more):
+                key, old, new = other
+                raise DataError(f"{folder}: made with {key}={old!r}, now {new!r}; give the same settings or another --run")
             if more:
                 _keep(file, stored | {"config": stored["config"] | more})
         else:
@@ -196,6 +195,15 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if not found.returncode else None
+
+
+def first_difference(before: BaseModel, now: BaseModel, aside: Collection[str] = ()) -> tuple[str, Any, Any] | None:
+    """The first setting, by its dotted name, that two configs differ in, with both values; those ``aside`` may differ."""
+    old = _flat(before.model_dump(mode="json"))
+    for key, value in _flat(now.model_dump(mode="json")).items():
+        if key not in aside and old.get(key) != value:
+            return key, old.get(key), value
+    return None
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -92,13 +92,15 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
     return chosen
 
 
-def preferences(scored: Sequence[Scored]) -> list[tuple[str, int, int]]:
-    """(context, best, worst) of every context whose best self-edit has a higher reward than its worst."""
+def preferences(scored: Sequence[Scored], finalists: Sequence[Scored]) -> list[tuple[str, int, int]]:
+    """(context, best, worst) of every context whose best finalist has a higher reward than its worst self-edit."""
     found = []
+    in_the_end = _usable_by_context(finalists)
     for context, ones in _usable_by_context(scored).items():
-        ranked = sorted(ones, key=lambda one: one.rank)
-        if len(ranked) > 1 and ranked[-1].value > ranked[0].value:
-            found.append((context, ranked[-1].candidate, ranked[0].candidate))
+        best = max(in_the_end.get(context, []), key=lambda one: one.rank, default=None)
+        worst = min(ones, key=lambda one: one.rank, default=None)
+        if best is not None and worst is not None and best.value > worst.value:
+            found.append((context, best.candidate, worst.candidate))
     return found
 
 
@@ -122,21 +124,25 @@ def round_summary(scored: Sequence[Scored], chosen: Sequence[tuple[str, int]], k
     picked = set(chosen)
     # A control tries nothing, so it has no rewards.
     weighed = [one for one in scored if one.tried] if kinds else []
-    weighed_by_context: dict[str, list[float]] = defaultdict(list)
-    for one in weighed:
-        weighed_by_context[one.context].append(one.reward)
-    means = [fmean(rewards) for rewards in weighed_by_context.values()]
     return {
         "contexts": len(by_context),
         "edits": len(scored),
-        "tried": sum(one.tried for one in scored),
+        "tried": len(weighed),
         "usable": sum(one.usable for one in scored),
         "selected": len(chosen),
-        "reward": asdict(mean_and_error(means)),
-        "reward_selected": asdict(mean_and_error([one.reward for one in weighed if (one.context, one.candidate) in picked])),
+        "reward": asdict(mean_and_error(_by_context(weighed))),
+        "reward_selected": asdict(mean_and_error(_by_context([one for one in weighed if (one.context, one.candidate) in picked]))),
         "reliability": {name: asdict(found) if found else None for name, found in noise.items()},
         "best_retested": {name: asdict(mean) for name, mean in best_of_retested(by_run.get(kind, [])).items()},
     }
+
+
+def _by_context(scored: Sequence[Scored]) -> list[float]:
+    """The mean reward of each context's self-edits: those of one context share its questions and its luck."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for one in scored:
+        found[one.context].append(one.reward)
+    return [fmean(rewards) for rewards in found.values()]
 
 
 def _missing(rewards: Sequence[Sequence[float]]) -> bool:

@@ -131,7 +131,7 @@ def run_config(run: Path | None, resume: bool, config: Path | None) -> Path | No
     if not resume:
         return config
     if run is None or not (run / "run.json").is_file():
-        raise DataError("--resume: say which run with --run FOLDER")
+        raise DataError(f"{run or '--resume'}: no run to go on with; say which with --run FOLDER, or leave out --resume")
     return config or run / "run.json"
 
 

@@ -123,8 +123,12 @@ def knowledge_command(
         return
     from selfedit.corpus import evaluate_corpus, trainings
     from selfedit.evaluate import check_writers, evaluate
+    from selfedit.lm.load import identify
+    from selfedit.runs import policy_of
 
     check_writers(resolved)
+    # The run may get further rounds; what is measured here stays this policy.
+    resolved = resolved.model_copy(update={"writer": policy_of(resolved.writer, identify(resolved.model).fingerprint).folder or ""})
     passages = load_dataset(resolved.data, resolved.split)
     passages, others = (passages[: resolved.limit], passages[resolved.limit :]) if resolved.limit else (passages, [])
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")

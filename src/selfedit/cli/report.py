@@ -67,10 +67,16 @@ def convert_command(
 def select_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of selfedit train, or a converted one.")],
     file: Annotated[Path, typer.Option("--out", help="Write the rows there, one JSON object {prompt, completion} a line.")],
-    rule: Annotated[SelectionRule, typer.Option(help="best, positive, best-positive, top-fraction, or random.")] = "best-positive",
+    rule: Annotated[
+        SelectionRule | None,
+        typer.Option(help="best, positive, best-positive, top-fraction, or random; default: the run's, or best-positive."),
+    ] = None,
     number: Annotated[int, typer.Option("--round", min=0, help="Which round; 0: all.")] = 0,
-    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of all self-edits that top-fraction takes.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="For random.")] = 0,
+    fraction: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of all self-edits that top-fraction takes; default: the run's, or .2."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For random; default: the run's, or 0.")] = None,
     credit: Annotated[
         CreditName | None,
         typer.Option(help="edit: self-edits as they are; lines: rows put together of their lines that taught; default: the run's."),
@@ -78,6 +84,7 @@ def select_command(
 ) -> None:
     """Writes the rows that a writer would be trained on, selected from a run by a rule.
 
+    Without a rule, those that the run's own policy is trained on; of a control they stand in its round-NN/rows.jsonl.
     best takes each passage's best, of equals the first (ours: the one whose golds are likelier); best-positive only those above
     the baseline.
 

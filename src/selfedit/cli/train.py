@@ -38,6 +38,7 @@ from selfedit.cli.common import (
 )
 from selfedit.config import LABEL_FREE, ArcTrainConfig, OuterConfig, TrainConfig
 from selfedit.errors import DataError
+from selfedit.runs import first_difference
 
 if TYPE_CHECKING:
     from selfedit.graders import Grader
@@ -238,20 +239,28 @@ def arc_command(
 
 
 C = TypeVar("C", bound=OuterConfig)
+# What a control may have otherwise than its run: what it is, and what no figure depends on.
+OF_A_CONTROL = ("rule", "control_of", "rounds", "merge", "device", "dtype", "slots")
 
 
 def _resolved(
     kind: type[C], flags: dict[str, Any], config: Path | None, sets: list[str] | None, run: Path | None, resume: bool
 ) -> C:
     """The settings: of a run that goes on its own, of a control those of the run that it is held against."""
-    config = run_config(run, resume, config)
-    if flags["control_of"] and config is None:
-        # Only the rule differs.
-        config = Path(flags["control_of"]) / "run.json"
+    file = run_config(run, resume, config)
+    if flags["control_of"] and not resume:
+        if config is not None:
+            raise DataError(f"--control-of takes the settings of {flags['control_of']}, all but the rule; leave out --config")
+        file = Path(flags["control_of"]) / "run.json"
         flags["rule"] = flags["rule"] or "random"
-    resolved = build_config(kind, config, flags, sets or [])
-    if resolved.control_of and resolved.rule != "random":
-        raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
+    resolved = build_config(kind, file, flags, sets or [])
+    if resolved.control_of:
+        if resolved.rule != "random":
+            raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
+        theirs = build_config(kind, Path(resolved.control_of) / "run.json", {}, [])
+        if other := first_difference(theirs, resolved, OF_A_CONTROL):
+            name, before, now = other
+            raise DataError(f"{resolved.control_of}: has {name}={before!r}, the control {now!r}; only the rule may differ")
     return resolved
 
 
@@ -270,13 +279,14 @@ def _train_on(
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.outer import draw, train
+    from selfedit.outer import check_begun, draw, train
 
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
-    drawn = [context for part in draw(resolved, contexts) for context in part]
+    drawn_by_round = draw(resolved, contexts)
     opened, resolved = open_run(folder, resolved, resume)
-    write_json(folder / "data.json", stored(drawn))
+    check_begun(folder, drawn_by_round)
+    write_json(folder / "data.json", stored([context for part in drawn_by_round for context in part]))
     with work_bar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head, made = "", 0

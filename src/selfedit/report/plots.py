@@ -10,10 +10,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.special import stdtrit
 
 from selfedit.report.read import RunData
 from selfedit.report.tables import by_passage
-from selfedit.stats import mean_and_error
+from selfedit.stats import Mean, mean_and_error
 
 INK, SOFT, GRID = "#22252a", "#6b7280", "#e5e7eb"
 # Okabe and Ito's colours, which most colour-blind readers tell apart.
@@ -43,7 +44,6 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 # Half-width of a 95 % interval in standard errors, near enough for more than 30 passages.
-Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,20 @@ def pictures_of(runs: Sequence[RunData]) -> list[Picture]:
         return found
 
 
+def _half(mean: Mean) -> float:
+    """Half of the 95 % t-interval; nothing of one value."""
+    return 0.0 if mean.n < 2 else float(stdtrit(mean.n - 1, 0.975) * mean.se)
+
+
 def _reward_by_round(runs: Sequence[RunData]) -> Picture:
     figure, axes = new_figure(4.6, 3.2)
     for index, run in enumerate(runs):
-        means = [mean_and_error(by_passage((e for e in one.edits if e.scored.runs), "reward")) for one in run.rounds]
+        means = [mean_and_error(by_passage((e for e in one.edits if e.scored.tried), "reward")) for one in run.rounds]
         shown = [(one.number + 0.06 * index, mean) for one, mean in zip(run.rounds, means, strict=True) if mean.n]
         if not shown:
             continue
         x, y = [at for at, _ in shown], [mean.mean for _, mean in shown]
-        error = [0.0 if np.isnan(mean.se) else Z * mean.se for _, mean in shown]
+        error = [_half(mean) for _, mean in shown]
         axes.errorbar(x, y, error, marker="o", capsize=3, color=_colour(index), label=run.name, linewidth=1.8)
     axes.axhline(0, color=SOFT, linewidth=0.8)
     _rounds_on_x(axes, runs)
@@ -138,7 +143,7 @@ def _texts(runs: Sequence[RunData]) -> Picture:
             means = [mean_and_error(by_passage(one.edits, value)) for one in run.rounds]
             shown = [(one.number, mean) for one, mean in zip(run.rounds, means, strict=True) if mean.n]
             x, y = [at for at, _ in shown], [scale * mean.mean for _, mean in shown]
-            error = [0.0 if np.isnan(mean.se) else Z * scale * mean.se for _, mean in shown]
+            error = [scale * _half(mean) for _, mean in shown]
             axes.errorbar(x, y, error, marker="o", capsize=3, color=_colour(index), label=run.name, linewidth=1.8)
         _rounds_on_x(axes, runs)
         axes.set_title(title)

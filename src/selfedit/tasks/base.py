@@ -116,7 +116,7 @@ class Credit(Protocol):
     def random_rows(
         self, lm: Identity, context: Any, candidates: Sequence[Candidate], wanted: Sequence[dict[str, Any]], seed: int
     ) -> list[dict[str, Any]]:
-        """The control: for each row wanted one of the same prompt and size, drawn from all that was written to it."""
+        """The control: for each row wanted one of the same prompt and size, of what was written to it, whatever it taught."""
         ...
 
 

@@ -83,14 +83,27 @@ class LineCredit:
     def random_rows(
         self, lm: Identity, context: Passage, candidates: Sequence[Candidate], wanted: Sequence[dict[str, Any]], seed: int
     ) -> list[dict[str, Any]]:
-        """As many lines as each row wanted has, drawn from all that was written to its prompt and would be trained on."""
+        """As many lines as each row wanted has, put together as ``rows`` fills up, in a random order of what was written.
+
+        So the two differ in what questions and gains say of lines, and in nothing else: lines that say something else than those
+        chosen already and stand in the passage come first, in the order of the passage. To a prompt without lines of its own a row
+        of another prompt is taken.
+        """
         prompts = self._by_prompt(lm, context, candidates)
         drawing, rows = random.Random(seed), []
+        with_lines = [key for key, prompt in prompts.items() if prompt.lines]
+        spare = [key for key in with_lines if key not in {json.dumps(row["messages"]) for row in wanted}] or with_lines
         for row in wanted:
-            prompt = prompts.get(json.dumps(row["messages"]))
-            distinct = list({line.text: line for line in prompt.lines}.values()) if prompt else []
-            if prompt and distinct:
-                rows.append(_row(prompt, drawing.sample(distinct, min(row["lines"], len(distinct)))))
+            key = json.dumps(row["messages"])
+            if key not in with_lines:
+                if not spare:
+                    continue
+                key = drawing.choice(spare)
+            lines = list({line.text: line for line in prompts[key].lines}.values())
+            drawing.shuffle(lines)
+            chosen = _filled(context, (), lines, row["lines"])
+            chosen += [line for line in lines if line not in chosen][: row["lines"] - len(chosen)]
+            rows.append(_row(prompts[key], _in_order(context, chosen)))
         return rows
 
     def _by_prompt(self, lm: Identity, passage: Passage, candidates: Sequence[Candidate]) -> dict[str, _Prompt]:
@@ -112,14 +125,18 @@ def _by_question(asked: Sequence[Asked], gains: Sequence[float]) -> dict[int, fl
     return {group: fmean(of) for group, of in found.items()}
 
 
-def _filled(passage: Passage, credited: Sequence[_Line], lines: Sequence[_Line]) -> list[_Line]:
+def _filled(passage: Passage, credited: Sequence[_Line], lines: Sequence[_Line], most: int = MOST_LINES) -> list[_Line]:
     """The credited lines and others that say something else, in the order in which the passage says it."""
     chosen = list({line.text: line for line in credited}.values())
     for line in lines:
         short = len(line.taught.split()) <= LONGEST_DETAIL and _place(passage, line) >= 0
-        if len(chosen) < MOST_LINES and short and not any(line.like(other) for other in chosen):
+        if len(chosen) < most and short and not any(line.like(other) for other in chosen):
             chosen.append(line)
-    return sorted(chosen, key=lambda line: (_place(passage, line) < 0, _place(passage, line)))
+    return _in_order(passage, chosen)
+
+
+def _in_order(passage: Passage, lines: Sequence[_Line]) -> list[_Line]:
+    return sorted(lines, key=lambda line: (_place(passage, line) < 0, _place(passage, line)))
 
 
 def _place(passage: Passage, line: _Line) -> int:
