@@ -357,6 +357,8 @@ def test_training_without_labels_leaves_its_exams(
     for row in trials:
         entries = exams[row["context"]].get("texts", exams[row["context"]].get("questions"))
         assert len(row["sitting"]["log_probabilities"]) == len(entries) >= 1
+    shown = command("report", run, "--out", tmp_path / "page.html")
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_a_control_of_a_run_without_labels(

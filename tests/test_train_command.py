@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import pytest
 
 from selfedit.contexts import Passage
+from selfedit.runs import policy_at
+from selfedit.tasks.knowledge.data import load_dataset
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
@@ -111,11 +113,14 @@ def kill_many(times: int, whole: Path, model: Path, folder: Path) -> None:
             while process.poll() is None and progress_of(folder) == before:
                 time.sleep(0.02)
             time.sleep(chance.uniform(0, 0.5))
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            continue
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                continue
+        # It came through, if need be before all kills.
         assert process.communicate(timeout=300) and process.returncode == 0
+        assert kills >= times // 2
         break
     rows = rows_of(folder / "trials.jsonl")
     assert len({key(row) for row in rows}) == len(rows), "no trial twice"
@@ -237,6 +242,8 @@ def test_every_method_of_a_policy_and_an_external_writer(
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "run" / "table.json").read_text())
     assert list(table["methods"]) == methods.split(",")
+    policy = trained / "round-02" / "policy"
+    assert table["config"]["writer"] == str(policy) and table["policy"] == policy_at(policy).digest, "this one, whatever RUN gets"
     assert len(Writer.asked) > 0 and all("Write questions" in body["messages"][-1]["content"] for body in Writer.asked)
     rows = rows_of(tmp_path / "run" / "trials.jsonl")
     trials = rows[0]["trials"]
@@ -253,6 +260,17 @@ def test_every_method_of_a_policy_and_an_external_writer(
     before = len(Writer.asked)
     again = command(*flags, "--run", tmp_path / "run", "--resume", "--writer", trained, "--external", server)
     assert again.returncode == 0 and len(Writer.asked) == before, "nothing is asked for twice"
+    (passage, _) = load_dataset("almanac", "dev")[:2]
+    named = {
+        "title": passage.title.replace(" ", "_"),
+        "context": f"{passage.text}\n",
+        "completion": "Q: What is it?\nA: a peat bog",
+    }
+    (tmp_path / "notes.json").write_text(json.dumps([named]))
+    flat = [flag if flag != methods else "external" for flag in flags]
+    flat[flat.index("--limit") + 1] = 1
+    ours = command(*flat, "--external", tmp_path / "notes.json", "--run", tmp_path / "file")
+    assert ours.returncode == 0, ours.stderr
     other = command(*flags, "--run", tmp_path / "new", "--writer", tmp_path, "--external", server)
     assert other.returncode == 1 and "no policy there" in other.stderr
     missing = command(*flags, "--run", tmp_path / "new", "--external", server)
@@ -261,18 +279,29 @@ def test_every_method_of_a_policy_and_an_external_writer(
 
 def test_many_passages_at_once(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     flags = ["eval", "knowledge", "--split", "dev", "--setting", "corpus", "--n", 3, "--model", tiny_model, *SMALL]
-    flags += ["--methods", "none,passage,self,context", "--set", "corpus.variants=[{epochs: 1}, {epochs: 2, learning_rate: 0.01}]"]
+    flags += [
+        "--methods",
+        "none,passage,passage-matched,self,context",
+        "--set",
+        "corpus.variants=[{epochs: 1}, {epochs: 2, learning_rate: 0.01}]",
+    ]
     done = command(*flags, "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "run" / "table.json").read_text())
-    labels = [f"{method} {variant}" for method in ("passage", "self") for variant in ("epochs=1", "epochs=2 learning_rate=0.01")]
+    labels = [
+        f"{method} {variant}"
+        for method in ("passage", "passage-matched", "self")
+        for variant in ("epochs=1", "epochs=2 learning_rate=0.01")
+    ]
     assert sorted(table["methods"]) == sorted(["none", "context", *labels])
     rows = {row["method"]: row for row in rows_of(tmp_path / "run" / "trials.jsonl") if row["kind"] == "corpus"}
     assert rows["passage epochs=1"]["documents"] == 3 and rows["passage epochs=2 learning_rate=0.01"]["steps"] == 6
+    steps = {method: rows[f"{method} epochs=1"]["steps"] for method in ("self", "passage-matched")}
+    assert 0.7 * steps["self"] <= steps["passage-matched"] <= 1.3 * steps["self"], "as many as all self-edits together"
     held = {(row["method"], row["control"]) for row in table["differences"]}
     assert {("self epochs=1", "passage epochs=1"), ("self epochs=2 learning_rate=0.01", "self epochs=1")} <= held
     assert table["methods"]["self epochs=1"]["locality_logprob"]["n"] == 3, "asked about passages that are not among the three"
-    assert table["cost"]["trainings"] == 4 and table["cost"]["tokens"] > 0
+    assert table["cost"]["trainings"] == 6 and table["cost"]["tokens"] > 0
     alone = command("eval", "knowledge", "--split", "dev", "--model", tiny_model, "--full", "--run", tmp_path / "alone")
     assert alone.returncode == 1 and "--setting corpus" in alone.stderr and not (tmp_path / "alone").exists()
     done = command(*flags[:-1], "corpus.variants=[{epochs: 2}]", "--full", "--run", tmp_path / "full")
