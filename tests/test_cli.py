@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from conftest import make_tiny_model
+from selfedit.keepers.routes import STATES
 from selfedit.memory.ledger import Memory
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -313,6 +315,9 @@ def test_a_bank_of_one_consolidated_adapter_gives_single_entries_back(command: C
     done = command("memory", "consolidate", "--memory", apart, "--budget", 1)
     assert done.returncode == 0, done.stderr
     assert [slot.entries for slot in Memory.open(apart).state.slots] == [(1, 2)]
+    (folder,) = Memory.open(apart).adapter_folders()
+    with safe_open(folder / STATES, framework="pt") as file:
+        assert len(list(file.keys())) == 2, "what both passages are found by lies beside their adapter"
     done = command("memory", "undo", 1, "--memory", apart)
     assert done.returncode == 0 and "training entry 2 again" in done.stderr, done.stderr
     assert [slot.entries for slot in Memory.open(apart).state.slots] == [(2,)]

@@ -26,7 +26,7 @@ from selfedit.keepers import KEEPERS, keeper
 from selfedit.keepers.base import Cost, Held, Lesson
 from selfedit.keepers.gate import active, anchors_of
 from selfedit.keepers.orthogonal import subspaces
-from selfedit.keepers.routes import likenesses, routes_to
+from selfedit.keepers.routes import keep_states, likenesses, recall_states, routes_to
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
@@ -270,6 +270,24 @@ def test_of_equal_passages_the_newest_is_asked_and_each_is_read_once(lm: Any) ->
     assert routes_to(lm, [], ["anything"], 0.0) == [-1]
     long = Passage("Long", f"{'zyx ' * 700}The heron is grey.")
     assert routes_to(lm, [passages[1], long], ["The heron is grey."], 0.9) == [1], "what stands beyond the window is found too"
+
+
+def test_what_a_passage_is_found_by_is_written_once(lm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = [LESSONS[0].passage, LESSONS[1].passage]
+    query = [passages[1].view]
+    ways = routes_to(lm, passages, query, 0.9)
+    states = dict(lm.made["embedded"])
+    keep_states(lm, passages, str(tmp_path))
+    for passage in passages:
+        del lm.made["embedded"][passage.view]
+    recall_states(lm, passages, tmp_path)
+    assert all(torch.equal(lm.made["embedded"][one.view], states[one.view]) for one in passages)
+    assert routes_to(lm, passages, query, 0.9) == ways == [1]
+    for passage in passages:
+        del lm.made["embedded"][passage.view]
+    monkeypatch.setattr(lm, "fingerprint", "another")
+    recall_states(lm, passages, tmp_path)
+    assert passages[0].view not in lm.made["embedded"], "another model's say nothing"
 
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:

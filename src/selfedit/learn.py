@@ -21,6 +21,7 @@ from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials
 from selfedit.keepers.replay import drawn
+from selfedit.keepers.routes import keep_states
 from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
@@ -174,6 +175,8 @@ def learn(
                     changed = executor.submit(sample_kept, then)
                     after = result(executor.submit(sit_kept, [*reports, *again], then))
                     general_after = result(changed)
+                if accepted and memory.keep == "bank":
+                    result(executor.submit(keep_states, (passage,), str(scratch / f"{best}-0")))
             chance = noise_chance(candidates, best, baseline, to_choose)
             report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
             report["general"] = {

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
 import bm25s
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from selfedit.config import Settings
 from selfedit.contexts import Passage
 from selfedit.edits import Document
+from selfedit.errors import MemoryStoreError
 from selfedit.keepers.base import Cost, Held, Keeper, gathered
 from selfedit.lm.adapter import Adapter, install, standing
 from selfedit.lm.load import LanguageModel
@@ -27,6 +32,8 @@ Found = TypeVar("Found")
 LOWER = 0.2
 # Tokens that are read at once for it.
 LONGEST_PIECE = 1024
+# Beside an adapter of a memory's bank: what its passages are found by.
+STATES = "states.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,54 @@ def routes_to(lm: LanguageModel, passages: Sequence[Passage], queries: Sequence[
     """
     if not passages or not queries:
         return [-1] * len(queries)
-    kept: dict[str, torch.Tensor] = lm.made.setdefault("embedded", {})
-    texts = [*(passage.view for passage in passages), *load_general()["texts"]]
-    missing = list(dict.fromkeys(text for text in texts if text not in kept))
-    kept |= dict(zip(missing, embedded(lm, missing), strict=True))
-    states = [kept[text] for text in texts]
+    states = _states_of(lm, [*(passage.view for passage in passages), *load_general()["texts"]])
     keys, neutral_Nd = states[: len(passages)], torch.cat(states[len(passages) :])
     found = likenesses(embedded(lm, queries), keys, neutral_Nd).tolist()
     best = [max(range(len(row)), key=lambda at: (row[at], at)) for row in found]
     return [at if row[at] >= threshold else -1 for row, at in zip(found, best, strict=True)]
+
+
+def _states_of(lm: LanguageModel, texts: Sequence[str]) -> list[torch.Tensor]:
+    """``embedded``, each text read once in a process."""
+    known: dict[str, torch.Tensor] = lm.made.setdefault("embedded", {})
+    missing = list(dict.fromkeys(text for text in texts if text not in known))
+    known |= dict(zip(missing, embedded(lm, missing), strict=True))
+    return [known[text] for text in texts]
+
+
+def keep_states(lm: LanguageModel, passages: Sequence[Passage], folder: str) -> None:
+    """A job: what passages are found by, written beside their adapter, so that no later process reads them again.
+
+    Raises:
+        MemoryStoreError: no space left, or another fault of the disk.
+    """
+    states = _states_of(lm, [passage.view for passage in passages])
+    kept = {_name(passage): found.cpu().contiguous() for passage, found in zip(passages, states, strict=True)}
+    try:
+        save_file(kept, Path(folder) / STATES, metadata={"by": _reader(lm)})
+    except (OSError, SafetensorError) as error:
+        raise MemoryStoreError(f"{folder}: could not be written ({error}); free space and try again") from error
+
+
+def recall_states(lm: LanguageModel, passages: Sequence[Passage], folder: Path) -> None:
+    """Takes what ``keep_states`` wrote, where the same model wrote it; what isn't there is read anew when it is wanted."""
+    known: dict[str, torch.Tensor] = lm.made.setdefault("embedded", {})
+    wanted = [passage for passage in passages if passage.view not in known]
+    if not wanted or not (folder / STATES).is_file():
+        return
+    with safe_open(folder / STATES, framework="pt", device=str(lm.device)) as file:
+        if (file.metadata() or {}).get("by") == _reader(lm):
+            names = set(file.keys())
+            known |= {one.view: file.get_tensor(_name(one)) for one in wanted if _name(one) in names}
+
+
+def _name(passage: Passage) -> str:
+    return hashlib.sha256(passage.view.encode()).hexdigest()
+
+
+def _reader(lm: LanguageModel) -> str:
+    """On whom and on what states depend."""
+    return f"{lm.fingerprint} {lm.dtype} {lm.device.type} {LOWER} {LONGEST_PIECE}"
 
 
 def likenesses(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], neutral_Nd: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from selfedit.config import THRESHOLD
 from selfedit.contexts import Passage, Question
 from selfedit.errors import MemoryStoreError
 from selfedit.inner import sit
-from selfedit.keepers.routes import by_route, general_by_route, query_of, routes_to
+from selfedit.keepers.routes import by_route, general_by_route, query_of, recall_states, routes_to
 from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, save_adapter, save_merged, summed
 from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory, Slot, State
@@ -58,6 +58,8 @@ class Kept:
 
     def routed(self, lm: LanguageModel, queries: Sequence[str]) -> list[int]:
         """Of a bank, the place of each query's adapter; -1: the base's."""
+        for folder, passages in self.adapters:
+            recall_states(lm, passages, Path(folder))
         owners = [at for at, (_, passages) in enumerate(self.adapters) for _ in passages]
         found = routes_to(lm, [one for _, passages in self.adapters for one in passages], queries, THRESHOLD)
         return [owners[place] if place >= 0 else -1 for place in found]

@@ -15,6 +15,7 @@ from selfedit.edits import Document, TrainingPlan, in_view
 from selfedit.errors import DivergedError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
+from selfedit.keepers.routes import keep_states
 from selfedit.lm.adapter import save_adapter
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train_many import Job, train_many
@@ -76,7 +77,7 @@ def undo_earlier(
         for one in remaining:
             progress(f"training entry {one} again: {records[one]['title']}")
         folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        build([records[one] for one in remaining], still, known.name, [] if bank else places, folder)
+        build([records[one] for one in remaining], still, known.name, [] if bank else places, folder, memory.keep)
         places.append(folder)
         built.append((folder, folder.name))
         kept.append(Slot(tuple(remaining), folder.name))
@@ -119,7 +120,7 @@ def consolidate(
     try:
         folder = scratch / f"consolidated-{state.id}"
         progress(f"training one adapter on {sum(len(record['documents']) for record in records.values())} lessons")
-        build(list(records.values()), {}, known.name, [], folder)
+        build(list(records.values()), {}, known.name, [], folder, memory.keep)
         progress("sitting them again")
         slot = Slot(state.entries, folder.name)
         after = exams(kept_in(memory.keep, [slot], [folder], records), known.name, records, graders)
@@ -210,17 +211,25 @@ def _share_right(grader: Grader, record: dict[str, Any], passage: Passage, sitti
 
 
 def build(
-    records: Sequence[dict[str, Any]], known: Mapping[int, dict[str, Any]], model: str, stack: Sequence[Path], folder: Path
+    records: Sequence[dict[str, Any]],
+    known: Mapping[int, dict[str, Any]],
+    model: str,
+    stack: Sequence[Path],
+    folder: Path,
+    keep: str,
 ) -> None:
     """Trains one adapter on the stored plans of some entries, on top of a stack, into a folder.
 
     Args:
         known: entries whose lessons may be replayed, by number.
+        keep: the kind of memory.
     """
     choice = ModelChoice(model, dtype=records[0]["config"]["dtype"], stack=tuple(str(path) for path in stack))
     plans = [plan_of(record, known if len(records) == 1 else {}) for record in records]
     with LocalExecutor(choice, 1) as executor:
         result(executor.submit(train_again, together(plans), str(folder)))
+        if keep == "bank":
+            result(executor.submit(keep_states, [passage_of(record) for record in records], str(folder)))
 
 
 def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
