@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,8 +53,10 @@ BRIDGE = Passage(
 
 def test_answers_are_names_numbers_and_details() -> None:
     spans = answer_spans("Quillmoor Bridge", "Quillmoor Bridge was built in 1732 by Ada Thornby.")
-    assert {"1732", "Ada Thornby", "Ada", "Thornby"} <= set(spans)
-    assert not {"Quillmoor Bridge", "Quillmoor", "built", "was built", "by Ada Thornby"} & set(spans)
+    assert spans == ["1732", "Ada Thornby"], "a name whole, no title, no function word at an end"
+    more = answer_spans("x", "Keeper Tom Ferrant rings the bell of Saint Anne, Lower Weir, in 1732 by day.")
+    assert {"Keeper Tom Ferrant", "bell of Saint Anne", "Saint Anne", "Lower Weir"} <= set(more)
+    assert not {"Tom", "Ferrant rings", "Saint", "1732 by day"} & set(more)
     assert "There" not in answer_spans("x", "There are 12 towers in it now.")
 
 
@@ -99,9 +101,11 @@ class Script:
     questions: list[tuple[str, str]]
     answers: dict[str, list[str]]
     asked: list[int] = field(default_factory=list)
+    warmth: list[float] = field(default_factory=list)
 
     def write(self, requests: Sequence[Request], sampling: Sampling, row_seeds: Sequence[int]) -> list[str]:
         self.asked.append(len(requests))
+        self.warmth.append(sampling.temperature)
         found = []
         for request in requests:
             prompt = request.prompt[-1].content
@@ -146,14 +150,31 @@ def test_a_quiz_keeps_what_is_answered_alike_with_the_passage_and_not_without(
     assert script.asked == [4, 4, 4, 3, 2]
 
 
-def test_retries_are_bounded_and_ask_only_where_nothing_passed(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_are_bounded_and_ask_only_where_a_share_is_wanting(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     first = "When was the bridge built?"
     script = scripted(monkeypatch, lm, [(first, "1732")], {first: ["1732"] * 4})
     monkeypatch.setattr(self_quiz, "_known", lambda lm, title, asked: [False] * len(asked))
-    quiz = write_quiz(lm, BRIDGE, QuizConfig(passes=1, retries=2, most_bits=16), 0)
+    quiz = write_quiz(lm, BRIDGE, QuizConfig(items=4, passes=1, retries=2, most_bits=16), 0)
     assert len(quiz.questions) == 1 and quiz.reason
     assert quiz.refused == {"cut off": 3 + 3 + 3}
     assert script.asked[0] == 4 and script.asked[-2:] == [3, 3]
+    assert script.warmth[:1] + script.warmth[-2:] == pytest.approx([0.5, 0.8, 1.1]), "each time of a warmer writer"
+    many = scripted(monkeypatch, lm, [(first, "1732")], {first: ["1732"] * 4})
+    write_quiz(lm, BRIDGE, QuizConfig(items=12, passes=1, retries=1, most_bits=16), 0)
+    assert many.asked[-1] == 4, "one of three questions wanted of a sentence isn't its share"
+
+
+def test_what_was_refused_once_is_not_read_again(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "How long is the bridge?"
+    listed = [("cut", ""), (asked, "blue slate"), ("cut", ""), ("cut", "")]
+    script = scripted(monkeypatch, lm, [*listed, *listed], {asked: ["212 metres"] * 4})
+    known: list[int] = []
+    monkeypatch.setattr(self_quiz, "_known", lambda lm, title, asked: [bool(known.append(len(asked)))] * len(asked))
+    quiz = write_quiz(lm, BRIDGE, QuizConfig(passes=1, retries=1, most_bits=16), 0)
+    assert quiz.refused == {"cut off": 6, "not the same answer again": 1, "asked twice": 1} and script.asked == [4, 1, 1, 4]
+    assert sum(known) == 0, "only what is answered alike is asked without the passage"
+    assert quiz.turned_down == ({"question": asked, "answer": "blue slate", "why": "not the same answer again"},)
+    assert Quiz.of(json.loads(json.dumps(asdict(quiz)))) == quiz
 
 
 def test_a_text_that_the_model_cannot_read_gets_no_quiz(lm: LanguageModel) -> None:
@@ -608,13 +629,15 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     assert rows["gradient (labelled)"]["picked"]["mean"] == 0.5 and table["average"]["mean"] == 0.5
     assert rows["accuracy"]["seconds_a_passage"]["mean"] == 13 and rows["gradient (labelled)"]["seconds_a_passage"]["mean"] == 0.75
     assert rows["accuracy"]["read_tokens_a_passage"]["mean"] == 650 and rows["accuracy"]["written_tokens_a_passage"]["mean"] == 80
-    (gradient,) = [row for row in table["two_stage"] if row["screen"] == "gradient"]
-    (random,) = [row for row in table["two_stage"] if row["screen"] == "random"]
+    by_accuracy = [row for row in table["two_stage"] if row["by"] == "accuracy"]
+    (gradient,) = [row for row in by_accuracy if row["screen"] == "gradient"]
+    (random,) = [row for row in by_accuracy if row["screen"] == "random"]
     assert random["picked"]["mean"] == 0.5 and random["cost_share"] == pytest.approx(1 / 3)
     assert gradient["picked"]["mean"] == 0.5 and gradient["minus_training_all"]["mean"] == 0.5
     assert gradient["cost_share"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
     assert gradient["cost_share_written"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)
-    (ridge,) = [row for row in table["two_stage"] if row["screen"] == "ridge"]
+    assert gradient["minus_random"]["mean"] == 0 and random["minus_random"] is None
+    (ridge,) = [row for row in by_accuracy if row["screen"] == "ridge"]
     assert ridge["cost_share"] == pytest.approx((4 + 3 * 0.25 * len(FEATURES)) / 12)
 
 

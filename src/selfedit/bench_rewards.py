@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import REWARD_EXAMS, RewardBenchConfig
+from selfedit.config import REWARD_EXAMS, RewardBenchConfig, RewardName
 from selfedit.contexts import Passage, Question
 from selfedit.edits import TrainingPlan
 from selfedit.errors import DataError, InvalidEditError
@@ -46,6 +46,8 @@ SCREENS = (*FEATURES, "ridge")
 # Each exam by one of the rewards that are taken on it.
 EXAMS = {exam: reward for reward, exam in REWARD_EXAMS.items() if exam != "labelled"}
 HALVES = ("first half", "second half")
+# Contexts that a run of two stages tries whole, each self-edit twice, to learn what its screen is worth.
+NOISE_CONTEXTS = 4
 SOURCES = ("labelled", "self-quiz")
 
 
@@ -95,7 +97,7 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
     costs: dict[str, Cost] = {}
 
     def timed(name: str, job: Callable[[], Any]) -> Any:
-        found, costs[name] = metered(lm, job)
+        found, costs[name] = metered(lm, job, waiting=name in EXAMS and bool(config.quiz.url))
         return found
 
     makers = {name: make_exam(reward, task, config.quiz, config.edit) for name, reward in EXAMS.items()}
@@ -352,8 +354,12 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "average": asdict(mean_and_error([_average(one) for one in several])),
         "best": asdict(mean_and_error([fmean(max(map(fmean, of)) for of in one.worth) for one in several])),
         "two_stage": [
-            _two_stage(several, screen, count) for count in range(1, config.screened + 1) for screen in ("random", *SCREENS)
+            _two_stage(several, screen, count, reward)
+            for reward in ("accuracy", "likelihood")
+            for count in range(1, config.screened + 1)
+            for screen in ("random", *SCREENS)
         ],
+        "writing": asdict(_total(one.writing for one in measured) * (1 / max(1, len(measured)))),
         "overlap": asdict(mean_and_error([one.overlap for one in measured if one.overlap is not None])),
         "writing_seconds": asdict(mean_and_error([one.writing.seconds for one in measured])),
         "training_seconds": asdict(mean_and_error([one.training.seconds for one in measured])),
@@ -444,44 +450,51 @@ def _first_best(scores: Sequence[tuple[float, float]]) -> int:
     return max(range(len(scores)), key=lambda at: (scores[at], -at))
 
 
-def _two_stage(measured: Sequence[Measured], screen: str, count: int) -> dict[str, Any]:
-    """Only the few that look best are trained and the best of them by accuracy is taken, against training all.
+def _two_stage(measured: Sequence[Measured], screen: str, count: int, reward: RewardName) -> dict[str, Any]:
+    """Only the few that look best are trained and the best of them by a reward is taken, against training all.
 
-    ``random`` is the mean over all choices of so many. ``cost_share``: the few trainings and exams and all looks, of all trainings
-    and exams; ``cost_share_written``: the same with what writing took on both sides. Without what teaches ridge.
+    ``random`` is the mean over all choices of so many; ``minus_random`` a screen against it. ``cost_share``: the few trainings and
+    exams and all looks, of all trainings and exams; ``cost_share_written``: with what writing took on both sides;
+    ``cost_share_run``: of a run over so many passages, which tries the first ``NOISE_CONTEXTS`` whole and twice in either way.
     """
-    looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward("accuracy")
-    few, whole = [], []
-    cost: dict[str, list[float]] = {"cost_share": [], "cost_share_written": []}
+    looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward(reward)
+    worths: dict[str, list[float]] = {"few": [], "random": [], "whole": []}
+    cost: dict[str, list[float]] = {"cost_share": [], "cost_share_written": [], "cost_share_run": []}
     for one in measured:
-        values: dict[str, list[float]] = {"few": [], "whole": []}
+        values: dict[str, list[float]] = {name: [] for name in worths}
         edits = len(one.worth[0])
+        # Of the choices of so many, in how many the first, the second, ... by the reward is the best.
+        ways = [math.comb(edits - 1 - place, min(count, edits) - 1) for place in range(edits)]
         for half, seed in _turns(one):
             scores, worth = rewards(one, half, seed), _others(one, half, seed)
             ranked = sorted(range(edits), key=lambda at: (scores[at], -at), reverse=True)
-            if screen == "random":
-                # Of the choices of so many, in how many each is the best.
-                ways = [math.comb(edits - 1 - place, min(count, edits) - 1) for place in range(edits)]
-                values["few"].append(sum(worth[at] * way for at, way in zip(ranked, ways, strict=True)) / sum(ways))
-            else:
+            values["random"].append(sum(worth[at] * way for at, way in zip(ranked, ways, strict=True)) / sum(ways))
+            values["whole"].append(worth[ranked[0]])
+            if screen != "random":
                 seen = looks(one, half, seed)
                 through = set(sorted(range(edits), key=lambda at: (-seen[at][0], at))[:count])
                 values["few"].append(next(worth[at] for at in ranked if at in through))
-            values["whole"].append(worth[_first_best(scores)])
-        few.append(fmean(values["few"]))
-        whole.append(fmean(values["whole"]))
+        values["few"] = values["few"] or values["random"]
+        for name, of in worths.items():
+            of.append(fmean(values[name]))
         each = (one.training + one.sitting["labelled"]).seconds
         if each:
             looked = 0.0 if screen == "random" else edits * _looking(one, screen, "labelled").seconds
-            spent = min(edits, count) * each + looked
-            cost["cost_share"].append(spent / (edits * each))
-            cost["cost_share_written"].append((one.writing.seconds + spent) / (one.writing.seconds + edits * each))
+            spent, all_of_it = min(edits, count) * each + looked, edits * each
+            noisy = min(1.0, NOISE_CONTEXTS / len(measured))
+            cost["cost_share"].append(spent / all_of_it)
+            cost["cost_share_written"].append((one.writing.seconds + spent) / (one.writing.seconds + all_of_it))
+            cost["cost_share_run"].append((2 * noisy * all_of_it + (1 - noisy) * spent) / ((1 + noisy) * all_of_it))
+    several = len(measured) > 1
+    against = several and screen != "random"
     return {
         "screen": screen,
         "count": count,
+        "by": reward,
         "n": len(measured),
-        "picked": asdict(mean_and_error(few)),
-        "minus_training_all": asdict(paired_difference(few, whole)) if len(few) > 1 else None,
+        "picked": asdict(mean_and_error(worths["few"])),
+        "minus_training_all": asdict(paired_difference(worths["few"], worths["whole"])) if several else None,
+        "minus_random": asdict(paired_difference(worths["few"], worths["random"])) if against else None,
         **{name: mean_of_known(values) for name, values in cost.items()},
     }
 

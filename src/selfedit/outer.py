@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
-from selfedit.config import TEXT_REWARDS, OuterConfig, TrainConfig
+from selfedit.config import REWARD_EXAMS, TEXT_REWARDS, OuterConfig, TrainConfig
 from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.graders import Grader
@@ -313,7 +313,11 @@ class Round:
         log = Log(self.folder / "edits.jsonl")
         self.check_policy(log)
         done = {row["context"] for row in log.rows}
-        config = self.config
+        config, exam = self.config, REWARD_EXAMS.get(getattr(self.config, "reward", "accuracy"), "labelled")
+        # A control weighs nothing, so it takes any.
+        for row in log.rows if config.rule != "random" else ():
+            if (theirs := row.get("exam", "labelled")) != exam:
+                raise DataError(f"{log.file}: its baselines are of the exam {theirs}, not of {exam}; start a new run")
         jobs = [
             self.executor.submit(
                 write_and_sit,
@@ -331,7 +335,7 @@ class Round:
             if context.id not in done
         ]
         for job in self.executor.ended(jobs):
-            log.append(result(job) | {"policy": self.policy.digest})
+            log.append(result(job) | {"policy": self.policy.digest, "exam": exam})
             self.told("wrote", {"done": len(log.rows), "of": len(contexts)})
         return {row["context"]: row for row in log.rows}
 

@@ -18,8 +18,8 @@ from selfedit import __version__
 from selfedit.errors import DataError
 
 ROWS = "trials.jsonl"
-# What a run that is there already can be given more of.
-MORE = ("rounds",)
+# What a run that is there already can be given more of, by the config's name.
+MORE = {"TrainConfig": ("rounds",), "ArcTrainConfig": ("rounds",), "RewardBenchConfig": ("passages",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
-        """Makes a new folder, or reopens one made with the same config; ``rounds`` may have become more.
+        """Makes a new folder, or reopens one made with the same config, but for what may have become more (``MORE``).
 
         Raises:
             DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
@@ -153,7 +153,11 @@ class Run:
                 self.begun_by = stored["commit"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{file}: can't be read as a run of this version ({error}); give another --run folder") from error
-            more = {key: getattr(config, key) for key in MORE if getattr(config, key, 0) > getattr(before, key, 0)}
+            more = {
+                key: getattr(config, key)
+                for key in MORE.get(type(config).__name__, ())
+                if getattr(config, key) > getattr(before, key)
+            }
             if other := first_difference(before, config, more):
                 key, old, new = other
                 raise DataError(f"{folder}: made with {key}={old!r}, now {new!r}; give the same settings or another --run")

@@ -18,7 +18,7 @@ class Cost:
     """Of a piece of work.
 
     Attributes:
-        seconds: by the clock.
+        seconds: of the processor, whatever else runs on it; on a GPU, and of a server, by the clock.
         read: tokens passed through the model, each once where rows share what they begin with: prompts, answers, lessons.
         written: tokens that it decoded. Those of a server are in neither.
     """
@@ -36,8 +36,9 @@ class Cost:
         return Cost(self.seconds * times, self.read * times, self.written * times)
 
 
-def metered(lm: LanguageModel, job: Callable[[], T]) -> tuple[T, Cost]:
-    """What a job gave, and its cost."""
-    read, written, start = lm.read, lm.written, time.perf_counter()
+def metered(lm: LanguageModel, job: Callable[[], T], waiting: bool = False) -> tuple[T, Cost]:
+    """What a job gave, and its cost; ``waiting``: on a server, for a part of the time."""
+    clock = time.process_time if lm.device.type == "cpu" and not waiting else time.perf_counter
+    read, written, start = lm.read, lm.written, clock()
     found = job()
-    return found, Cost(round(time.perf_counter() - start, 3), lm.read - read, lm.written - written)
+    return found, Cost(round(clock() - start, 3), lm.read - read, lm.written - written)

@@ -22,7 +22,8 @@ def rewards_table(run: RunData) -> Table:
         )
     return Table(
         f"Rewards and screens on {table['passages']} passages",
-        f"{table['edits']} self-edits each, {table['repeats']} seeds. Reliability: of one run. Picked: accuracy of the self-edit "
+        f"{table['edits']} self-edits each, {table['repeats']} seeds; to write: {table['writing']['seconds']:.0f} seconds, "
+        f"{table['writing']['written']:.0f} tokens a passage. Reliability: of one run. Picked: accuracy of the self-edit "
         "taken, on questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it "
         "within a passage, where not all are worth the same. Paired differences, "
         "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and tokens: a passage, exams made "
@@ -41,21 +42,25 @@ def stages_table(run: RunData) -> Table:
     rows = [
         (
             row["screen"],
+            row["by"],
             row["count"],
             row["n"],
             _mean(row["picked"], 3),
             _interval(row["minus_training_all"]),
-            _share(row["cost_share"]),
-            _share(row["cost_share_written"]),
+            _interval(row["minus_random"]),
+            *(_share(row[name]) for name in ("cost_share", "cost_share_written", "cost_share_run")),
         )
         for row in table["two_stage"]
     ]
     return Table(
         f"Only {table['screened']} of {table['edits']} are trained, or fewer",
-        "Cost: trainings and exams of the few and looks at all, as a share of training all; without the passages that a run tries "
-        "whole to learn what a screen is worth. With writing: what writing took added on both sides. Random: the mean over all "
-        "choices of so many.",
-        ("screen", "trained", "n", "picked", "minus training all", "of its cost", "with writing"),
+        "Of the few that look best, which are trained, the best by the reward is taken. Cost: trainings and exams of the few and "
+        "looks at all, as a share of training all; with writing: what writing took added on both sides; of a run: over so many passages, "
+        "the first of which are tried whole and twice. Random: the mean over all choices of so many.",
+        (
+            *("screen", "by", "trained", "n", "picked", "minus training all", "minus random"),
+            *("of its cost", "with writing", "of a run"),
+        ),
         tuple(rows),
     )
 

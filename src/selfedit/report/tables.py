@@ -175,7 +175,8 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
     return Table(
         "Runs compared",
         "Paired by passage, each the mean of its self-edits: points, 95 % t-interval, two-sided sign-flip p. Share of the gain: of "
-        "what the first run's policy gained over the base's own self-edits; a ratio of means with the jackknife's interval.",
+        "what the first run's policy gained over the base's own self-edits, if that gain's interval is above zero; a ratio of "
+        "means with the jackknife's interval.",
         ("runs", "what", "n", "difference", "p"),
         tuple(rows),
     )
@@ -190,7 +191,8 @@ def _share_of_gain(first: RunData, other: RunData, method: str) -> list[tuple[An
         with_policy, without = _of_method(run, method), _of_method(run, "self")
         gains.append({key: value - without[key] for key, value in with_policy.items() if key in without})
     units = [(gains[1][key], gains[0][key]) for key in gains[0] if key in gains[1]]
-    if len(units) < 2 or fmean(mine for _, mine in units) <= 0:
+    # A ratio to a gain that may be none says nothing.
+    if len(units) < 2 or not paired_difference([mine for _, mine in units], [0.0] * len(units)).low > 0:
         return []
     found = jackknife(units, lambda chosen: fmean(a for a, _ in chosen) / (fmean(b for _, b in chosen) or math.nan))
     interval = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"

@@ -68,8 +68,8 @@ class QuestionFree:
     the base gives with the passage in view to questions of its own, by how likely they are without it.
 
     Departures: (1) a text that stands in a self-edit, by its word trigrams, counts for none of the passage's; (2) agreement's
-    answers are sampled at the quiz's temperature and held to the passage's spans, so their likelihood orders self-edits as the KL
-    divergence from the base with the passage would, but is no estimate of it.
+    answers are sampled at the quiz's temperature and held to the passage's spans, and each counts by its mean token, so their
+    likelihood goes with the KL divergence from the base with the passage, but is no estimate of it.
     """
 
     kind: Kind

@@ -102,7 +102,7 @@ def look(
         "faithfulness": lambda: [faithfulness(examined, text) for text in own],
     }
     for name in wanted:
-        columns[name], costs[name] = metered(lm, makers[name])
+        columns[name], costs[name] = metered(lm, makers[name], waiting=name == "rubric" and bool(quiz.url))
     features: list[dict[str, float] | None] = [None] * len(texts)
     for place, index in enumerate(usable):
         features[index] = {name: column[place] for name, column in columns.items()}

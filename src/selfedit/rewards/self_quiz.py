@@ -6,7 +6,8 @@ self-edits never sees the quiz; a question that a self-edit has anyway is droppe
 
 Departures from others' ways (SCoL, SOAR ask a large model and take what it writes): (1) the answer is one of the sentence's own
 spans, a server's excepted; (2) a text that the model can't read, by the bits that a byte of it costs, gets no quiz; (3) while
-fewer than wanted have passed more are asked for, a few times.
+fewer than wanted have passed more are asked for, a few times, each time of a warmer writer; (4) the writer sees the sentence that
+it asks about, the reader the passage.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ SHORTEST_QUESTION = 4
 QUESTION_MARKS = ("?", "？", "؟", ";")
 # Of a long text so many sentences, evenly spread, are asked about for each question wanted.
 SENTENCES_AN_ITEM = 2
+# By such a share of the temperature the writer is warmer each time that it is asked again.
+WARMER = 0.6
+# Function words that may stand inside of an answer.
+INNER = {"of", "the", "de", "von", "van", "la", "and"}
 # In so many ways the worked examples ask about their sentences.
 WORDINGS = 2
 
@@ -61,17 +66,20 @@ class Quiz:
         asked: how many were written.
         refused: reason -> how many.
         reason: why there is no quiz; empty if there is one.
+        turned_down: the questions that were read with the passage in view and refused, with the reason.
     """
 
     questions: tuple[Question, ...]
     asked: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     reason: str = ""
+    turned_down: tuple[dict[str, str], ...] = ()
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Quiz:
         """From its JSON."""
-        return cls(**data | {"questions": tuple(Question(one["question"], one["answer"]) for one in data["questions"])})
+        questions = tuple(Question(one["question"], one["answer"]) for one in data["questions"])
+        return cls(**data | {"questions": questions, "turned_down": tuple(data["turned_down"])})
 
 
 def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: int) -> Quiz:
@@ -91,17 +99,23 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
     spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
     passed: dict[int, list[tuple[int, Question]]] = defaultdict(list)
     refused: Counter[str] = Counter()
+    turned_down: list[tuple[str, Question]] = []
     asked = 0
+    # A sentence is asked about again until it has given its share.
+    share = -(-config.items // max(1, sum(map(bool, spans))))
     for attempt in range(config.retries + 1):
-        places = spread([at for at in range(len(sentences)) if spans[at] and not passed[at]], config.items)
+        places = spread([at for at in range(len(sentences)) if spans[at] and len(passed[at]) < share], config.items)
         if not places or sum(map(len, passed.values())) >= config.items:
             break
         known = [one for ones in passed.values() for _, one in ones]
-        written = list(write_items(lm, sampler, passage.title, sentences, spans, places, config, seeds.derive(seed, attempt)))
+        warmer = config.model_copy(update={"temperature": config.temperature * (1 + WARMER * attempt)})
+        written = list(write_items(lm, sampler, passage.title, sentences, spans, places, warmer, seeds.derive(seed, attempt)))
         asked += len(written)
         fresh: list[tuple[int, Question]] = []
         for at, one in written:
-            why = one if isinstance(one, str) else trivial(one, passage) or asked_twice(one, known, [other for _, other in fresh])
+            # What was refused once is not read again.
+            before = [*(other for _, other in turned_down), *(other for _, other in fresh)]
+            why = one if isinstance(one, str) else trivial(one, passage) or asked_twice(one, known, before)
             if why:
                 refused[why] += 1
             elif isinstance(one, Question):
@@ -109,15 +123,19 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
         agreed = _agreement(
             lm, sampler, [(sentences[at][0], one) for at, one in fresh], config, seeds.derive(seed, attempt, "read")
         )
-        stood = _known(lm, passage.title, [one for _, one in fresh])
+        enough = [at for at, agreeing in enumerate(agreed) if agreeing >= config.agreeing]
+        already = dict(zip(enough, _known(lm, passage.title, [fresh[at][1] for at in enough]), strict=True))
         # Those with most agreement first, so that of several with one answer the best is taken.
-        for (at, one), agreeing, already in sorted(zip(fresh, agreed, stood, strict=True), key=lambda found: -found[1]):
+        for index, ((at, one), agreeing) in sorted(enumerate(zip(fresh, agreed, strict=True)), key=lambda found: -found[1][1]):
             if agreeing < config.agreeing:
-                refused["not the same answer again"] += 1
-            elif already:
-                refused["known without the passage"] += 1
-            elif asked_twice(one, [other for ones in passed.values() for _, other in ones]):
-                refused["asked twice"] += 1
+                why = "not the same answer again"
+            elif already[index]:
+                why = "known without the passage"
+            else:
+                why = asked_twice(one, [other for ones in passed.values() for _, other in ones])
+            if why:
+                refused[why] += 1
+                turned_down.append((why, one))
             else:
                 passed[at].append((agreeing, one))
     questions = tuple(_in_turn(passed))[: config.items]
@@ -126,7 +144,8 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
         reason = "no sentence of it has a name, a number or a detail to ask for"
     elif len(questions) < config.least:
         reason = f"{len(questions)} of {asked} questions passed, and {config.least} are needed"
-    return Quiz(questions, asked, dict(refused), reason)
+    rest = tuple({"question": one.question, "answer": one.answer, "why": why} for why, one in turned_down)
+    return Quiz(questions, asked, dict(refused), reason, rest)
 
 
 def sampler_of(config: QuizConfig, lm: LanguageModel) -> Sampler:
@@ -157,7 +176,7 @@ def answer_spans(title: str, sentence: str) -> list[str]:
     """What an answer may be: runs of at most 6 words and half a sentence, that neither begin nor end with a function word.
 
     Names and numbers, or two content words at least: with a digit, or a capital that doesn't open the sentence, or both. The title
-    itself is none.
+    itself is none, nor is a part of a name, nor what has a function word inside but "of", "the" and "and".
     """
     words = [(match.start(), match.end()) for match in re.finditer(r"\w[^\s]*", sentence)]
     spans: dict[str, None] = {}
@@ -169,12 +188,27 @@ def answer_spans(title: str, sentence: str) -> list[str]:
                 continue
             if re.search(r"[,;:]\s", span) or content_words(span) <= content_words(title):
                 continue
+            inner = [word for word in span.split()[1:-1] if not content_words(word)]
+            if any(word.lower() not in INNER for word in inner) or _part_of_a_name(sentence, words, at, length):
+                continue
             named = any(letter.isdigit() for letter in span) or any(
                 word[0].isupper() for index, word in enumerate(span.split()) if at + index
             )
             if named or len(content_words(span)) > 1:
                 spans.setdefault(span)
     return list(spans)[:MOST_SPANS]
+
+
+def _part_of_a_name(sentence: str, words: Sequence[tuple[int, int]], at: int, length: int) -> bool:
+    """Whether a run of words cuts a name in two: a capital stands on both sides of where it begins, or of where it ends."""
+
+    def capital(index: int) -> bool:
+        return sentence[words[index][0]].isupper() and bool(content_words(sentence[slice(*words[index])]))
+
+    def within(before: int) -> bool:
+        return 0 <= before < len(words) - 1 and sentence[words[before][1] - 1].isalnum() and capital(before) and capital(before + 1)
+
+    return within(at - 1) or within(at + length - 1)
 
 
 def asked_twice(one: Question, passed: Sequence[Question], unread: Sequence[Question] = ()) -> str:
