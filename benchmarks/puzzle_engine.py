@@ -21,6 +21,7 @@ from screen_arc import tokens_of
 
 from selfedit import seeds
 from selfedit.bench import flat, flat_of_peft, machine, matmul_peak, with_lora
+from selfedit.cli.common import build_config
 from selfedit.config import ArcEvalConfig, Settings
 from selfedit.lm.batch import Row, encode_document, pad
 from selfedit.lm.buffers import keep_freed_memory
@@ -73,11 +74,12 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--last", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="sets", help="any setting of selfedit eval arc")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    config = ArcEvalConfig()
+    config = build_config(ArcEvalConfig, None, {}, arguments.sets)
     task = ArcTask(config.edit.model_copy(update={"most_tokens": arguments.tokens}))
     lm = load_model(config.model, "cpu", "float32")
     puzzles = sorted(load_puzzles("arc-1", "train"), key=lambda puzzle: (tokens_of(lm, task, puzzle), puzzle.id))

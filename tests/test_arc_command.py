@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from selfedit.puzzles.evaluate import best_fixed, numbered
+from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -105,7 +107,7 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
         row["on_policy"]: row["sitting"] for row in listed[2:] if row["puzzle"] == listed[0]["puzzle"] and row["recipe"] == text
     }
     assert students[False] != students[True], "another student"
-    distinct = {(row["puzzle"], row["on_policy"], row["recipe"]) for row in listed[2:]}
+    distinct = {(row["puzzle"], row["on_policy"], row["recipe"], row["run"]) for row in listed[2:]}
     assert len(distinct) == len(listed) - 2 == table["cost"]["trainings"]
     written = {row["method"]: row["recipe"] for row in table["recipes"]}
     assert written["oracle"] == HAND_MADE.text() and written["best-fixed"] == table["fixed"]
@@ -119,6 +121,61 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
     assert done.returncode == 0, done.stderr
     assert "<svg" in page.read_text() and "Puzzles solved" in page.read_text()
     assert {"recipes-eval.png", "eval-recipes.csv"} <= {file.name for file in (tmp_path / "page-files").iterdir()}
+
+
+def test_equal_recipes_get_trainings_of_their_own(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    flags = (
+        "--data",
+        puzzles,
+        "--limit",
+        1,
+        "--methods",
+        "ttt,oracle",
+        "--edits",
+        3,
+        "--set",
+        "trainings=2",
+        "--model",
+        tiny_model,
+    )
+    done = command("eval", "arc", *flags, "--set", "edit.sampling.temperature=0", *SMALL, "--run", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr
+    recipes, *trials = rows_of(tmp_path / "eval" / "trials.jsonl")
+    assert len({text for text, _ in recipes["written"]["ttt"]}) == 1 and len(recipes["written"]["oracle"]) == 2
+    own = [row for row in trials if row["recipe"] == recipes["written"]["ttt"][0][0]]
+    assert [row["run"] for row in own] == [0, 1] and own[0]["sitting"] != own[1]["sitting"], "another seed"
+    table = json.loads((tmp_path / "eval" / "table.json").read_text())
+    assert table["intervals"]["ttt"]["runs"] == 3 and table["intervals"]["ttt"]["trained"] == 2
+    assert numbered([("a", 1), ("b", 1), ("a", 1), ("a", 2)], 2) == [("a", 0), ("b", 0), ("a", 1), ("a", 0)]
+
+
+def test_of_recipes_that_solved_as_much_the_fields_decide(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    puzzles = {puzzle.id: puzzle for puzzle in load_puzzles(str(run / "data.json"), "")}
+    (first, second) = list(puzzles)[:2]
+    plain = json.loads(HAND_MADE.text())
+    slow, fast = json.loads(HAND_MADE.text()), json.loads(HAND_MADE.text())
+    slow["training"] |= {"learning_rate": 0.0001}
+    fast["training"] |= {"learning_rate": 0.001, "num_train_epochs": 3}
+    texts = [json.dumps(slow), json.dumps(fast), json.dumps(plain)]
+    shutil.rmtree(run / "round-01")
+    (run / "round-01").mkdir()
+    written = [{"context": one, "edits": [{"text": text} for text in texts]} for one in (first, second)]
+    (run / "round-01" / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+
+    def trial(context: str, candidate: int, right: bool) -> dict[str, Any]:
+        answers = [json.dumps([[list(row) for row in wanted]]) if right else "[]" for _, wanted in puzzles[context].test]
+        return {"context": context, "candidate": candidate, "sitting": {"answers": answers}}
+
+    rows = [trial(first, 0, True), trial(second, 1, True), trial(second, 0, False), trial(first, 1, False), trial(second, 2, False)]
+    (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert json.loads(best_fixed(run)) == fast, "both solved one of two; with these epochs half is solved, at that rate a third"
+    rows[4] = trial(second, 2, True)
+    (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert json.loads(best_fixed(run)) == plain, "all of its trials"
 
 
 def without_times(data: Any) -> Any:

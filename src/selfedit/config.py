@@ -417,6 +417,14 @@ class ArcEvalConfig(Frozen):
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("icl", "random", "ttt", "oracle")
     limit: Annotated[int, Field(ge=0, description="first puzzles only; 0: all")] = 0
     edits: Annotated[int, Field(ge=1, le=64, description="recipes a puzzle of each method that writes or draws; averaged")] = 5
+    trainings: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="runs of a recipe with seeds of their own: best-fixed and oracle get so many; equals share them",
+        ),
+    ] = 1
     writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal and seal-writer")] = ""
     oracle: Annotated[str, Field(description="the recipe of the method oracle, as JSON; default: the hand-made one")] = ""
     fixed_of: Annotated[str, Field(description="run whose most successful recipe is best-fixed; default: the writer's")] = ""

@@ -157,7 +157,7 @@ def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, pu
         writing = rows = puzzles * config.edits
         trials = 0 if config.rule == "random" else writing * config.repeats + noise
     else:
-        each = {"icl": 0, "best-fixed": 1, "oracle": 1}
+        each = {"icl": 0, "best-fixed": config.trainings, "oracle": config.trainings}
         trials = puzzles * sum(each.get(method, config.edits) for method in config.methods)
         writing = puzzles * config.edits * sum(method in ("ttt", "seal") for method in config.methods)
     tokens = float(min(config.edit.most_tokens, config.edit.most_steps * config.settings.batch_size * PUZZLE_TOKENS))

@@ -203,18 +203,18 @@ def _git(*words: str) -> str | None:
 
 def first_difference(before: BaseModel, now: BaseModel, aside: Collection[str] = ()) -> tuple[str, Any, Any] | None:
     """The first setting, by its dotted name, that two configs differ in, with both values; those ``aside`` may differ."""
-    old = _flat(before.model_dump(mode="json"))
-    for key, value in _flat(now.model_dump(mode="json")).items():
+    old = flat(before.model_dump(mode="json"))
+    for key, value in flat(now.model_dump(mode="json")).items():
         if key not in aside and old.get(key) != value:
             return key, old.get(key), value
     return None
 
 
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings by their dotted names, as --set takes them."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return found
 
 

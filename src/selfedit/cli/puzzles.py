@@ -36,9 +36,10 @@ from selfedit.cli.common import (
     write_json,
 )
 from selfedit.cli.evaluate import interval_cells, mean_cell, print_cost
-from selfedit.config import ArcEvalConfig
+from selfedit.config import ArcEvalConfig, ArcTrainConfig
 from selfedit.contexts import Rows
 from selfedit.errors import DataError
+from selfedit.runs import first_difference
 
 
 def eval_arc_command(
@@ -98,6 +99,8 @@ def eval_arc_command(
         raise DataError("seal and seal-writer need a trained writer: give --writer RUN")
     if "best-fixed" in resolved.methods and not (resolved.fixed_of or resolved.writer):
         raise DataError("the method best-fixed needs a run of selfedit train arc: give --fixed-of RUN")
+    for name in dict.fromkeys((resolved.writer, resolved.fixed_of)):
+        warn_of_others(resolved, name)
     if dry_run:
         print_config(resolved)
         from selfedit.estimate import estimate_puzzles
@@ -126,18 +129,34 @@ def eval_arc_command(
     show(result)
 
 
+def warn_of_others(resolved: ArcEvalConfig, name: str) -> None:
+    """Says where a run earned its recipes' rewards by other settings than those that they are tried by here."""
+    file = next((of / "run.json" for of in (Path(name), *Path(name).resolve().parents[:2]) if (of / "run.json").is_file()), None)
+    if not name or file is None:
+        return
+    theirs = build_config(ArcTrainConfig, file, {}, [])
+    for section in ("edit", "settings"):
+        if other := first_difference(getattr(theirs, section), getattr(resolved, section), ("sampling.temperature",)):
+            key, before, now = other
+            err.print(
+                f"{name}: its recipes were tried with {section}.{key}={before!r}, here it is {now!r}; give the run's settings, if "
+                "that isn't meant",
+                highlight=False,
+            )
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints what was solved, what it cost, and the paired differences."""
     config = result["config"]
     out.print(
         f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
-        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (different recipes taken as "
+        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (as if trainings were "
         "independent) and by drawing whole puzzles; cells: right ones in the better attempt; valid: recipes that could be trained "
         "by; read: that could be read as first written; bits: entropy of the recipes; tokens: of the items, all epochs.",
         highlight=False,
     )
     table = narrow_table()
-    for name in ("", "solved", "%", "Wilson", "by puzzle", "cells %", "valid %", "read %", "bits", "tokens", "seconds"):
+    for name in ("", "solved", "trained", "%", "Wilson", "by puzzle", "cells %", "valid %", "read %", "bits", "tokens", "seconds"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for method, of in result["methods"].items():
         spread = result["intervals"][method]
@@ -149,6 +168,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(
             method,
             f"{spread['solved']}/{spread['runs']}",
+            str(spread["trained"]),
             mean_cell(of["accuracy"], 100, 0),
             wilson,
             bootstrap,

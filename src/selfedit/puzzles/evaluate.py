@@ -36,7 +36,7 @@ from selfedit.lm.batch import encode_document
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import mark_sitting
-from selfedit.runs import BASE, Run, policy_of, read_rows
+from selfedit.runs import BASE, Run, flat, policy_of, read_rows
 from selfedit.samplers.local import write_edits
 from selfedit.stats import bootstrap, known_figures, mean_and_error, mean_of_known, paired_difference, wilson
 from selfedit.tasks.arc.data import load_puzzles
@@ -58,8 +58,8 @@ CONTROLS: dict[str, tuple[str, ...]] = {
 MEASURES = ("accuracy", "tests", "cells", "logprob", "valid", "readable", "tokens", "read", "steps", "seconds")
 ON_POLICY = ("seal",)
 BY_POLICY = ("seal", "seal-writer")
-# They have one recipe, or none, whatever ``edits`` says.
-ONCE = ("icl", "best-fixed", "oracle")
+# They have one recipe, whatever ``edits`` says.
+FIXED = ("best-fixed", "oracle")
 # How often a random recipe is drawn again that can't be compiled.
 DRAWS = 50
 
@@ -84,8 +84,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Runs what is missing of a run and returns its table.
 
-    Two stages: what each method would train by (a lease a puzzle), then the trials, each distinct recipe of a puzzle once for each
-    student; a group of trials side by side is a lease.
+    Two stages: what each method would train by (a lease a puzzle), then the trials, each distinct recipe of a puzzle
+    ``config.trainings`` times at most for each student, whoever wrote it; a group of trials side by side is a lease.
 
     Args:
         config: methods and settings.
@@ -118,9 +118,9 @@ def evaluate(
         written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
         tried = {_key(row) for row in run.rows if row["kind"] == "trial"}
         groups = [group for puzzle in puzzles for group in _groups(config, puzzle, written[puzzle.id], slots, policy.folder)]
-        of = len(puzzles) + sum(len(texts) for _, _, texts, _, _ in groups)
+        of = len(puzzles) + sum(len(recipes) for _, _, recipes, _, _ in groups)
         told(len(run.rows), of)
-        missing = [one for one in groups if any((one[1].id, one[4] is not None, text) not in tried for text in one[2])]
+        missing = [one for one in groups if any((one[1].id, one[4] is not None, *recipe) not in tried for recipe in one[2])]
         for rows in executor.map(try_recipes, missing):
             run.append(*(row | origin for row in rows if _key(row) not in tried))
             told(len(run.rows), of)
@@ -130,7 +130,7 @@ def evaluate(
 
 def _groups(
     config: ArcEvalConfig, puzzle: Puzzle, row: dict[str, Any], slots: int, policy: str | None
-) -> list[tuple[ArcEvalConfig, Puzzle, tuple[str, ...], int, str | None]]:
+) -> list[tuple[ArcEvalConfig, Puzzle, tuple[Numbered, ...], int, str | None]]:
     """The arguments of ``try_recipes`` for a puzzle; the policy is the student's, None: the base."""
     found = []
     for student in (None, policy) if policy else (None,):
@@ -138,17 +138,31 @@ def _groups(
         methods = [
             method for method in config.methods if method in row["written"] and (method in ON_POLICY) == (student is not None)
         ]
-        texts = list(dict.fromkeys(text for method in methods for text, _ in row["written"][method]))
-        found += [(config, puzzle, tuple(texts[at : at + slots]), slots, student) for at in range(0, len(texts), slots)]
+        recipes = list(dict.fromkeys(one for method in methods for one in numbered(row["written"][method], config.trainings)))
+        found += [(config, puzzle, tuple(recipes[at : at + slots]), slots, student) for at in range(0, len(recipes), slots)]
     return found
 
 
-def _key(row: dict[str, Any]) -> tuple[str, bool, str]:
-    return row["puzzle"], row["on_policy"], row["recipe"]
+# A recipe and which of its training runs.
+Numbered = tuple[str, int]
+
+
+def numbered(written: Sequence[tuple[str, int]], most: int) -> list[Numbered]:
+    """Each of a method's recipes with its training run: of equal ones the first, the second, ... and after ``most`` in turn."""
+    seen: Counter[str] = Counter()
+    found = []
+    for text, _ in written:
+        found.append((text, seen[text] % most))
+        seen[text] += 1
+    return found
+
+
+def _key(row: dict[str, Any]) -> tuple[str, bool, str, int]:
+    return row["puzzle"], row["on_policy"], row["recipe"], row["run"]
 
 
 def assembled(rows: Sequence[dict[str, Any]], config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[dict[str, Any]]:
-    """``{puzzle, trials}`` of each puzzle, a trial for each recipe of each method; equal recipes share theirs."""
+    """``{puzzle, trials}`` of each puzzle, a trial for each recipe of each method; equal recipes share their runs in turn."""
     tried = {_key(row): row for row in rows if row["kind"] == "trial"}
     written = {row["puzzle"]: row for row in rows if row["kind"] == "recipes"}
     found = []
@@ -157,13 +171,14 @@ def assembled(rows: Sequence[dict[str, Any]], config: ArcEvalConfig, puzzles: Se
         trials: list[dict[str, Any]] = []
         for method in config.methods:
             if row["reason"] is not None:
-                count = 1 if method in ONCE else config.edits
+                count = 1 if method == "icl" else config.trainings if method in FIXED else config.edits
                 trials += [_row(method, None, "too long", row["reason"])] * count
             elif method == "icl":
                 trials.append(row["icl"])
             else:
-                for text, attempts in row["written"][method]:
-                    trials.append(tried[puzzle.id, method in ON_POLICY, text] | {"method": method, "attempts": attempts})
+                own = row["written"][method]
+                for (_, attempts), recipe in zip(own, numbered(own, config.trainings), strict=True):
+                    trials.append(tried[puzzle.id, method in ON_POLICY, *recipe] | {"method": method, "attempts": attempts})
         found.append({"puzzle": puzzle.id, "trials": trials})
     return found
 
@@ -181,7 +196,10 @@ def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
 
 
 def best_fixed(run: Path) -> str:
-    """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then by text.
+    """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then field by field.
+
+    Most recipes are tried on one puzzle only, so that many are equal: of them the one whose fields went best in all trials of the
+    run, by the mean over its fields of the share solved of the trials with that value.
 
     Raises:
         DataError: no such run, or nothing was solved in it.
@@ -194,17 +212,31 @@ def best_fixed(run: Path) -> str:
     by_recipe: dict[str, set[str]] = defaultdict(set)
     tried: Counter[str] = Counter()
     hits: Counter[str] = Counter()
+    fields: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in rows:
         recipe = written[row["context"], row["candidate"]]
         sat = row["sitting"]
         right = sat is not None and solved(puzzles[row["context"]], [attempts_of(answer) for answer in sat["answers"]])
         tried[recipe] += 1
         hits[recipe] += right
+        if _is_recipe(recipe):
+            for field in _fields_of(recipe):
+                fields[field].append(right)
         if right:
             by_recipe[recipe].add(row["context"])
     if not by_recipe:
         raise DataError(f"{run}: no recipe there that solved a puzzle; give --fixed-of the folder of a run of selfedit train arc")
-    return min(by_recipe, key=lambda recipe: (-len(by_recipe[recipe]), -hits[recipe] / tried[recipe], recipe))
+
+    def went(recipe: str) -> tuple[int, float, float, str]:
+        by_field = fmean(fmean(fields[field]) for field in _fields_of(recipe))
+        return -len(by_recipe[recipe]), -hits[recipe] / tried[recipe], -by_field, recipe
+
+    return min(by_recipe, key=went)
+
+
+def _fields_of(recipe: str) -> list[tuple[str, str]]:
+    """Each field of a recipe with its value."""
+    return [(name, json.dumps(value)) for name, value in sorted(flat(json.loads(recipe)).items())]
 
 
 def write_recipes(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
@@ -220,31 +252,32 @@ def write_recipes(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
 
 
 def try_recipes(
-    lm: LanguageModel, config: ArcEvalConfig, puzzle: Puzzle, texts: tuple[str, ...], slots: int, policy: str | None
+    lm: LanguageModel, config: ArcEvalConfig, puzzle: Puzzle, recipes: tuple[Numbered, ...], slots: int, policy: str | None
 ) -> list[dict[str, Any]]:
     """A lease: recipes for one puzzle tried side by side, on the policy or (None) on the base; answers only."""
     task = ArcTask(config.edit)
     plans, rows = {}, {}
-    for text in texts:
+    for recipe in recipes:
         try:
-            plans[text] = task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, text))
+            plans[recipe] = task.compile(lm, puzzle, recipe[0], config.settings, _training_seed(config, puzzle, recipe))
         except InvalidEditError as error:
-            rows[text] = _row("", text, "invalid", str(error))
+            rows[recipe] = _row("", recipe[0], "invalid", str(error))
     with policy_standing(lm, policy):
         outcomes = run_trials(lm, [task], [Trial(puzzle, plan) for plan in plans.values()], slots)
-    for (text, plan), found in zip(plans.items(), outcomes, strict=True):
-        rows[text] = _row("", text, found.status, found.reason, *found.sittings) | {
+    for (recipe, plan), found in zip(plans.items(), outcomes, strict=True):
+        rows[recipe] = _row("", recipe[0], found.status, found.reason, *found.sittings) | {
             "tokens": found.tokens,
             "read": plan.settings.epochs * sum(len(encode_document(lm, document).ids) for document in plan.documents),
             "steps": len(found.losses),
             "seconds": round(found.seconds, 2),
             "items": len(plan.documents),
         }
-    return [rows[text] | {"kind": "trial", "puzzle": puzzle.id, "on_policy": policy is not None} for text in texts]
+    common = {"kind": "trial", "puzzle": puzzle.id, "on_policy": policy is not None}
+    return [rows[recipe] | common | {"run": recipe[1]} for recipe in recipes]
 
 
-def _training_seed(config: ArcEvalConfig, puzzle: Puzzle, text: str) -> int:
-    return seeds.derive(config.seed, puzzle.id, "train", text)
+def _training_seed(config: ArcEvalConfig, puzzle: Puzzle, recipe: Numbered) -> int:
+    return seeds.derive(config.seed, puzzle.id, "train", *recipe)
 
 
 def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, int]]:
@@ -253,9 +286,9 @@ def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, 
     if method == "random":
         return [(_drawn(lm, task, puzzle, config, index), 1) for index in range(config.edits)]
     if method == "best-fixed":
-        return [(lease.fixed, 1)] if lease.fixed else []
+        return [(lease.fixed, 1)] * config.trainings if lease.fixed else []
     if method == "oracle":
-        return [(config.oracle or HAND_MADE.text(), 1)]
+        return [(config.oracle or HAND_MADE.text(), 1)] * config.trainings
     with policy_standing(lm, lease.policy if method in BY_POLICY else None):
         written = write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)
     return [(one.edit.text, one.attempts) for one in written]
@@ -268,7 +301,7 @@ def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConf
     for _ in range(DRAWS):
         text = random_recipe(generator, config.edit.extended).text()
         try:
-            task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, text))
+            task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, (text, 0)))
         except InvalidEditError:
             continue
         return text
@@ -307,7 +340,9 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
         methods[method] = {m: asdict(mean_and_error(of)) for m, of in kept.items() if of}
         clusters = [[one["accuracy"] for one in of[method]] for of in graded]
         flat = [value for cluster in clusters for value in cluster]
-        trained = sum(len({trial["recipe"] for trial in row["trials"] if trial["method"] == method}) for row in rows)
+        trained = sum(
+            len({(trial["recipe"], trial.get("run")) for trial in row["trials"] if trial["method"] == method}) for row in rows
+        )
         intervals[method] = {
             "solved": int(sum(flat)),
             "runs": len(flat),

@@ -55,7 +55,7 @@ def stages_table(run: RunData) -> Table:
     return Table(
         f"Only {table['screened']} of {table['edits']} are trained, or fewer",
         "Of the few that look best, which are trained, the best by the reward is taken. Cost: trainings and exams of the few and "
-        "looks at all, as a share of training all; with writing: what writing took added on both sides; of a run: over so many passages, "
+        "looks at all, as a share of training all; with writing: what writing took added on both sides; of a run: over so many, "
         "the first of which are tried whole and twice. Random: the mean over all choices of so many.",
         (
             *("screen", "by", "trained", "n", "picked", "minus training all", "minus random"),
