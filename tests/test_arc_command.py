@@ -156,8 +156,8 @@ def test_of_recipes_that_solved_as_much_the_fields_decide(trained: Path, tmp_pat
     shutil.copytree(trained, run)
     puzzles = {puzzle.id: puzzle for puzzle in load_puzzles(str(run / "data.json"), "")}
     (first, second) = list(puzzles)[:2]
-    plain = json.loads(HAND_MADE.text())
-    slow, fast = json.loads(HAND_MADE.text()), json.loads(HAND_MADE.text())
+    plain, slow, fast = (json.loads(HAND_MADE.text()) for _ in range(3))
+    plain["training"] |= {"learning_rate": 0.0001, "strategy": "train_using_all_tokens"}
     slow["training"] |= {"learning_rate": 0.0001}
     fast["training"] |= {"learning_rate": 0.001, "num_train_epochs": 3}
     texts = [json.dumps(slow), json.dumps(fast), json.dumps(plain)]
@@ -172,7 +172,7 @@ def test_of_recipes_that_solved_as_much_the_fields_decide(trained: Path, tmp_pat
 
     rows = [trial(first, 0, True), trial(second, 1, True), trial(second, 0, False), trial(first, 1, False), trial(second, 2, False)]
     (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert json.loads(best_fixed(run)) == fast, "both solved one of two; with these epochs half is solved, at that rate a third"
+    assert json.loads(best_fixed(run)) == fast, "both solved one of two; at the other rate a third is solved, at this one half"
     rows[4] = trial(second, 2, True)
     (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert json.loads(best_fixed(run)) == plain, "all of its trials"

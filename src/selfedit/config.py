@@ -422,7 +422,7 @@ class ArcEvalConfig(Frozen):
         Field(
             ge=1,
             le=64,
-            description="runs of a recipe with seeds of their own: best-fixed and oracle get so many; equals share them",
+            description="runs of one recipe, each with its own seed: equal recipes share them, the fixed ones have all",
         ),
     ] = 1
     writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal and seal-writer")] = ""

@@ -196,7 +196,7 @@ def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
 
 
 def best_fixed(run: Path) -> str:
-    """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then field by field.
+    """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then by fields.
 
     Most recipes are tried on one puzzle only, so that many are equal: of them the one whose fields went best in all trials of the
     run, by the mean over its fields of the share solved of the trials with that value.
