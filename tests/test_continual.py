@@ -26,7 +26,7 @@ from selfedit.keepers import KEEPERS, keeper
 from selfedit.keepers.base import Cost, Held, Lesson
 from selfedit.keepers.gate import active, anchors_of
 from selfedit.keepers.orthogonal import subspaces
-from selfedit.keepers.routes import keep_states, likenesses, recall_states, routes_to
+from selfedit.keepers.routes import STATES, keep_states, likenesses, recall_states, routes_to
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
@@ -91,6 +91,14 @@ def test_consolidation_puts_one_adapter_in_the_place_of_all(lm: Any) -> None:
     whole, _ = learnt(lm, "consolidate", every=3)
     assert len(whole.adapters) == 1
     assert min(likelihoods(lm, "consolidate", whole)) > max(likelihoods(lm, "merge", Held())) + 0.2
+
+
+def test_a_sleep_may_have_settings_of_its_own(lm: Any) -> None:
+    _, plain = learnt(lm, "consolidate", every=3)
+    gentle, costs = learnt(lm, "consolidate", every=3, sleep_epochs=2 * SETTINGS.epochs, sleep_rate=1e-9, sleep_share=0.5)
+    assert [cost.tokens for cost, _ in costs[:2]] == [cost.tokens for cost, _ in plain[:2]], "lessons are as they were"
+    assert costs[2][0].tokens > 2 * plain[2][0].tokens - costs[0][0].tokens, "twice as often, and the base's own answers beside"
+    assert likelihoods(lm, "consolidate", gentle) == pytest.approx(likelihoods(lm, "merge", Held()), abs=1e-3)
 
 
 def test_a_gate_scales_or_rejects(lm: Any) -> None:
@@ -288,6 +296,9 @@ def test_what_a_passage_is_found_by_is_written_once(lm: Any, tmp_path: Path, mon
     monkeypatch.setattr(lm, "fingerprint", "another")
     recall_states(lm, passages, tmp_path)
     assert passages[0].view not in lm.made["embedded"], "another model's say nothing"
+    (tmp_path / STATES).write_bytes((tmp_path / STATES).read_bytes()[:50])
+    recall_states(lm, passages, tmp_path)
+    assert passages[0].view not in lm.made["embedded"], "what is broken is read anew"
 
 
 def test_general_questions_take_a_method_s_own_way(lm: Any) -> None:

@@ -14,7 +14,7 @@ from selfedit.lm.adapter import Adapter, install, install_stack, new_adapter, st
 from selfedit.lm.batch import soft_targets
 from selfedit.lm.load import load_model
 from selfedit.lm.score import token_log_probabilities
-from selfedit.lm.train import train
+from selfedit.lm.train import schedule_steps, train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general import general_questions
 from selfedit.tasks.general.rehearsal import _asked, rehearsals, rehearsed, rows_of
@@ -73,12 +73,16 @@ def test_the_base_alone_is_rehearsed(tiny_model: Path, cache: Path) -> None:
 def test_a_plan_gets_its_share_drawn_by_its_seed(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     first, again, other = (rows_of(lm, [plan(0.5, 3, seed)])[0] for seed in (0, 0, 1))
-    assert len(first) == 6 == plan(0.5, 3).steps // 10 and [row.soft is None for row in first] == [True] * 3 + [False] * 3
+    assert [row.soft is None for row in first] == [True] * 3 + [False] * 30 and plan(0.5, 3).steps == 60
     assert first == again != other
+    steps = schedule_steps(first, plan(0.5, 3).settings, 0)
+    epochs = [[row for ((row,),) in steps[at : at + 6]] for at in range(0, 60, 6)]
+    assert len(steps) == 60 and all(sum(row.soft is None for row in shown) == 3 for shown in epochs), "the lesson in each epoch"
+    fresh = [row.ids for shown in epochs for row in shown if row.soft is not None]
+    assert len(set(fresh)) == 30, "what is rehearsed is new in each epoch"
     pool = len(rehearsals(lm))
-    assert len(rehearsed(lm, pool + 5, 0)) == pool + 5 and len(set(rehearsed(lm, pool, 0))) == pool, (
-        "each once before one comes twice"
-    )
+    drawn = rehearsed(lm, pool + 5, 1, 0)
+    assert len(drawn) == pool + 5 and len({row.ids for row in drawn[:pool]}) == len({row.ids for row in rehearsals(lm)})
     assert len(rows_of(lm, [plan(0.0, 3)])[0]) == 3
 
 

@@ -457,6 +457,10 @@ class KeepConfig(Frozen):
     replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among old and new ones")] = 0.5
     every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
     sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
+    sleep_rate: Annotated[float, Field(ge=0, description="consolidate: learning rate; 0: a lesson's")] = 0.0
+    sleep_share: Annotated[
+        float, Field(ge=0, lt=1, description="consolidate: share of the base's own answers in it; 0: a lesson's")
+    ] = 0.0
     exam_drop: Annotated[float, Field(ge=0, le=1, description="gate: share of anchors that may be lost")] = 0.07
     bits: Annotated[float, Field(ge=0, description="gate: bits a token that the anchors' golds may lose")] = 0.08
     divergence: Annotated[float, Field(ge=0, description="gate: bits a token of KL divergence at the old answers")] = 0.7

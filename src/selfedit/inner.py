@@ -83,7 +83,7 @@ def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
     sittings = _examine(lm, tasks, trials, trained, slots)
     examined = (time.perf_counter() - began) / max(1, len(trials))
     spent = time.perf_counter() - start
-    weights = [job.settings.epochs * sum(len(row.ids) for row in job.rows) for job in jobs]
+    weights = [sum(len(row.ids) * (job.settings.epochs if row.epoch is None else 1) for row in job.rows) for job in jobs]
     outcomes = []
     for trial, result, sat, weight in zip(trials, trained, sittings, weights, strict=True):
         seconds = spent * weight / sum(weights)

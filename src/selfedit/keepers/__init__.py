@@ -22,7 +22,7 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
     "last-layers": lambda config: LastLayers(config.last_layers),
     "gate": lambda config: Gate(config.exam_drop, config.bits, config.divergence),
     "replay": lambda config: Replay(config.replay_share),
-    "consolidate": lambda config: Consolidate(config.every, config.sleep_epochs),
+    "consolidate": lambda config: Consolidate(config.every, config.sleep_epochs, config.sleep_rate, config.sleep_share),
     "orthogonal": lambda config: Orthogonal(),
     "distil": lambda config: Distil(config.distil_share),
     "retention": lambda config: Retention(config.retention_weight, config.remembered),

@@ -15,17 +15,28 @@ from selfedit.tasks.general.rehearsal import rows_of
 
 @dataclass(frozen=True)
 class Consolidate(Keeper):
-    """After every ``every`` commits; ``epochs`` passes over everything, 0: as many as a lesson has."""
+    """After every ``every`` commits.
+
+    Attributes:
+        epochs: passes over everything.
+        rate: learning rate.
+        share: of the base's own answers among what is trained on (rehearsal).
+
+    What is 0 is as in a lesson.
+    """
 
     every: int
     epochs: int
+    rate: float
+    share: float
 
     def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
         """One adapter for all lessons; if it diverges, or a gate refuses it, everything stays for another ``every`` commits."""
         if held.pending < self.every:
             return held
         documents = tuple(document for lesson in held.lessons for document in lesson.edits[0])
-        chosen = settings.model_copy(update={"epochs": self.epochs or settings.epochs})
+        own = {"epochs": self.epochs, "learning_rate": self.rate, "rehearsal": self.share}
+        chosen = settings.model_copy(update={name: value for name, value in own.items() if value})
         (rows,) = rows_of(lm, [TrainingPlan(documents, chosen, seed)])
         (trained,) = train_many(lm, [Job(rows, chosen, seed)], 1)
         if isinstance(trained, DivergedError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -122,7 +123,8 @@ def recall_states(lm: LanguageModel, passages: Sequence[Passage], folder: Path) 
     wanted = [passage for passage in passages if passage.view not in known]
     if not wanted or not (folder / STATES).is_file():
         return
-    with safe_open(folder / STATES, framework="pt", device=str(lm.device)) as file:
+    # A file that can't be read is made up for.
+    with suppress(OSError, SafetensorError), safe_open(folder / STATES, framework="pt", device=str(lm.device)) as file:
         if (file.metadata() or {}).get("by") == _reader(lm):
             names = set(file.keys())
             known |= {one.view: file.get_tensor(_name(one)) for one in wanted if _name(one) in names}

@@ -38,11 +38,13 @@ class Row:
         ids: token ids.
         unlabelled: the number of leading tokens without loss; the first token of a sequence never has any.
         soft: what the labelled tokens are held against; None: each against itself.
+        epoch: the only epoch of a training (0-based) that has it; None: every one.
     """
 
     ids: tuple[int, ...]
     unlabelled: int
     soft: SoftTargets | None = None
+    epoch: int | None = None
 
     @property
     def labelled(self) -> int:

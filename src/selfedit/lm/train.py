@@ -139,12 +139,13 @@ def descend(
 
 
 def schedule_steps(rows: Sequence[Item], settings: Settings, seed: int) -> list[list[list[Item]]]:
-    """Optimiser steps, each a list of batches, each a list of rows; every epoch is a new permutation."""
+    """Optimiser steps, each a list of batches, each a list of rows; every epoch is a new permutation of the rows that it has."""
     generator = torch.Generator().manual_seed(seed)
     steps = []
-    for _ in range(settings.epochs):
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        batches = [[rows[i] for i in order[at : at + settings.batch_size]] for at in range(0, len(order), settings.batch_size)]
+    for epoch in range(settings.epochs):
+        shown = [row for row in rows if getattr(row, "epoch", None) in (None, epoch)]
+        order = torch.randperm(len(shown), generator=generator).tolist()
+        batches = [[shown[i] for i in order[at : at + settings.batch_size]] for at in range(0, len(order), settings.batch_size)]
         steps += [batches[at : at + settings.accumulation] for at in range(0, len(batches), settings.accumulation)]
     return steps
 

@@ -45,17 +45,19 @@ def rows_of(lm: LanguageModel, plans: Sequence[TrainingPlan]) -> list[tuple[Row,
         documents = list(dict.fromkeys(one for plan in plans if plan.settings.distil == share for one in plan.documents))
         known |= {(one, share): row for one, row in zip(documents, taught(lm, documents, share), strict=True)}
     own_rows = [tuple(known[one, plan.settings.distil] for one in plan.documents) for plan in plans]
-    return [(*own, *rehearsed(lm, plan.rehearsals, plan.seed)) for own, plan in zip(own_rows, plans, strict=True)]
+    return [
+        (*own, *rehearsed(lm, plan.rehearsals, plan.settings.epochs, plan.seed)) for own, plan in zip(own_rows, plans, strict=True)
+    ]
 
 
-def rehearsed(lm: LanguageModel, count: int, seed: int) -> list[Row]:
-    """So many of the ``rehearsals``, drawn by a plan's seed; each of them once before one comes twice."""
+def rehearsed(lm: LanguageModel, count: int, epochs: int, seed: int) -> list[Row]:
+    """So many of the ``rehearsals`` for each epoch, drawn by a plan's seed; each of them once before one comes twice."""
     found: list[Row] = []
     chance = random.Random(seeds.derive(seed, "rehearsal"))
-    while len(found) < count:
+    while len(found) < count * epochs:
         rows = rehearsals(lm)
-        found += chance.sample(rows, min(len(rows), count - len(found)))
-    return found
+        found += chance.sample(rows, min(len(rows), count * epochs - len(found)))
+    return [replace(row, epoch=at // count) for at, row in enumerate(found)]
 
 
 def rehearsals(lm: LanguageModel) -> list[Row]:
