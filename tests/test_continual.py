@@ -18,7 +18,7 @@ import torch
 
 from selfedit.config import ContinualConfig, KeepConfig, Settings
 from selfedit.contexts import Passage, Question
-from selfedit.continual import Commit, commit
+from selfedit.continual import Commit, commit, sequences
 from selfedit.edits import Document, Message
 from selfedit.errors import DataError
 from selfedit.graders.text import ExactMatchGrader
@@ -30,7 +30,7 @@ from selfedit.keepers.routes import STATES, keep_states, likenesses, recall_stat
 from selfedit.lm.adapter import new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
-from selfedit.matrix import halves, table
+from selfedit.matrix import halves, related, table
 from selfedit.tasks.general import general_questions, load_general, sit_general
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
@@ -384,9 +384,26 @@ def test_the_figures_of_hand_made_rows() -> None:
     assert replay["retained"] == pytest.approx(3 / 4) and replay["retention"] == pytest.approx(9 / 7)
     assert replay["forgetting"] == pytest.approx(-0.25) and "general" not in replay
     assert [[cell and cell["mean"] for cell in line] for line in found["matrix"]["merge"]] == [[0.25, 0], [0.75, None], [0.5, 0.5]]
-    differences = {row["measure"]: row["mean"] for row in found["differences"]}
+    to_base = {row["measure"]: row["mean"] for row in found["differences"] if row["control"] == "base"}
+    assert to_base == pytest.approx({"general_share": -0.25, "general_right": merge["general_right"], "text_share": -0.25})
+    differences = {row["measure"]: row["mean"] for row in found["differences"] if row["control"] == "merge"}
     assert differences == pytest.approx({"immediate": 0, "retained": 1 / 3, "along": 2 / 3, "bare": -1 / 2, "retention": 4 / 7})
     assert found["questions"] == found["counted"] == 8
+
+
+def test_sequences_are_drawn_apart_from_another_run_and_with_pairs_where_they_are_wanted(tmp_path: Path) -> None:
+    question = (Question("Which?", "gold"),)
+    passages = [Passage(f"T{n // 3}", f"Text {n}.", question) for n in range(24)]
+    config = ContinualConfig(sequences=4, passages=3, related=0.5)
+    drawn = sequences(config, passages)
+    assert related(drawn) == 2, "two have a pair, and none of the others by chance"
+    (tmp_path / "sequences.json").write_text(json.dumps({"sequences": [[one.id for one in own] for own in drawn], "elsewhere": []}))
+    apart = sequences(config.model_copy(update={"without": str(tmp_path)}), passages)
+    assert not {one.id for own in apart for one in own} & {one.id for own in drawn for one in own}
+    with pytest.raises(DataError, match="without those of"):
+        sequences(config.model_copy(update={"without": str(tmp_path), "sequences": 5}), passages)
+    with pytest.raises(DataError, match="no run of selfedit continual"):
+        sequences(config.model_copy(update={"without": str(tmp_path / "none")}), passages)
 
 
 def test_questions_that_a_method_sees_are_not_counted_for_any() -> None:

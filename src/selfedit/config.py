@@ -493,6 +493,7 @@ class ContinualConfig(Frozen):
     sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 5
     passages: Annotated[int, Field(ge=1, description="passages a sequence")] = 8
     related: Annotated[float, Field(ge=0, le=1, description="share of sequences with two passages of one title")] = 0.5
+    without: Annotated[str, Field(description="a run of selfedit continual, none of whose passages are drawn")] = ""
     exam_every: Annotated[
         int, Field(ge=1, description="all passages so far are examined after every so many commits; the newest after each")
     ] = 1

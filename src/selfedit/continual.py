@@ -166,17 +166,19 @@ def _written(
 
 
 def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list[Passage]]:
-    """Disjoint sequences; in the first ``related`` share of them two passages have one title, where the data have such.
+    """Disjoint sequences; in the first ``related`` share of them two passages have one title, in the others none if that can be.
 
     Raises:
-        DataError: too few passages.
+        DataError: too few passages; no such run as ``config.without`` names.
     """
     needed = config.sequences * config.passages
-    usable = [passage for passage in passages if passage.questions]
+    left_out = passages_of_run(Path(config.without)) if config.without else set()
+    usable = [passage for passage in passages if passage.questions and passage.id not in left_out]
     if len(usable) < needed:
         raise DataError(
             f"{config.sequences} sequences of {config.passages} need {needed} passages with questions, and "
-            f"{', '.join(config.data)} has {len(usable)}; give fewer, or more data"
+            f"{', '.join(config.data)} has {len(usable)}{' without those of ' + config.without if left_out else ''}; "
+            "give fewer, or more data"
         )
     rest = sorted(usable, key=lambda passage: seeds.derive(config.seed, "draw", passage.id))
     found: list[list[Passage]] = [[] for _ in range(config.sequences)]
@@ -190,9 +192,23 @@ def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list
         rest = [passage for passage in rest if passage not in pair]
     for own in found:
         while len(own) < config.passages:
-            own.append(rest.pop(0))
+            titles = {passage.title for passage in own}
+            own.append(rest.pop(next((at for at, passage in enumerate(rest) if passage.title not in titles), 0)))
         own.sort(key=lambda passage: seeds.derive(config.seed, "order", passage.id))
     return found
+
+
+def passages_of_run(run: Path) -> set[str]:
+    """The ids of what a run's sequences hold.
+
+    Raises:
+        DataError: no such run.
+    """
+    try:
+        listed = json.loads((run / "sequences.json").read_text(encoding="utf-8"))["sequences"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{run}: no run of selfedit continual ({error}); give --set without= the folder of one") from error
+    return {passage for sequence in listed for passage in sequence}
 
 
 def elsewhere(config: ContinualConfig, drawn: Sequence[Sequence[Passage]], passages: Sequence[Passage]) -> tuple[Passage, ...]:

@@ -36,6 +36,8 @@ TESTED = {
     "general_right": "points",
     "text": "nats",
 }
+# What the base's own figure is taken off already: as shares of it, or points.
+AGAINST_BASE = {"general_share": "%", "general_right": "points", "text_share": "%"}
 # What lies beyond a sequence.
 BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
 
@@ -81,7 +83,8 @@ def table(
     after the last one. ``routed, found``: at the last step's exam;
     ``routed_bare, found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
 
-    The control of every difference is ``config.methods[0]``; a sequence without one of the two figures is left out of it.
+    The control of a difference is ``config.methods[0]``, and of what became of general knowledge the base too; a sequence without
+    one of the two figures is left out of it.
     """
     base = {row["sequence"]: row for row in rows if row["method"] == BASE_METHOD}
     figures: dict[str, dict[int, dict[str, float]]] = {}
@@ -236,6 +239,12 @@ def _differences(figures: dict[str, dict[int, dict[str, float]]], control: str) 
             else:
                 values = asdict(paired_difference([one[0] for one in units], [one[1] for one in units]))
             found.append({"method": method, "control": control, "measure": name, "unit": unit, **values})
+    for method, of in figures.items():
+        for name, unit in AGAINST_BASE.items():
+            changes = [one[name] for one in of.values() if not math.isnan(one.get(name, math.nan))]
+            if changes:
+                values = asdict(paired_difference(changes, [0.0] * len(changes)))
+                found.append({"method": method, "control": BASE_METHOD, "measure": name, "unit": unit, **values})
     return found
 
 

@@ -169,10 +169,13 @@ def show(result: dict[str, Any]) -> None:
     )
     out.print(beyond)
     if result["differences"]:
-        out.print(f"Paired differences to {config['methods'][0]}, 95 % interval, two-sided sign-flip p (retention: jackknife):")
+        first = config["methods"][0]
+        out.print(f"Paired differences to {first}, or to the base, 95 % interval, two-sided sign-flip p (retention: jackknife):")
         differences = _columns("n", "difference", "p")
         for row in result["differences"]:
-            differences.add_row(escape(f"{row['method']}: {row['measure']}, {row['unit']}"), str(row["n"]), *_interval_cells(row))
+            to_base = " to the base" if row["control"] != first else ""
+            label = f"{row['method']}: {row['measure']}{to_base}, {row['unit']}"
+            differences.add_row(escape(label), str(row["n"]), *_interval_cells(row))
         out.print(differences)
     for method, matrix in result["matrix"].items():
         if matrix and len(matrix[0]) <= 12:

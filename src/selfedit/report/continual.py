@@ -54,7 +54,7 @@ def kept_table(run: RunData) -> Table:
 
 
 def kept_differences_table(run: RunData) -> Table:
-    """Every method against the first one, each measure in its unit."""
+    """Every method against the first one, of general knowledge against the base too; each measure in its unit."""
     rows = []
     for row in (run.table or {})["differences"]:
         scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
