@@ -313,7 +313,8 @@ class Round:
         log = Log(self.folder / "edits.jsonl")
         self.check_policy(log)
         done = {row["context"] for row in log.rows}
-        config, exam = self.config, REWARD_EXAMS.get(getattr(self.config, "reward", "accuracy"), "labelled")
+        config = self.config
+        exam = "labelled" if isinstance(self.exam, Labelled) else REWARD_EXAMS[config.reward]
         # A control weighs nothing, so it takes any.
         for row in log.rows if config.rule != "random" else ():
             if (theirs := row.get("exam", "labelled")) != exam:

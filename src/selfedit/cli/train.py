@@ -258,6 +258,10 @@ def _resolved(
         if resolved.rule != "random":
             raise DataError(f"--control-of goes with --rule random, not with {resolved.rule}")
         theirs = build_config(kind, Path(resolved.control_of) / "run.json", {}, [])
+        if theirs.algorithm == "dpo":
+            raise DataError(
+                f"{resolved.control_of}: trained by preferences, which a control at random has none of; name a run of rest-em"
+            )
         if other := first_difference(theirs, resolved, OF_A_CONTROL):
             name, before, now = other
             raise DataError(f"{resolved.control_of}: has {name}={before!r}, the control {now!r}; only the rule may differ")
@@ -284,8 +288,8 @@ def _train_on(
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     drawn_by_round = draw(resolved, contexts)
-    opened, resolved = open_run(folder, resolved, resume)
     check_begun(folder, drawn_by_round)
+    opened, resolved = open_run(folder, resolved, resume)
     write_json(folder / "data.json", stored([context for part in drawn_by_round for context in part]))
     with work_bar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)

@@ -219,7 +219,7 @@ def best_fixed(run: Path) -> str:
         right = sat is not None and solved(puzzles[row["context"]], [attempts_of(answer) for answer in sat["answers"]])
         tried[recipe] += 1
         hits[recipe] += right
-        if _is_recipe(recipe):
+        if sat is not None and _is_recipe(recipe):
             for field in _fields_of(recipe):
                 fields[field].append(right)
         if right:
@@ -236,7 +236,9 @@ def best_fixed(run: Path) -> str:
 
 def _fields_of(recipe: str) -> list[tuple[str, str]]:
     """Each field of a recipe with its value."""
-    return [(name, json.dumps(value)) for name, value in sorted(flat(json.loads(recipe)).items())]
+    return [
+        (name, json.dumps(value)) for name, value in sorted(flat(parse_recipe(recipe, free=True).model_dump(mode="json")).items())
+    ]
 
 
 def write_recipes(lm: LanguageModel, lease: Lease) -> dict[str, Any]:

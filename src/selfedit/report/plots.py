@@ -43,7 +43,6 @@ STYLE: Any = {
     "figure.dpi": 150.0,
     "savefig.bbox": "tight",
 }
-# Half-width of a 95 % interval in standard errors, near enough for more than 30 passages.
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ QUESTION_MARKS = ("?", "？", "؟", ";")
 # Of a long text so many sentences, evenly spread, are asked about for each question wanted.
 SENTENCES_AN_ITEM = 2
 # By such a share of the temperature the writer is warmer each time that it is asked again.
-WARMER = 0.6
+WARMER, WARMEST = 0.6, 2.0
 # Function words that may stand inside of an answer.
 INNER = {"of", "the", "de", "von", "van", "la", "and"}
 # In so many ways the worked examples ask about their sentences.
@@ -79,7 +79,7 @@ class Quiz:
     def of(cls, data: dict[str, Any]) -> Quiz:
         """From its JSON."""
         questions = tuple(Question(one["question"], one["answer"]) for one in data["questions"])
-        return cls(**data | {"questions": questions, "turned_down": tuple(data["turned_down"])})
+        return cls(**data | {"questions": questions, "turned_down": tuple(data.get("turned_down", ()))})
 
 
 def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: int) -> Quiz:
@@ -108,13 +108,18 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
         if not places or sum(map(len, passed.values())) >= config.items:
             break
         known = [one for ones in passed.values() for _, one in ones]
-        warmer = config.model_copy(update={"temperature": config.temperature * (1 + WARMER * attempt)})
+        warmer = config.model_copy(
+            update={"temperature": max(config.temperature, min(WARMEST, config.temperature * (1 + WARMER * attempt)))}
+        )
         written = list(write_items(lm, sampler, passage.title, sentences, spans, places, warmer, seeds.derive(seed, attempt)))
         asked += len(written)
         fresh: list[tuple[int, Question]] = []
         for at, one in written:
             # What was refused once is not read again.
-            before = [*(other for _, other in turned_down), *(other for _, other in fresh)]
+            before = [
+                *(other for _, other in turned_down if isinstance(one, Question) and other.answer == one.answer),
+                *(other for _, other in fresh),
+            ]
             why = one if isinstance(one, str) else trivial(one, passage) or asked_twice(one, known, before)
             if why:
                 refused[why] += 1
