@@ -130,7 +130,7 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
         except InvalidEditError:
             continue
     outcomes = timed("trials", lambda: run_trials(lm, list(exams.values()), [trial for *_, trial in planned], slots))
-    sittings = {name: exam.cost + first_sitting[name] * -1 for name, exam in exams.items()}
+    sittings = {name: exam.cost - first_sitting[name] for name, exam in exams.items()}
     return {
         "passage": passage.id,
         "title": passage.title,
@@ -267,7 +267,7 @@ class Measured:
         each = 1 / max(1, len(row["trials"]))
         # In one order, whether the row comes from its file or not: sums of floats.
         sat = {name: Cost(**cost) * each for name, cost in sorted(row["sittings"].items())}
-        training = Cost(**row["costs"]["trials"]) * each + _total(sat.values()) * -1
+        training = Cost(**row["costs"]["trials"]) * each - _total(sat.values())
         sat["labelled"] = sat.pop(first) + sat.pop(second)
         making = {name: Cost(**row["costs"][name]) for name in EXAMS} | {"labelled": Cost()}
         own = questions.get("self-quiz", ())

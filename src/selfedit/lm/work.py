@@ -31,6 +31,10 @@ class Cost:
         """Of both together."""
         return Cost(self.seconds + other.seconds, self.read + other.read, self.written + other.written)
 
+    def __sub__(self, other: Cost) -> Cost:
+        """Without a part of it."""
+        return self + other * -1
+
     def __mul__(self, times: float) -> Cost:
         """Of the same done so many times."""
         return Cost(self.seconds * times, self.read * times, self.written * times)

@@ -115,15 +115,14 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
         asked += len(written)
         fresh: list[tuple[int, Question]] = []
         for at, one in written:
+            if isinstance(one, str):
+                refused[one] += 1
+                continue
             # What was refused once is not read again.
-            before = [
-                *(other for _, other in turned_down if isinstance(one, Question) and other.answer == one.answer),
-                *(other for _, other in fresh),
-            ]
-            why = one if isinstance(one, str) else trivial(one, passage) or asked_twice(one, known, before)
-            if why:
+            before = [*(other for _, other in turned_down if other.answer == one.answer), *(other for _, other in fresh)]
+            if why := trivial(one, passage) or asked_twice(one, known, before):
                 refused[why] += 1
-            elif isinstance(one, Question):
+            else:
                 fresh.append((at, one))
         agreed = _agreement(
             lm, sampler, [(sentences[at][0], one) for at, one in fresh], config, seeds.derive(seed, attempt, "read")
