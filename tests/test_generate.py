@@ -16,7 +16,7 @@ from selfedit.lm.generate import generate
 from selfedit.lm.load import load_model
 from selfedit.samplers import base, local
 from selfedit.samplers.base import Written
-from selfedit.samplers.local import write_edits
+from selfedit.samplers.local import write_all_edits, write_edits
 from selfedit.tasks.knowledge.data import almanac
 from selfedit.tasks.knowledge.prompts import edit_prompts, exam_prompt
 from selfedit.tasks.knowledge.task import KnowledgeTask
@@ -77,19 +77,29 @@ def test_candidates_differ_and_are_reproducible(lm: Any) -> None:
 
 
 def test_duplicates_are_resampled_a_bounded_number_of_times(lm: Any, monkeypatch: Any) -> None:
-    calls: list[list[int]] = []
+    calls: list[list[tuple[str, int]]] = []
 
-    def fake(
-        _sampler: Any, _task: Any, _context: Any, candidates: list[int], _sampling: Any, _seed: int, attempt: int
-    ) -> list[Written]:
-        calls.append(candidates)
-        texts = ["same" if index < 2 or attempt == 0 else f"new {index}" for index in candidates]
+    def fake(_sampler: Any, _task: Any, candidates: Any, _sampling: Any, _seed: int, attempt: int) -> list[Written]:
+        calls.append([(context.title, index) for context, index in candidates])
+        texts = [
+            f"{index}" if context.title == "U" else "same" if index < 2 or attempt == 0 else f"new {index}"
+            for context, index in candidates
+        ]
         return [Written(SelfEdit("x", "s", text), ()) for text in texts]
 
     monkeypatch.setattr(base, "_batch", fake)
-    edits = write_edits(lm, KnowledgeTask(EditConfig()), Passage("T", "x"), 3, Sampling(), 0)
-    assert calls == [[0, 1, 2], [1, 2], [1]]
-    assert [one.edit.text for one in edits] == ["same", "same", "new 2"]
+    contexts = [Passage("T", "x"), Passage("U", "y")]
+    first, second = write_all_edits(lm, KnowledgeTask(EditConfig()), contexts, 3, Sampling(), 0)
+    assert calls == [[(title, index) for title in "TU" for index in range(3)], [("T", 1), ("T", 2)], [("T", 1)]]
+    assert [one.edit.text for one in first] == ["same", "same", "new 2"]
+    assert [one.edit.text for one in second] == ["0", "1", "2"]
+
+
+def test_what_is_written_about_a_context_does_not_depend_on_the_others(lm: Any) -> None:
+    contexts = [Passage("T", "One sentence. Another."), Passage("U", "Something else stands here.")]
+    task, sampling = KnowledgeTask(EditConfig()), Sampling(max_new_tokens=12)
+    together = write_all_edits(lm, task, contexts, 2, sampling, 3)
+    assert together == [write_edits(lm, task, context, 2, sampling, 3) for context in contexts]
 
 
 def test_base_models_too(base_lm: Any, tiny_base_model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from selfedit.lm.score import log_probabilities
 from selfedit.lm.stack import Slots, slots_that_fit
 from selfedit.lm.train import Trained, train
 from selfedit.lm.train_many import Job, train_many
-from selfedit.tasks.knowledge.task import KnowledgeTask
+from selfedit.tasks.base import Asked
+from selfedit.tasks.knowledge.exam import Paper, sit_exams
+from selfedit.tasks.knowledge.task import KnowledgeTask, Together
 from test_train import rows_of
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text", "smollm3")
@@ -254,6 +257,27 @@ def test_batched_answers_equal_one_by_one(family_lm: LanguageModel, layers: str)
     assert together == alone
     assert len(set(together)) >= len(adapters)
     assert likelihoods == pytest.approx(alone_likelihoods, abs=1e-4)
+
+
+def test_exams_sat_together_are_those_sat_apart(lm: LanguageModel) -> None:
+    passages = [
+        Passage(title, "Text.", (Question("Who built it?", "Ada", paraphrases=("Its builder?",)), Question("When was that?", "In 1811")))
+        for title in ("Bridge", "Tower", "Mill")
+    ]
+    papers = {passages[0].id: (Paper(passages[2], (Asked(passages[2].questions[1], 0, paraphrase=False),), "titled"),)}
+    together = Together(EditConfig(), forms=("titled", "bare"), elsewhere=papers)
+    seats = [(0, passages[0]), (1, passages[1]), (1, passages[0])]
+    with seated(lm, adapters_of(lm, "last:2"), "last:2").installed():
+        sat = together.examine(lm, seats, 1)
+        titled, bare = (KnowledgeTask(EditConfig(), form=form).examine(lm, seats, 1) for form in ("titled", "bare"))
+        far = sit_exams(lm, [replace(paper, slot=slot) for slot in (0, 1) for paper in papers[passages[0].id]], 1)
+    assert [len(sitting.answers) for sitting in sat] == [len(together.asked(passage)) for _, passage in seats] == [6, 5, 6]
+    expected = [[titled[0], bare[0], far[0]], [titled[1], bare[1]], [titled[2], bare[2], far[1]]]
+    for (_, passage), sitting, own in zip(seats, sat, expected, strict=True):
+        found = together.apart(passage, sitting)
+        assert [one.answers for one in found] == [one.answers for one in own]
+        for one, alone in zip(found, own, strict=True):
+            assert one.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-5)
 
 
 def test_below_the_adapted_layers_a_prompt_is_read_once_for_all_slots(lm: LanguageModel) -> None:

@@ -43,7 +43,7 @@ from selfedit.runs import Run, policy_of
 from selfedit.tasks.base import Sitting
 from selfedit.tasks.general.rehearsal import rows_of
 from selfedit.tasks.knowledge.exam import Paper
-from selfedit.tasks.knowledge.task import Elsewhere, KnowledgeTask
+from selfedit.tasks.knowledge.task import Together
 
 # Exams that are sat in one batch.
 PASSAGES_AT_ONCE = 8
@@ -74,8 +74,9 @@ def evaluate_corpus(
         done = {row["passage"] for row in run.rows if row["kind"] == "passage"}
         waiting = [passage for passage in passages if passage.id not in done]
         told(len(run.rows))
-        for row in executor.map(write_about, [(lease,) for lease in leases(config, passages, waiting, run, policy, others)]):
-            run.append(row | {"policy": policy.digest})
+        for rows in executor.map(write_about, [(lease,) for lease in leases(config, passages, waiting, run, policy, others)]):
+            for row in rows:
+                run.append(row | {"policy": policy.digest})
             told(len(run.rows))
         written = {row["passage"]: row for row in run.rows if row["kind"] == "passage"}
         trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
@@ -94,14 +95,14 @@ def evaluate_corpus(
     done_rows = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}
     order = [label for method in config.methods for label in done_rows if label.split(" ")[0] == method]
     trained = {label: done_rows[label] for label in sorted(order, key=labels_of(config).index)}
-    rows = []
+    table_rows = []
     for passage in passages:
         own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
-        rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
+        table_rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
     labels = [method for method in config.methods if method in UNTRAINED]
     listed = [*trained.values(), *(trial for row in written.values() for trial in row["trials"])]
     cost = cost_of(listed, [row["seconds"] for row in (*trained.values(), *written.values())])
-    found = table(config, passages, rows, [*labels, *trained], grader, [papers[one.id] for one in passages])
+    found = table(config, passages, table_rows, [*labels, *trained], grader, [papers[one.id] for one in passages])
     return found | {"policy": policy.digest, "cost": cost}
 
 
@@ -121,17 +122,22 @@ def trainings(config: EvalConfig) -> int:
     return len([method for method in config.methods if method not in UNTRAINED]) * max(1, len(config.corpus.variants))
 
 
-def write_about(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
-    """A lease: a passage's exams without training, and the documents of each method's self-edits."""
+def write_about(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
+    """A lease: a row for each passage with its exams without training and the documents of each method's self-edits."""
     start = time.perf_counter()
     trials = untrained(lm, lease)
-    plans, failed = plans_of(lm, lease)
-    listed = [
-        {"method": one.method, "edit": one.edit, "documents": [document.stored() for document in one.plan.documents]}
-        for one in plans
-    ]
-    seconds = round(time.perf_counter() - start, 2)
-    return {"kind": "passage", "passage": lease.passage.id, "trials": trials + failed, "plans": listed, "seconds": seconds}
+    planned = plans_of(lm, lease)
+    seconds = round((time.perf_counter() - start) / len(lease.passages), 2)
+    found = []
+    for passage in lease.passages:
+        plans, failed = planned[passage.id]
+        listed = [
+            {"method": one.method, "edit": one.edit, "documents": [document.stored() for document in one.plan.documents]}
+            for one in plans
+        ]
+        own = trials[passage.id] + failed
+        found.append({"kind": "passage", "passage": passage.id, "trials": own, "plans": listed, "seconds": seconds})
+    return found
 
 
 def train_on_all(
@@ -175,17 +181,12 @@ def _sit_all(
     lm: LanguageModel, config: EvalConfig, passages: Sequence[Passage], papers: Mapping[str, tuple[Paper, ...]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Passage id -> its sittings, with title, without, and elsewhere, under whatever is installed."""
-    found: dict[str, list[Sitting]] = {passage.id: [] for passage in passages}
-    for form in FORMS:
-        task = KnowledgeTask(config.edit, form=form)
-        for at in range(0, len(passages), PASSAGES_AT_ONCE):
-            part = passages[at : at + PASSAGES_AT_ONCE]
-            sat: list[Sitting] = task.examine(lm, [(0, passage) for passage in part], 0)
-            for passage, sitting in zip(part, sat, strict=True):
-                found[passage.id].append(sitting)
-    for passage in passages:
-        if papers.get(passage.id):
-            found[passage.id] += Elsewhere(papers=papers[passage.id]).examine(lm, [(0, passage)], 0)
+    exam = Together(config.edit, forms=FORMS, elsewhere=papers)
+    found: dict[str, list[Sitting]] = {}
+    for at in range(0, len(passages), PASSAGES_AT_ONCE):
+        part = passages[at : at + PASSAGES_AT_ONCE]
+        sat = exam.examine(lm, [(0, passage) for passage in part], 0)
+        found |= {passage.id: exam.apart(passage, sitting) for passage, sitting in zip(part, sat, strict=True)}
     return {
         key: [{"answers": sitting.answers, "log_probabilities": sitting.log_probabilities} for sitting in sat]
         for key, sat in found.items()

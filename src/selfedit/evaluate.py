@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,14 +31,14 @@ from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
 from selfedit.runs import BASE, Log, Policy, Run, policy_of
 from selfedit.samplers.base import write_with
-from selfedit.samplers.local import write_edits
+from selfedit.samplers.local import write_all_edits
 from selfedit.samplers.remote import RemoteSampler
 from selfedit.stats import known_figures, mean_and_error, mean_of_known, paired_difference
-from selfedit.tasks.base import Asked, Sitting, Task
+from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.knowledge.compile import passage_matched, passage_only, split_passage
 from selfedit.tasks.knowledge.data import load_edits
-from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions
-from selfedit.tasks.knowledge.task import Elsewhere, KnowledgeTask
+from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_about, asked_in, exam_questions
+from selfedit.tasks.knowledge.task import KnowledgeTask, Together
 
 FORMS: tuple[ExamForm, ...] = ("titled", "bare")
 # What a passage's row holds for each method; every entry is the mean over the method's trials on that passage.
@@ -76,23 +76,32 @@ UNTRAINED = ("none", "policy-none", "context")
 WRITERS = {"self": "base", "external": "external", "seal-writer": "policy", "seal": "policy"}
 
 
+# Passages of a lease, written about and examined in one batch: a step of decoding costs next to the same for few rows as for many.
+PASSAGES_TOGETHER = 4
+
+
 @dataclass(frozen=True)
 class Lease:
-    """One passage and what a worker needs for it.
+    """A few passages and what a worker needs for them.
 
     Attributes:
         slots: adapters trained side by side.
         policy: folder of the policy's adapter; None where no method needs one.
-        external: self-edits by style that another model wrote; "" for the style that a file has.
-        elsewhere: exams about other passages, for locality.
+        external: passage id -> style -> self-edits that another model wrote; "" for the style that a file has.
+        elsewhere: passage id -> exams about others, for locality.
     """
 
     config: EvalConfig
-    passage: Passage
+    passages: tuple[Passage, ...]
     slots: int
     policy: str | None
-    external: dict[str, tuple[str, ...]]
-    elsewhere: tuple[Paper, ...]
+    external: dict[str, dict[str, tuple[str, ...]]]
+    elsewhere: dict[str, tuple[Paper, ...]]
+
+    @property
+    def exam(self) -> Together:
+        """The exams of every trial: with title, the question alone, and about other passages."""
+        return Together(self.config.edit, forms=FORMS, elsewhere=self.elsewhere)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def evaluate(
         passages: with their questions.
         grader: marks in this process.
         run: the run's folder; finished passages are not done again.
-        workers: processes, by default as many as a short timing says; a passage is one lease.
+        workers: processes, by default as many as a short timing says.
         told: called with the number of passages done.
 
     Raises:
@@ -129,15 +138,16 @@ def evaluate(
     if waiting:
         choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
         with LocalExecutor(choice, workers) as executor:
-            for row in executor.map(
-                evaluate_passage, [(lease,) for lease in leases(config, passages, waiting, run, policy, passages)]
+            for rows in executor.map(
+                evaluate_together, [(lease,) for lease in leases(config, passages, waiting, run, policy, passages)]
             ):
-                run.append(row | {"policy": policy.digest})
+                for row in rows:
+                    run.append(row | {"policy": policy.digest})
                 told(len(run.rows))
-    rows = {row["passage"]: row for row in run.rows}
+    made = {row["passage"]: row for row in run.rows}
     papers = [elsewhere(config, passage, passages) for passage in passages]
-    cost = cost_of([trial for row in rows.values() for trial in row["trials"]], [row["seconds"] for row in rows.values()])
-    found = table(config, passages, [rows[one.id] for one in passages], config.methods, grader, papers)
+    cost = cost_of([trial for row in made.values() for trial in row["trials"]], [row["seconds"] for row in made.values()])
+    found = table(config, passages, [made[one.id] for one in passages], config.methods, grader, papers)
     return found | {"policy": policy.digest, "cost": cost}
 
 
@@ -171,17 +181,24 @@ def leases(
     policy: Policy,
     others: Sequence[Passage],
 ) -> list[Lease]:
-    """A lease for each waiting passage; what an external model has yet to write is written here."""
+    """Leases for the waiting passages, the same few together however often a run goes on.
+
+    What an external model has yet to write is written here.
+    """
     for passage in passages:
         if not passage.questions:
             raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
     known = identify(config.model)
     slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
     external = external_edits(config, waiting, known, run)
-    return [
-        Lease(config, passage, slots, policy.folder, external.get(passage.id, {}), elsewhere(config, passage, others))
-        for passage in waiting
-    ]
+    missing = {passage.id for passage in waiting}
+    found = []
+    for at in range(0, len(passages), PASSAGES_TOGETHER):
+        if own := tuple(passage for passage in passages[at : at + PASSAGES_TOGETHER] if passage.id in missing):
+            papers = {passage.id: elsewhere(config, passage, others) for passage in own}
+            written = {passage.id: external[passage.id] for passage in own if passage.id in external}
+            found.append(Lease(config, own, slots, policy.folder, written, papers))
+    return found
 
 
 def elsewhere(config: EvalConfig, passage: Passage, passages: Sequence[Passage]) -> tuple[Paper, ...]:
@@ -226,23 +243,33 @@ def _named(passage: Passage) -> tuple[str, str]:
     return passage.title.replace("_", " ").strip(), passage.text.strip()
 
 
-def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
-    """A lease: every method on one passage, its trials side by side; answers only, grading comes later."""
+def evaluate_together(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
+    """A lease: every method on a few passages, their trials side by side; a row a passage, answers only, grading comes later.
+
+    The passages share their seconds alike.
+    """
     start = time.perf_counter()
-    trials = untrained(lm, lease)
-    plans, failed = plans_of(lm, lease)
-    trials += failed
+    exam = lease.exam
+    found = untrained(lm, lease)
+    planned = plans_of(lm, lease)
+    for passage_id, (_, failed) in planned.items():
+        found[passage_id] += failed
     for on_policy in (False, True):
-        chosen = [one for one in plans if (method_name(one.method) in ON_POLICY) == on_policy]
+        chosen = [
+            (passage, one)
+            for passage in lease.passages
+            for one in planned[passage.id][0]
+            if (method_name(one.method) in ON_POLICY) == on_policy
+        ]
         if not chosen:
             continue
         with policy_standing(lm, lease.policy if on_policy else None):
-            outcomes = run_trials(lm, exams_of(lease), [Trial(lease.passage, one.plan) for one in chosen], lease.slots)
-        for one, outcome in zip(chosen, outcomes, strict=True):
-            trials.append(
+            outcomes = run_trials(lm, [exam], [Trial(passage, one.plan) for passage, one in chosen], lease.slots)
+        for (passage, one), outcome in zip(chosen, outcomes, strict=True):
+            found[passage.id].append(
                 row_of(
                     one.method,
-                    outcome.sittings,
+                    exam.apart(passage, outcome.sittings[0]) if outcome.sittings else (),
                     status=outcome.status,
                     reason=outcome.reason,
                     tokens=outcome.tokens,
@@ -253,51 +280,61 @@ def evaluate_passage(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
                     edit=one.edit,
                 )
             )
-    seconds = round(time.perf_counter() - start, 2)
-    return {"passage": lease.passage.id, "title": lease.passage.title, "trials": trials, "seconds": seconds}
+    seconds = round((time.perf_counter() - start) / len(lease.passages), 2)
+    return [
+        {"passage": passage.id, "title": passage.title, "trials": found[passage.id], "seconds": seconds}
+        for passage in lease.passages
+    ]
 
 
-def exams_of(lease: Lease) -> list[Task]:
-    """The exams of every trial: with title, the question alone, and about other passages."""
-    task = KnowledgeTask(lease.config.edit)
-    exams: list[Task] = [replace(task, form=form) for form in FORMS]
-    return [*exams, Elsewhere(papers=lease.elsewhere)] if lease.elsewhere else exams
-
-
-def untrained(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
-    """Rows of the methods that train nothing."""
-    methods, passage = lease.config.methods, lease.passage
-    exams = [(exam, passage) for exam in exams_of(lease)]
-    rows = []
-    if "none" in methods:
-        rows.append(row_of("none", sit(lm, exams)))
-    if "policy-none" in methods:
-        with policy_standing(lm, lease.policy):
-            rows.append(row_of("policy-none", sit(lm, exams)))
-    if "context" in methods:
+def untrained(lm: LanguageModel, lease: Lease) -> dict[str, list[dict[str, Any]]]:
+    """Passage id -> rows of the methods that train nothing."""
+    methods, exam = lease.config.methods, lease.exam
+    found: dict[str, list[dict[str, Any]]] = {passage.id: [] for passage in lease.passages}
+    for method, folder in (("none", None), ("policy-none", lease.policy)):
+        if method in methods:
+            with policy_standing(lm, folder):
+                sat = exam.examine(lm, [(0, passage) for passage in lease.passages], 0)
+            for passage, sitting in zip(lease.passages, sat, strict=True):
+                found[passage.id].append(row_of(method, exam.apart(passage, sitting)))
+    for passage in lease.passages if "context" in methods else ():
         try:
-            rows.append(row_of("context", sit(lm, [(KnowledgeTask(lease.config.edit, form="context"), passage)])))
+            row = row_of("context", sit(lm, [(KnowledgeTask(lease.config.edit, form="context"), passage)]))
         except ModelError as error:
-            rows.append(row_of("context", (), status="too long", reason=str(error)))
-    return rows
+            row = row_of("context", (), status="too long", reason=str(error))
+        found[passage.id].append(row)
+    return found
 
 
-def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[str, Any]]]:
-    """What every method trains on, and rows of the self-edits that can't be compiled."""
-    config, passage = lease.config, lease.passage
-    written: dict[tuple[str, str], list[SelfEdit]] = {}
+def written_by(lm: LanguageModel, lease: Lease, writer: str, style: str) -> dict[str, list[SelfEdit]]:
+    """Passage id -> self-edits in a style ("" for the config's own), by ``base``, ``policy`` or ``external``."""
+    config = lease.config
+    if writer == "external":
+        return {
+            passage.id: [SelfEdit(passage.id, style or "external", text) for text in lease.external[passage.id][style]]
+            for passage in lease.passages
+        }
+    task = KnowledgeTask(_in_style(config, style).edit)
+    with policy_standing(lm, lease.policy if writer == "policy" else None):
+        found = write_all_edits(lm, task, lease.passages, config.edits, config.edit.sampling, config.seed)
+    return {passage.id: [one.edit for one in own] for passage, own in zip(lease.passages, found, strict=True)}
 
-    def edits_by(writer: str, style: str) -> list[SelfEdit]:
+
+def plans_of(lm: LanguageModel, lease: Lease) -> dict[str, tuple[list[Planned], list[dict[str, Any]]]]:
+    """Passage id -> what every method trains on, and rows of the self-edits that can't be compiled."""
+    written: dict[tuple[str, str], dict[str, list[SelfEdit]]] = {}
+
+    def edits_by(writer: str, style: str, passage: Passage) -> list[SelfEdit]:
         if (writer, style) not in written:
-            if writer == "external":
-                written[writer, style] = [SelfEdit(passage.id, style or "external", text) for text in lease.external[style]]
-            else:
-                task = KnowledgeTask(_in_style(config, style).edit)
-                with policy_standing(lm, lease.policy if writer == "policy" else None):
-                    found = write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed)
-                written[writer, style] = [one.edit for one in found]
-        return written[writer, style]
+            written[writer, style] = written_by(lm, lease, writer, style)
+        return written[writer, style][passage.id]
 
+    return {passage.id: _plans_of(lm, lease.config, passage, edits_by) for passage in lease.passages}
+
+
+def _plans_of(
+    lm: LanguageModel, config: EvalConfig, passage: Passage, edits_by: Callable[[str, str, Passage], list[SelfEdit]]
+) -> tuple[list[Planned], list[dict[str, Any]]]:
     plans: list[Planned] = []
     failed: list[dict[str, Any]] = []
     for method in config.methods:
@@ -305,11 +342,13 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
         own = _in_style(config, style)
         if name in ("passage", "policy-passage"):
             documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
-            plans.append(Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(lease, method, 0))))
+            plans.append(
+                Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(config, passage, method, 0)))
+            )
         elif name == "passage-matched":
             # One for each way to train that the self-edits name; by default there is one. A corpus trains on all of them together.
             compiled: dict[Settings, list[tuple[Document, ...]]] = {}
-            for index, edit in enumerate(edits_by("base", "")):
+            for index, edit in enumerate(edits_by("base", "", passage)):
                 try:
                     plan = KnowledgeTask(config.edit).compile(lm, passage, edit.text, config.settings, index)
                     compiled.setdefault(plan.settings, []).append(plan.documents)
@@ -320,20 +359,22 @@ def plans_of(lm: LanguageModel, lease: Lease) -> tuple[list[Planned], list[dict[
                 compiled = {config.settings: [tuple(dict.fromkeys(together))]}
             for index, (settings, documents_of) in enumerate((compiled or {config.settings: []}).items()):
                 matched = in_view(passage_matched(lm, passage, config.edit, documents_of), passage.view)
-                plans.append(Planned(method, TrainingPlan(matched, settings, _seed(lease, method, index))))
+                plans.append(Planned(method, TrainingPlan(matched, settings, _seed(config, passage, method, index))))
         elif name in WRITERS:
             how = own.edit if name != "external" else own.edit.model_copy(update={"grounding": 0.0})
-            for index, edit in enumerate(edits_by(WRITERS[name], style)):
+            for index, edit in enumerate(edits_by(WRITERS[name], style, passage)):
                 try:
-                    plan = KnowledgeTask(how).compile(lm, passage, edit.text, config.settings, _seed(lease, method, index))
+                    plan = KnowledgeTask(how).compile(
+                        lm, passage, edit.text, config.settings, _seed(config, passage, method, index)
+                    )
                     plans.append(Planned(method, plan, edit.text))
                 except InvalidEditError as error:
                     failed.append(row_of(method, (), status="invalid", reason=str(error), edit=edit.text))
     return plans, failed
 
 
-def _seed(lease: Lease, method: str, index: int) -> int:
-    return seeds.derive(lease.config.seed, lease.passage.id, "train", method, index)
+def _seed(config: EvalConfig, passage: Passage, method: str, index: int) -> int:
+    return seeds.derive(config.seed, passage.id, "train", method, index)
 
 
 def _in_style(config: EvalConfig, style: str) -> EvalConfig:
@@ -412,7 +453,7 @@ def _graded(passage: Passage, row: dict[str, Any], elsewhere: Sequence[Paper], g
     """Method -> measure -> mean over the method's trials; one that failed counts 0 right and has no log-probability."""
     asked = exam_questions(passage.questions)
     alone = asked_in("bare", asked)
-    others = Elsewhere(papers=tuple(elsewhere)).asked(passage)
+    others = asked_about(elsewhere)
     first = [index for index, one in enumerate(asked) if not one.paraphrase]
     found: dict[str, list[dict[str, float]]] = {}
     for trial in row["trials"]:

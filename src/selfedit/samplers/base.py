@@ -40,7 +40,14 @@ class Written:
 
 
 def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling: Sampling, seed: int) -> list[Written]:
-    """Writes ``count`` self-edits about one context (paper equation 1: SE ~ LM(. | C)).
+    """``write_about_all`` of one context."""
+    return write_about_all(sampler, task, [context], count, sampling, seed)[0]
+
+
+def write_about_all(
+    sampler: Sampler, task: Task, contexts: Sequence[Any], count: int, sampling: Sampling, seed: int
+) -> list[list[Written]]:
+    """Writes ``count`` self-edits about each context (paper equation 1: SE ~ LM(. | C)), all in one batch.
 
     A candidate that won't do is sampled again, at most ``sampling.resamples`` times; after that it stays as it is. What won't do is
     one that equals an earlier one, or (``sampling.again="unreadable"``) one that isn't in the form that was asked for.
@@ -48,25 +55,25 @@ def write_with(sampler: Sampler, task: Task, context: Any, count: int, sampling:
     Args:
         sampler: who writes.
         task: what is asked for each candidate, and how the answers are joined.
-        context: what the self-edits are about.
-        count: how many.
+        contexts: what the self-edits are about.
+        count: how many about each.
         sampling: temperature, nucleus, length.
         seed: each candidate's random numbers come from it, the context's id, its index and the attempt.
     """
-    written: list[Written | None] = [None] * count
-    open_candidates = list(range(count))
+    written: list[list[Written]] = [[] for _ in contexts]
+    waiting = [(at, index) for at in range(len(contexts)) for index in range(count)]
     for attempt in range(sampling.resamples + 1):
-        answers = _batch(sampler, task, context, open_candidates, sampling, seed, attempt)
-        for index, found in zip(open_candidates, answers, strict=True):
-            written[index] = found
-        texts = [one.edit.text for one in written if one is not None]
+        answers = _batch(sampler, task, [(contexts[at], index) for at, index in waiting], sampling, seed, attempt)
+        for (at, index), found in zip(waiting, answers, strict=True):
+            written[at][index : index + 1] = [found]
+        texts = [[one.edit.text for one in own] for own in written]
         if sampling.again == "unreadable":
-            open_candidates = [index for index in open_candidates if not _readable(sampler, task, context, texts[index])]
+            waiting = [(at, index) for at, index in waiting if not _readable(sampler, task, contexts[at], texts[at][index])]
         else:
-            open_candidates = [index for index in open_candidates if texts[index] in texts[:index]]
-        if not open_candidates or sampling.temperature == 0:
+            waiting = [(at, index) for at, index in waiting if texts[at][index] in texts[at][:index]]
+        if not waiting or sampling.temperature == 0:
             break
-    return [one for one in written if one is not None]
+    return written
 
 
 def _readable(sampler: Sampler, task: Task, context: Any, text: str) -> bool:
@@ -81,17 +88,18 @@ def _readable(sampler: Sampler, task: Task, context: Any, text: str) -> bool:
 
 
 def _batch(
-    sampler: Sampler, task: Task, context: Any, candidates: list[int], sampling: Sampling, seed: int, attempt: int
+    sampler: Sampler, task: Task, candidates: Sequence[tuple[Any, int]], sampling: Sampling, seed: int, attempt: int
 ) -> list[Written]:
-    asked = [task.requests(sampler.known, context, index) for index in candidates]
+    """One answer to each request of each (context, candidate)."""
+    asked = [task.requests(sampler.known, context, index) for context, index in candidates]
     row_seeds = [
         seeds.derive(seed, context.id, "write", index, attempt, piece)
-        for index, requests in zip(candidates, asked, strict=True)
+        for (context, index), requests in zip(candidates, asked, strict=True)
         for piece in range(len(requests))
     ]
     texts = iter(sampler.write([request for requests in asked for request in requests], sampling, row_seeds))
     found = []
-    for index, requests in zip(candidates, asked, strict=True):
+    for (context, index), requests in zip(candidates, asked, strict=True):
         own = tuple(next(texts) for _ in requests)
         found.append(Written(SelfEdit(context.id, task.style(index), task.joined(index, own)), own, attempt + 1))
     return found

@@ -10,7 +10,7 @@ from selfedit.config import Sampling
 from selfedit.lm.batch import encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import Identity, LanguageModel
-from selfedit.samplers.base import Written, write_with
+from selfedit.samplers.base import Written, write_about_all
 from selfedit.tasks.base import Request, Task
 
 
@@ -40,8 +40,15 @@ class LocalSampler:
 
 
 def write_edits(lm: LanguageModel, task: Task, context: Any, count: int, sampling: Sampling, seed: int) -> list[Written]:
-    """A job: ``write_with`` the model itself."""
-    return write_with(LocalSampler(lm), task, context, count, sampling, seed)
+    """A job: ``write_about_all`` of one context, by the model itself."""
+    return write_all_edits(lm, task, [context], count, sampling, seed)[0]
+
+
+def write_all_edits(
+    lm: LanguageModel, task: Task, contexts: Sequence[Any], count: int, sampling: Sampling, seed: int
+) -> list[list[Written]]:
+    """``write_about_all`` by the model itself."""
+    return write_about_all(LocalSampler(lm), task, contexts, count, sampling, seed)
 
 
 def _goes_in_circles(text: str) -> bool:

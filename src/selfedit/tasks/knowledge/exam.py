@@ -53,6 +53,11 @@ class Paper:
     margins: bool = False
 
 
+def asked_about(papers: Sequence[Paper]) -> tuple[Asked, ...]:
+    """The questions of several papers as one exam, each a group of its own."""
+    return tuple(replace(one, group=group) for group, one in enumerate(one for paper in papers for one in paper.asked))
+
+
 def sit_exams(lm: LanguageModel, papers: Sequence[Paper], first: int = 0) -> list[Sitting]:
     """Answers the questions of every paper in one batch (paper section 4.1: greedy, without the passage).
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from selfedit import seeds
@@ -15,7 +16,7 @@ from selfedit.lm.load import Identity, LanguageModel
 from selfedit.tasks.base import Asked, Request, Sitting
 from selfedit.tasks.knowledge.compile import compile_edit, split_passage
 from selfedit.tasks.knowledge.documents import passage_pieces
-from selfedit.tasks.knowledge.exam import ExamForm, Paper, exam_questions, sit_exams
+from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_about, asked_in, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import EPOCHS, LEARNING_RATES, NOTES_SCHEMA, STYLES, about_sentences, edit_prompts, parts_of
 
 # Longest answers where the sampling names no length.
@@ -127,22 +128,45 @@ def _with_settings(text: str, mode: str) -> str:
 
 
 @dataclass(frozen=True)
-class Elsewhere(KnowledgeTask):
-    """Questions about other passages, whatever the context: what a training disturbed (locality)."""
+class Together(KnowledgeTask):
+    """Several exams of a passage, and questions about others, as one exam: all in one batch.
 
-    papers: tuple[Paper, ...] = ()
+    Attributes:
+        forms: how the passage's own questions are put, one exam each.
+        elsewhere: passage id -> exams about others, whatever the passage: what a training disturbed (locality).
+    """
+
+    forms: tuple[ExamForm, ...] = ("titled",)
+    elsewhere: Mapping[str, tuple[Paper, ...]] = field(default_factory=dict)
 
     def asked(self, context: Passage) -> tuple[Asked, ...]:
-        """The questions of all papers, each a group of its own."""
-        questions = [one for paper in self.papers for one in paper.asked]
-        return tuple(replace(one, group=group) for group, one in enumerate(questions))
+        """The questions of all exams, each exam's groups counted by themselves."""
+        own = exam_questions(context.questions)
+        return (*(one for form in self.forms for one in asked_in(form, own)), *asked_about(self.elsewhere.get(context.id, ())))
 
     def examine(self, lm: LanguageModel, seats: Sequence[tuple[int, Passage]], first: int) -> list[Sitting]:
-        """All papers for each slot, as one sitting."""
-        sat = iter(sit_exams(lm, [replace(paper, slot=slot) for slot, _ in seats for paper in self.papers], first))
-        sittings = []
-        for _ in seats:
-            own = [next(sat) for _ in self.papers]
-            answers = tuple(answer for sitting in own for answer in sitting.answers)
-            sittings.append(Sitting(answers, tuple(value for sitting in own for value in sitting.log_probabilities)))
-        return sittings
+        """All exams of each (slot, passage), as one sitting."""
+        papers = [self._papers(passage, slot) for slot, passage in seats]
+        sat = iter(sit_exams(lm, [paper for own in papers for paper in own], first))
+        return [_one(next(sat) for _ in own) for own in papers]
+
+    def apart(self, context: Passage, sitting: Sitting) -> list[Sitting]:
+        """A sitting's exams: one for each form, then the questions about others as one."""
+        own = exam_questions(context.questions)
+        sizes = [len(asked_in(form, own)) for form in self.forms]
+        ends = list(itertools.accumulate(sizes))
+        bounds = [*zip([0, *ends], ends, strict=False), *([(ends[-1], None)] if self.elsewhere.get(context.id) else [])]
+        return [Sitting(sitting.answers[a:b], sitting.log_probabilities[a:b], sitting.margins[a:b]) for a, b in bounds]
+
+    def _papers(self, context: Passage, slot: int) -> list[Paper]:
+        asked = tuple(exam_questions(context.questions))
+        papers = [Paper(context, asked, form, slot, self.margins) for form in self.forms]
+        return papers + [replace(paper, slot=slot) for paper in self.elsewhere.get(context.id, ())]
+
+
+def _one(sittings: Iterable[Sitting]) -> Sitting:
+    parts = list(sittings)
+    answers, values, margins = (
+        tuple(entry for part in parts for entry in getattr(part, name)) for name in ("answers", "log_probabilities", "margins")
+    )
+    return Sitting(answers, values, margins)
