@@ -261,7 +261,9 @@ def test_batched_answers_equal_one_by_one(family_lm: LanguageModel, layers: str)
 
 def test_exams_sat_together_are_those_sat_apart(lm: LanguageModel) -> None:
     passages = [
-        Passage(title, "Text.", (Question("Who built it?", "Ada", paraphrases=("Its builder?",)), Question("When was that?", "In 1811")))
+        Passage(
+            title, "Text.", (Question("Who built it?", "Ada", paraphrases=("Its builder?",)), Question("When was that?", "In 1811"))
+        )
         for title in ("Bridge", "Tower", "Mill")
     ]
     papers = {passages[0].id: (Paper(passages[2], (Asked(passages[2].questions[1], 0, paraphrase=False),), "titled"),)}

@@ -103,6 +103,22 @@ class Settings(Frozen):
         ),
     ] = 0.0
 
+    null_space: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="A reads what a lesson has and general text hasn't, and is not trained; the damping of what general text "
+            "has (0.01); 0: an ordinary LoRA",
+        ),
+    ] = 0.0
+
+    @model_validator(mode="after")
+    def _undecayed(self) -> Settings:
+        if self.null_space and self.weight_decay:
+            raise ValueError(f"weight_decay is {self.weight_decay}, but null_space holds A as it is; give one of them as 0")
+        return self
+
     @field_validator("targets")
     @classmethod
     def _known_targets(cls, value: str) -> str:
@@ -126,9 +142,10 @@ def _plain(settings: Settings, reason: str) -> Settings:
 
 
 def _unrehearsed(settings: Settings, reason: str) -> Settings:
-    """The settings of a training that is no lesson. Raises ValueError if they ask for rehearsal."""
-    if settings.rehearsal:
-        raise ValueError(f"rehearsal is {settings.rehearsal}, but {reason}; give 0")
+    """The settings of a training that is no lesson. Raises ValueError if they ask for what spares general knowledge."""
+    for name in ("rehearsal", "null_space"):
+        if value := getattr(settings, name):
+            raise ValueError(f"{name} is {value}, but {reason}; give 0")
     return settings
 
 
@@ -467,6 +484,9 @@ class KeepConfig(Frozen):
     distil_share: Annotated[
         float, Field(ge=0, lt=1, description="distil: share of the base's own answers, in the place of settings.rehearsal")
     ] = 0.5
+    null_space: Annotated[float, Field(gt=0, le=1, description="null-space: its damping, in the place of settings.null_space")] = (
+        0.01
+    )
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
     threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = THRESHOLD
@@ -534,6 +554,10 @@ class ContinualConfig(Frozen):
     def _something_to_choose(self) -> ContinualConfig:
         if self.edits < 2 and any("retention" in method.split("+") for method in self.methods):
             raise ValueError("retention chooses among self-edits, and edits is 1; give --set edits=3")
+        if self.settings.null_space and any("orthogonal" in method.split("+") for method in self.methods):
+            raise ValueError(
+                "orthogonal trains A itself, and null_space holds it; give settings.null_space=0 and the method null-space"
+            )
         return self
 
 
@@ -613,4 +637,6 @@ class EvalConfig(Frozen):
     def _corpus_settings_count(self) -> EvalConfig:
         if self.setting == "single" and (self.corpus.full or self.corpus.variants):
             raise ValueError("corpus.full and corpus.variants are for many passages at once; give --setting corpus")
+        if self.corpus.full and self.settings.null_space:
+            raise ValueError("null_space is where an adapter reads, and corpus.full trains all weights; give one of them")
         return self

@@ -38,10 +38,10 @@ from selfedit.graders import Grader
 from selfedit.lm.adapter import install, policy_standing
 from selfedit.lm.load import LanguageModel, identify
 from selfedit.lm.train import fully_trained
-from selfedit.lm.train_many import Job, train_many
+from selfedit.lm.train_many import train_many
 from selfedit.runs import Run, policy_of
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.tasks.general.jobs import jobs_of
 from selfedit.tasks.knowledge.exam import Paper
 from selfedit.tasks.knowledge.task import Together
 
@@ -156,12 +156,12 @@ def train_on_all(
     more: dict[str, Any] = {"kind": "corpus", "documents": len(documents)}
     try:
         with policy_standing(lm, policy):
-            (rows,) = rows_of(lm, [TrainingPlan(documents, settings, seed)])
+            jobs = jobs_of(lm, [TrainingPlan(documents, settings, seed)])
             if config.corpus.full:
-                with fully_trained(lm, rows, settings, seed) as (losses, tokens):
+                with fully_trained(lm, jobs[0].rows, settings, seed) as (losses, tokens):
                     sittings = _sit_all(lm, config, passages, papers)
             else:
-                (trained,) = train_many(lm, [Job(rows, settings, seed)], 1, progress.report)
+                (trained,) = train_many(lm, jobs, 1, progress.report)
                 if isinstance(trained, DivergedError):
                     raise trained
                 losses, tokens = trained.losses, trained.tokens

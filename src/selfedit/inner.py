@@ -18,9 +18,9 @@ from selfedit.lm.adapter import install, load_adapter, save_adapter
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots
 from selfedit.lm.train import Trained
-from selfedit.lm.train_many import Job, train_many
+from selfedit.lm.train_many import train_many
 from selfedit.tasks.base import Sitting, Task
-from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.tasks.general.jobs import jobs_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ def run_trials(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
 
 def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial], slots: int) -> list[Outcome]:
     start = time.perf_counter()
-    rows = rows_of(lm, [trial.plan for trial in trials])
-    jobs = [Job(own, trial.plan.settings, trial.plan.seed) for own, trial in zip(rows, trials, strict=True)]
+    jobs = jobs_of(lm, [trial.plan for trial in trials])
     trained = train_many(lm, jobs, slots, progress.report)
     began = time.perf_counter()
     sittings = _examine(lm, tasks, trials, trained, slots)

@@ -11,6 +11,7 @@ from selfedit.keepers.consolidate import Consolidate
 from selfedit.keepers.distil import Distil
 from selfedit.keepers.gate import Gate
 from selfedit.keepers.layers import AllLayers, LastLayers
+from selfedit.keepers.null_space import NullSpace
 from selfedit.keepers.orthogonal import Orthogonal
 from selfedit.keepers.replay import Replay
 from selfedit.keepers.retention import Retention
@@ -25,6 +26,7 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
     "consolidate": lambda config: Consolidate(config.every, config.sleep_epochs, config.sleep_rate, config.sleep_share),
     "orthogonal": lambda config: Orthogonal(),
     "distil": lambda config: Distil(config.distil_share),
+    "null-space": lambda config: NullSpace(config.null_space),
     "retention": lambda config: Retention(config.retention_weight, config.remembered),
     "bank": lambda config: Bank(config.threshold),
     "retrieve": lambda config: Retrieve(),
@@ -35,7 +37,9 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
 # What a part may stand beside, where not everything makes sense: adapters kept apart have no sum that could be gated, chosen for or
 # consolidated; where nothing is trained nothing can be kept.
 BESIDE = {
-    "bank": {"merge", "all-layers", "last-layers", "replay"},
+    "bank": {"merge", "all-layers", "last-layers", "replay", "null-space"},
+    # Another trainer, which draws A and trains it.
+    "orthogonal": {"merge", "all-layers", "last-layers", "gate", "replay", "consolidate", "distil", "retention"},
     "retrieve": set[str](),
     "context": set[str](),
 }

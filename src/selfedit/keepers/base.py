@@ -14,10 +14,10 @@ from selfedit.errors import DivergedError
 from selfedit.lm.adapter import Adapter, standing
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.train import Trained
-from selfedit.lm.train_many import Job, train_many
+from selfedit.lm.train_many import train_many
 from selfedit.tasks.base import Sitting
 from selfedit.tasks.general import General, sit_general
-from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.tasks.general.jobs import jobs_of
 from selfedit.tasks.knowledge.exam import ExamForm, Paper, asked_in, exam_questions, sit_exams
 
 
@@ -96,8 +96,8 @@ class Keeper:
         Raises:
             DivergedError: the loss stopped being finite.
         """
-        (rows,) = rows_of(lm, [TrainingPlan(tuple(documents), settings, seed)])
-        (trained,) = train_many(lm, [Job(rows, settings, seed)], 1)
+        jobs = jobs_of(lm, [TrainingPlan(tuple(documents), settings, seed)], held.adapters)
+        (trained,) = train_many(lm, jobs, 1)
         if isinstance(trained, DivergedError):
             raise trained
         return trained

@@ -9,8 +9,8 @@ from selfedit.edits import TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.keepers.base import Cost, Held, Keeper, Method
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.train_many import Job, train_many
-from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.lm.train_many import train_many
+from selfedit.tasks.general.jobs import jobs_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Consolidate(Keeper):
         documents = tuple(document for lesson in held.lessons for document in lesson.edits[0])
         own = {"epochs": self.epochs, "learning_rate": self.rate, "rehearsal": self.share}
         chosen = settings.model_copy(update={name: value for name, value in own.items() if value})
-        (rows,) = rows_of(lm, [TrainingPlan(documents, chosen, seed)])
-        (trained,) = train_many(lm, [Job(rows, chosen, seed)], 1)
+        (trained,) = train_many(lm, jobs_of(lm, [TrainingPlan(documents, chosen, seed)]), 1)
         if isinstance(trained, DivergedError):
             cost.happened.add("consolidation diverged")
             return replace(held, pending=0)

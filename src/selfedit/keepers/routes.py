@@ -52,7 +52,7 @@ class Bank(Keeper):
     def train(self, lm: LanguageModel, held: Held, documents: Sequence[Document], settings: Settings, seed: int) -> Trained:
         """On the base: what stands is put aside."""
         with standing(lm, [], alone=True):
-            return super().train(lm, held, documents, settings, seed)
+            return super().train(lm, Held(), documents, settings, seed)
 
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """Every question by itself to its adapter; ``routed`` is the share that came to their own passage's."""

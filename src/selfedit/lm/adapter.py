@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +85,20 @@ class AdaptedLinear(nn.Module):
         return y
 
 
-def new_adapter(lm: LanguageModel, settings: Settings, seed: int) -> Adapter:
-    """A fresh adapter: A uniform in +-1/sqrt(in) (PEFT's default), B zero; its own generator, so neighbours don't matter."""
+def new_adapter(lm: LanguageModel, settings: Settings, seed: int, downs: Mapping[str, torch.Tensor] | None = None) -> Adapter:
+    """A fresh adapter: A as given, or uniform in +-1/sqrt(in) (PEFT's default); B zero.
+
+    It has a generator of its own, so neighbours don't matter.
+    """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, layer in adapted_layers(lm, settings.targets, settings.layers).items():
         base = layer.base
-        bound = 1.0 / math.sqrt(base.in_features)
-        down = torch.empty(settings.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        if downs is not None:
+            down = downs[name]
+        else:
+            bound = 1.0 / math.sqrt(base.in_features)
+            down = torch.empty(settings.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         weights[name] = (down.to(lm.device), torch.zeros(base.out_features, settings.rank, device=lm.device))
     return Adapter(weights, settings.alpha, settings.dropout)
 
@@ -147,6 +153,7 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
 
     May be called once on a freshly loaded model.
     """
+    lm.made["stack"] = list(adapters)
     layers = _wrapped(lm)
     for name in {name: None for adapter in adapters for name in adapter.weights}:
         present = [adapter for adapter in adapters if name in adapter.weights]

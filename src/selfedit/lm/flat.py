@@ -188,17 +188,33 @@ class Prefixes:
             self.used -= self.known.popitem(last=False)[1].nbytes
         return torch.cat(found)
 
-    @torch.no_grad()
     def _compute(self, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
-        packed = pack(rows)
-        ids = [token for (_, row), skip in zip(rows, packed.skips, strict=True) for token in row.ids[skip:]]
-        ids_1T, positions_1T = torch.tensor([[ids], [packed.positions]], device=self.lm.device)
-        bounds, whole_bounds, paths = (torch.tensor(numbers, device=self.lm.device) for numbers in packed.index)
-        shared = paths if any(packed.skips) else None
-        stream = Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=shared)
-        with streaming(stream), layer_range(self.lm, 0, self.first):
-            out = self.lm.model.base_model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
-        return [out.last_hidden_state[0, path] for path in packed.paths]
+        with layer_range(self.lm, 0, self.first):
+            states_Td, paths = _states_of(self.lm, rows)
+        return [states_Td[path] for path in paths]
+
+
+def read_flat(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
+    """Runs (slot, row) pairs through the layers for whoever looks on; call inside ``document_attention``.
+
+    Returns for each row the places (T,) of its tokens in the flat stream; those of a common beginning are the same.
+    """
+    lm.read += sum(span.length for span in pack(rows).spans)
+    return _states_of(lm, rows)[1]
+
+
+@torch.no_grad()
+def _states_of(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Hidden states of the flat stream (T, d), and the places of each row's tokens in it."""
+    packed = pack(rows)
+    ids = [token for (_, row), skip in zip(rows, packed.skips, strict=True) for token in row.ids[skip:]]
+    ids_1T, positions_1T = torch.tensor([[ids], [packed.positions]], device=lm.device)
+    bounds, whole_bounds, paths = (torch.tensor(numbers, device=lm.device) for numbers in packed.index)
+    shared = paths if any(packed.skips) else None
+    stream = Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=shared)
+    with streaming(stream):
+        out = lm.model.base_model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
+    return out.last_hidden_state[0], [torch.tensor(path, device=lm.device) for path in packed.paths]
 
 
 @contextmanager

@@ -157,9 +157,14 @@ class Slots:
         self.scales = [0.0] * count
         self.dropouts = [0.0] * count
         self.generators: list[torch.Generator | None] = [None] * count
+        # Whether a slot's A stays as it is: its gradients stay 0.
+        self.fixed_downs = [False] * count
 
-    def put(self, slot: int, adapter: Adapter) -> None:
+    def put(self, slot: int, adapter: Adapter, fixed_downs: bool = False) -> None:
         """Copies an adapter into a slot."""
+        self.fixed_downs[slot] = fixed_downs
+        if self.grads_KP is not None:
+            self.grads_KP[slot].zero_()
         self.scales[slot], self.dropouts[slot] = adapter.scale, adapter.dropout if self.grads_KP is not None else 0.0
         self.values_KP[slot].zero_()
         for name, (down_Kri, up_Kor) in self._views(self.values_KP).items():
@@ -336,7 +341,8 @@ class _SlotProduct(torch.autograd.Function):
             down_grads_Kri = F.grouped_mm(dz_Tr.T, x_Ti, offs=stream.ends)
             up_grads_Kor = F.grouped_mm(g_To.T, z_Tr, offs=stream.ends)
             for at, (slot, _, _) in enumerate(stream.segments):
-                _add(own.down_grad[slot], down_grads_Kri[at], beta)
+                if not own.slots.fixed_downs[slot]:
+                    _add(own.down_grad[slot], down_grads_Kri[at], beta)
                 _add(own.up_grad[slot], up_grads_Kor[at], beta, own.slots.scales[slot])
             if dx_Ti is not None:
                 dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
@@ -347,7 +353,8 @@ class _SlotProduct(torch.autograd.Function):
             if slot in masks:
                 x = x * masks[slot]
             _add_product(own.up_grad[slot], g.T, z, beta, scale)
-            _add_product(own.down_grad[slot], dz.T, x, beta, scale)
+            if not own.slots.fixed_downs[slot]:
+                _add_product(own.down_grad[slot], dz.T, x, beta, scale)
             if dx_Ti is None:
                 continue
             if slot in masks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -36,11 +36,20 @@ class Trained:
     tokens: int = 0
 
 
-def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int) -> Trained:
+def train(
+    lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int, downs: Mapping[str, torch.Tensor] | None = None
+) -> Trained:
     """Trains a fresh adapter on rows and leaves it installed (paper section 3.1, the inner update SFT(theta, SE)).
 
     AdamW (betas .9 and .999, eps 1e-8), gradient clipped by norm, loss averaged over an optimiser step's labelled tokens; each
     epoch takes the rows in an order of its own, drawn from ``seed``.
+
+    Args:
+        lm: the model.
+        rows: tokenised documents.
+        settings: how.
+        seed: of the initial weights, the order and dropout.
+        downs: each module's A, which then stays as it is (``lm/null_space.py``).
 
     Departures: (1) the reference code pads each row to 2048 tokens and trains on the padding; here rows are padded to the
     longest of their batch, without loss. (2) Its seeds come from the clock.
@@ -48,14 +57,15 @@ def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int)
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    adapter = new_adapter(lm, settings, seeds.derive(seed, "init"))
+    adapter = new_adapter(lm, settings, seeds.derive(seed, "init"), downs)
     first = first_layer(adapter)
     install(lm, None)
     prefixes = frozen_prefixes(lm, rows, first)
     install(lm, adapter)
     lm.model.train(settings.dropout > 0)
+    trained = adapter.parameters if downs is None else [up for _, up in adapter.weights.values()]
     losses, tokens = descend(
-        lm, adapter.parameters, rows, settings, seed, lambda batch: loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
+        lm, trained, rows, settings, seed, lambda batch: loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
     )
     lm.model.eval()
     return Trained(adapter, losses, tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,19 @@ CPU_TOKENS = 384
 
 @dataclass(frozen=True)
 class Job:
-    """One adapter to be trained: tokenised documents, settings, seed."""
+    """One adapter to be trained.
+
+    Attributes:
+        rows: tokenised documents.
+        settings: how.
+        seed: of the initial weights, the order of documents, dropout.
+        downs: each module's A (r, in), which then stays as it is (``lm/null_space.py``); None: drawn by the seed, and trained.
+    """
 
     rows: tuple[Row, ...]
     settings: Settings
     seed: int
+    downs: Mapping[str, torch.Tensor] | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -107,7 +115,7 @@ def train_many(
 
 def _seat(lm: LanguageModel, slots: Slots, slot: int, index: int, job: Job) -> _Working:
     settings = job.settings
-    slots.put(slot, new_adapter(lm, settings, seeds.derive(job.seed, "init")))
+    slots.put(slot, new_adapter(lm, settings, seeds.derive(job.seed, "init"), job.downs), fixed_downs=job.downs is not None)
     slots.generators[slot] = torch.Generator().manual_seed(seeds.derive(job.seed, "dropout"))
     weights = nn.Parameter(slots.values_KP[slot])
     weights.grad = slots.grads_KP[slot] if slots.grads_KP is not None else None

@@ -18,12 +18,12 @@ from selfedit.graders import Grader
 from selfedit.keepers.routes import keep_states
 from selfedit.lm.adapter import save_adapter
 from selfedit.lm.load import LanguageModel, identify
-from selfedit.lm.train_many import Job, train_many
+from selfedit.lm.train_many import train_many
 from selfedit.marks import mark_sitting
 from selfedit.memory.compose import Kept, kept_by, kept_in, passage_of, sit_kept
 from selfedit.memory.ledger import Base, Memory, Slot
 from selfedit.tasks.base import Sitting
-from selfedit.tasks.general.rehearsal import rows_of
+from selfedit.tasks.general.jobs import jobs_of
 from selfedit.tasks.knowledge.exam import exam_questions
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -242,8 +242,7 @@ def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
 
 def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:
     """A job: trains a stored plan and saves the adapter."""
-    (rows,) = rows_of(lm, [plan])
-    (trained,) = train_many(lm, [Job(rows, plan.settings, plan.seed)], 1)
+    (trained,) = train_many(lm, jobs_of(lm, [plan]), 1)
     if isinstance(trained, DivergedError):
         raise trained
     save_adapter(trained.adapter, Path(folder), lm.name)

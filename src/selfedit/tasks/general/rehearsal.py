@@ -71,9 +71,7 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
     """
     if "rehearsals" not in lm.made:
         prompts, begins = _prompts(lm)
-        asked = [encode_prompt(lm, prompt) for prompt in prompts], begins, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
-        name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{digest}.safetensors"
+        name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{asked_digest(lm)}.safetensors"
         file = cache_folder() / "rehearsals" / name
         rows = _read(lm, file)
         if rows is None:
@@ -88,6 +86,13 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
             raise ModelError(f"{file}: the base's answers were written there and can't be read; delete the file and try again")
         lm.made["rehearsals"] = rows
     return list(lm.made["rehearsals"])
+
+
+def asked_digest(lm: LanguageModel) -> str:
+    """Names what a model is asked for ``rehearsals``."""
+    prompts, begins = _prompts(lm)
+    asked = [encode_prompt(lm, prompt) for prompt in prompts], begins, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
 
 
 def _asked() -> dict[str, list[str]]:
