@@ -497,14 +497,14 @@ def test_compile(command: Command, tmp_path: Path) -> None:
 
 def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_path: Path) -> None:
     flags = (
-        "eval", "knowledge", "--data", "almanac", "--split", "dev", "--limit", 2, "--model", tiny_model,
+        "eval", "knowledge", "--data", "almanac", "--split", "dev", "--limit", 3, "--model", tiny_model,
         "--set", "edit.sampling.max_new_tokens=12", "--set", "edit.form=plain", "--set", "settings.epochs=1",
         "--set", "settings.rank=4", *WITHIN,
     )  # fmt: skip
     done = command(*flags, "--run", tmp_path / "run", "--json", tmp_path / "t.json")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "t.json").read_text())
-    assert table["n"] == 2 and list(table["methods"]) == ["none", "passage", "passage-matched", "self", "context"]
+    assert table["n"] == 3 and list(table["methods"]) == ["none", "passage", "passage-matched", "self", "context"]
     assert {"n", "mean", "se"} == set(table["methods"]["self"]["accuracy"])
     matched, own = (table["methods"][name] for name in ("passage-matched", "self"))
     assert matched["steps"]["mean"] == pytest.approx(own["steps"]["mean"], abs=0.5) and own["steps"]["mean"] > 0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from selfedit.config import ArcTrainConfig, ContinualConfig, EvalConfig, KeepConfig, OuterConfig, Settings
+from selfedit import seeds
+from selfedit.config import ArcTrainConfig, ContinualConfig, EvalConfig, KeepConfig, LearnConfig, OuterConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import Document, Message, TrainingPlan
+from selfedit.errors import DataError
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Held, Lesson
-from selfedit.lm.adapter import adapted_layers, install, new_adapter
+from selfedit.lm import train_many as engine
+from selfedit.lm.adapter import adapted_layers, install, install_saved_stack, new_adapter, save_adapter, standing
 from selfedit.lm.batch import Row
 from selfedit.lm.load import LanguageModel, load_model
-from selfedit.lm.null_space import Familiar, _inputs, _principal, _squares, fixed_downs
+from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_downs, principal
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general.jobs import jobs_of
@@ -40,10 +44,21 @@ def plan(*documents: Document, seed: int = 0) -> TrainingPlan:
     return TrainingPlan(documents, SETTINGS, seed)
 
 
-def said(job: Job, name: str, inputs: torch.Tensor) -> float:
+def inputs_of(lm: LanguageModel, rows: Any) -> dict[tuple[str, ...], Moments]:
+    """Each distinct input in the places that count."""
+    return _inputs(lm, rows, adapted_layers(lm, SETTINGS.targets, SETTINGS.layers))
+
+
+def square_of(inputs: Moments) -> torch.Tensor:
+    """Their second moments, summed."""
+    rows = torch.cat(inputs.rows) if inputs.square is None else torch.zeros(0)
+    return rows.T @ rows if inputs.square is None else inputs.square
+
+
+def said(job: Job, name: str, inputs: Moments) -> float:
     """Mean square of what an adapter's A makes of inputs."""
     assert job.downs is not None
-    return float((inputs @ job.downs[name].T).square().sum(1).mean())
+    return inputs.mean_square(job.downs[name]).item()
 
 
 def test_a_covariance_s_power_is_that_of_the_whole_matrix() -> None:
@@ -60,20 +75,36 @@ def test_a_covariance_s_power_is_that_of_the_whole_matrix() -> None:
 @pytest.mark.parametrize("count", [5, 30])
 def test_principal_directions_are_those_of_a_singular_value_decomposition(count: int) -> None:
     rows = torch.randn(count, 12, generator=torch.Generator().manual_seed(1))
-    found = _principal(rows, 3)
-    _, _, expected = torch.linalg.svd(rows, full_matrices=False)
-    assert torch.allclose((found @ expected[:3].T).abs(), torch.eye(3), atol=1e-3)
-    few = _principal(torch.ones(2, 12), 3)
-    assert few.shape == (3, 12) and not few[1:].any(), "one direction; the others are nothing"
+    found = principal(rows, 3)
+    _, sizes, expected = torch.linalg.svd(rows, full_matrices=False)
+    assert torch.allclose((found.vectors @ expected[:3].T).abs(), torch.eye(3), atol=1e-3)
+    assert torch.allclose(found.values, sizes[:3].square(), rtol=1e-4)
+    few = principal(torch.ones(2, 12), 3).vectors
+    assert few.shape == (3, 12) and few[0].any() and not few[1:].any(), "one direction; the others are nothing"
+
+
+def test_few_rows_and_their_second_moments_say_the_same() -> None:
+    rows = torch.randn(30, 12, generator=torch.Generator().manual_seed(1))
+    whole, parts, down = Moments(), Moments(), torch.randn(3, 12)
+    whole.rows, whole.count = [rows], 30  # Kept as rows, though there are many.
+    for at in range(0, 30, 5):
+        parts.add(rows[at : at + 5])
+    assert parts.square is not None and parts.count == 30 and not parts.rows
+    assert parts.mean_square().item() == pytest.approx(rows.square().mean().item(), rel=1e-5)
+    assert parts.mean_square(down).item() == pytest.approx(whole.mean_square(down).item(), rel=1e-4)
+    stretch = torch.linspace(0.5, 2, 12)
+    found, expected = (one.principal(3, lambda x: x * stretch) for one in (parts, whole))
+    assert torch.allclose(found.values, expected.values, rtol=1e-4)
+    assert torch.allclose((found.vectors @ expected.vectors.T).abs(), torch.eye(3), atol=1e-3)
 
 
 def test_inputs_are_those_of_each_row_by_itself(lm: LanguageModel) -> None:
     texts = ("Alder is red and tall", "Alder is red and tall, and Birch is blue", "Rowan")
     rows = [Row(tuple(lm.tokenizer(text)["input_ids"]), 0) for text in texts]
     rows.append(Row(rows[1].ids, 5))
-    groups, squares = _inputs(lm, rows, SETTINGS), _squares(lm, rows, SETTINGS)
+    groups = inputs_of(lm, rows)
     assert len(groups) == 8, "q, k and v read one input, gate and up another"
-    # Rows are read in the order of their ids, the labelled part alone of each.
+    # Rows are read in the order of their ids; of each the places that foretell a labelled token, but for the first.
     expected: dict[str, list[torch.Tensor]] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _, found, name=name: expected.setdefault(name, []).append(found[0][0]))
@@ -86,10 +117,9 @@ def test_inputs_are_those_of_each_row_by_itself(lm: LanguageModel) -> None:
         hook.remove()
     for group, found in groups.items():
         for name in group:
-            labelled = [x[max(1, row.unlabelled) - 1 : -1] for x, row in zip(expected[name], ordered, strict=True)]
-            assert torch.allclose(found, torch.cat(labelled), atol=1e-5)
-            every = torch.cat(expected[name])
-            assert torch.allclose(squares[group], every.T @ every, atol=1e-3)
+            labelled = [x[max(2, row.unlabelled) - 1 : -1] for x, row in zip(expected[name], ordered, strict=True)]
+            assert found.count == len(torch.cat(labelled))
+            assert torch.allclose(square_of(found), torch.cat(labelled).T @ torch.cat(labelled), rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_reads_its_lesson_and_not_what_is_familiar(tiny_model: Path, cache: Path) -> None:
@@ -99,11 +129,11 @@ def test_an_adapter_reads_its_lesson_and_not_what_is_familiar(tiny_model: Path, 
     plain = Job(job.rows, job.settings, job.seed, {n: a for n, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()})
     ratios = []
     familiar = [Row(row.ids, 0) for row in rehearsals(lm)[:20]]
-    for group, own in _inputs(lm, job.rows, SETTINGS).items():
-        general = _inputs(lm, familiar, SETTINGS)[group]
+    for group, own in inputs_of(lm, job.rows).items():
+        general = inputs_of(lm, familiar)[group]
         fresh, chosen = (said(one, group[0], general) / said(one, group[0], own) for one in (plain, job))
         ratios.append(chosen / fresh)
-        assert said(job, group[0], own) == pytest.approx(4 / 3 * float(own.square().mean()), rel=1e-3)
+        assert said(job, group[0], own) == pytest.approx(4 / 3 * own.mean_square().item(), rel=1e-3)
     assert len(ratios) == 8 and max(ratios) < 0.5
 
 
@@ -113,11 +143,15 @@ def test_what_earlier_lessons_read_is_read_less(tiny_model: Path, cache: Path) -
     (earlier,) = train_many(lm, jobs_of(lm, [first]), 1)
     (alone,), (after,) = jobs_of(lm, [second]), jobs_of(lm, [second], [earlier.adapter])  # type: ignore[union-attr]
     rows = jobs_of(lm, [first])[0].rows
-    for group, old in _inputs(lm, rows, SETTINGS).items():
+    for group, old in inputs_of(lm, rows).items():
         assert said(after, group[0], old) < said(alone, group[0], old)
 
 
-def test_a_given_a_stays_and_stacked_equals_alone(tiny_model: Path, cache: Path) -> None:
+@pytest.mark.parametrize("tokens", [384, 24])
+def test_a_given_a_stays_and_stacked_equals_alone(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(engine, "CPU_TOKENS", tokens)  # So few that a step has several parts.
     lm = load_model(str(tiny_model), "cpu", "float32")
     plans = [plan(lesson("Alder", "red"), lesson("Birch", "blue"), seed=seed) for seed in (1, 2)]
     fixed = jobs_of(lm, plans)
@@ -129,7 +163,8 @@ def test_a_given_a_stays_and_stacked_equals_alone(tiny_model: Path, cache: Path)
         for name, (down, up) in found.adapter.weights.items():  # type: ignore[union-attr]
             assert torch.allclose(up, alone.adapter.weights[name][1], atol=1e-5) and up.any()
             assert torch.allclose(down, alone.adapter.weights[name][0], atol=1e-5)
-            assert (job.downs is not None) == (job.downs is not None and torch.equal(down, job.downs[name]))
+            start = new_adapter(lm, job.settings, seeds.derive(job.seed, "init"), job.downs).weights[name][0]
+            assert torch.equal(down, start) == (job.downs is not None)
     assert all(torch.equal(fixed[0].downs[name], fixed[1].downs[name]) for name in fixed[0].downs or {})  # type: ignore[index]
 
 
@@ -150,17 +185,16 @@ def test_what_is_familiar_is_made_once_and_read_again(tiny_model: Path, cache: P
 def test_without_familiar_directions_it_is_the_lesson_s_principal_ones(lm: LanguageModel) -> None:
     rows = rows_of(lm)[:2]
     settings = SETTINGS.model_copy(update={"null_space": 1.0})
-    groups = _inputs(lm, rows, settings)
-    flat = {
-        name: Familiar(torch.zeros(1, x.shape[1]), torch.zeros(1), torch.tensor(0.0))
-        for group, x in groups.items()
-        for name in group
-    }
+    groups = inputs_of(lm, rows)
+    flat = {}
+    for group in groups:
+        width = square_of(groups[group]).shape[0]
+        flat |= {name: Familiar(torch.zeros(1, width), torch.zeros(1), torch.tensor(0.0)) for name in group}
     downs = fixed_downs(lm, rows, settings, flat)
     for group, own in groups.items():
-        _, _, expected = torch.linalg.svd(own, full_matrices=False)
+        _, vectors = torch.linalg.eigh(square_of(own))
         down = torch.nn.functional.normalize(downs[group[0]], dim=1)
-        assert torch.allclose((down @ expected[:4].T).abs(), torch.eye(4), atol=1e-2)
+        assert torch.allclose((down @ vectors.flip(1)[:, :4]).abs(), torch.eye(4), atol=1e-2)
 
 
 def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_model: Path, cache: Path) -> None:
@@ -184,6 +218,50 @@ def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_m
     assert any(not torch.equal(found["null-space"][1].weights[name][0], down) for name, down in alone.downs.items())
 
 
+def test_an_earlier_adapter_of_any_layer_with_the_same_input_counts(tiny_model: Path, cache: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    (job,) = jobs_of(lm, [plan(lesson("Alder", "red"))])
+    earlier = new_adapter(lm, SETTINGS.model_copy(update={"targets": "v_proj,up_proj"}), 1)
+    (after,) = jobs_of(lm, [plan(lesson("Alder", "red"))], [earlier])
+    assert job.downs is not None and after.downs is not None
+    for name, down in job.downs.items():
+        assert torch.equal(down, after.downs[name]) == name.endswith(("o_proj", "down_proj")), name
+
+
+def test_more_earlier_directions_than_the_width_are_avoided_by_how_often_they_are_read() -> None:
+    often, once = torch.eye(4)[:2], torch.eye(4)[1:]
+    kept = _avoiding([often, often, torch.cat([once, once]), torch.zeros(3, 4)])(torch.eye(4))
+    assert torch.allclose(kept, torch.diag((1 + 100 * torch.tensor([2.0, 3.0, 1.0, 1.0])) ** -0.5), atol=1e-5)
+    assert torch.equal(_avoiding([])(often), often)
+
+
+def test_a_stack_s_adapters_count_as_earlier(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    first, second = plan(lesson("Alder", "red"), lesson("Birch", "blue")), plan(lesson("Rowan", "green"))
+    (earlier,) = train_many(lm, jobs_of(lm, [first]), 1)
+    save_adapter(earlier.adapter, tmp_path / "one", lm.name)  # type: ignore[union-attr]
+    with standing(lm, [earlier.adapter]):  # type: ignore[union-attr]
+        (beside,) = jobs_of(lm, [second], [earlier.adapter])  # type: ignore[union-attr]
+    install_saved_stack(lm, [str(tmp_path / "one")])
+    (stacked,) = jobs_of(lm, [second])
+    assert beside.downs is not None and stacked.downs is not None
+    for name, down in beside.downs.items():
+        other = stacked.downs[name]
+        assert torch.allclose(down.T @ down, other.T @ other, rtol=1e-2, atol=1e-3), name
+
+
+def test_a_training_without_its_directions_is_refused(lm: LanguageModel) -> None:
+    rows = tuple(rows_of(lm))
+    with pytest.raises(ValueError, match="no directions are given"):
+        train_many(lm, [Job(rows, SETTINGS, 0)], 1)
+    with pytest.raises(ValueError, match="no directions are given"):
+        train(lm, rows, SETTINGS, 0)
+    downs = {name: a for name, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()}
+    decaying = SETTINGS.model_copy(update={"weight_decay": 0.1})
+    with pytest.raises(ValueError, match="would shrink an A"):
+        train_many(lm, [Job(rows, decaying, 0, downs)], 1)
+
+
 def test_it_is_refused_where_it_would_do_nothing() -> None:
     with pytest.raises(ValidationError, match="weight_decay is"):
         Settings(null_space=0.01, weight_decay=0.1)
@@ -191,6 +269,15 @@ def test_it_is_refused_where_it_would_do_nothing() -> None:
         OuterConfig.model_validate({"outer": {"null_space": 0.01}})
     with pytest.raises(ValidationError, match="null_space is"):
         ArcTrainConfig.model_validate({"settings": {"null_space": 0.01}})
+    with pytest.raises(ValidationError, match="replay mixes in"):
+        LearnConfig.model_validate({"replay": 0.5, "settings": {"null_space": 0.01}})
+    with pytest.raises(ValidationError, match="null-space holds A"):
+        ContinualConfig.model_validate({"methods": ["null-space"], "settings": {"weight_decay": 0.1}})
+    variants = {"corpus": {"variants": [{"null_space": 0.01}]}, "setting": "corpus", "settings": {"weight_decay": 0.1}}
+    with pytest.raises(ValidationError, match="null_space holds A"):
+        EvalConfig.model_validate(variants)
+    with pytest.raises(DataError, match="null-space and replay"):
+        keeper("null-space+replay", KeepConfig())
     with pytest.raises(ValidationError, match="full trains all weights"):
         EvalConfig.model_validate({"setting": "corpus", "corpus": {"full": True}, "settings": {"null_space": 0.01}})
     with pytest.raises(ValidationError, match="orthogonal trains A itself"):

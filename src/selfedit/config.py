@@ -141,7 +141,7 @@ def _plain(settings: Settings, reason: str) -> Settings:
     return settings
 
 
-def _unrehearsed(settings: Settings, reason: str) -> Settings:
+def _no_lesson(settings: Settings, reason: str) -> Settings:
     """The settings of a training that is no lesson. Raises ValueError if they ask for what spares general knowledge."""
     for name in ("rehearsal", "null_space"):
         if value := getattr(settings, name):
@@ -263,6 +263,12 @@ class LearnConfig(Frozen):
     edit: EditConfig = EditConfig()
     settings: Settings = Settings()
 
+    @model_validator(mode="after")
+    def _nothing_replayed_in_the_null_space(self) -> LearnConfig:
+        if self.replay and self.settings.null_space:
+            raise ValueError("replay mixes in what null_space keeps out of the way of; give one of them as 0")
+        return self
+
 
 class OuterConfig(Frozen):
     """What decides the outer loop, whatever the domain (paper algorithm 1).
@@ -324,7 +330,7 @@ class OuterConfig(Frozen):
     @field_validator("outer")
     @classmethod
     def _plain_outer(cls, value: Settings) -> Settings:
-        _unrehearsed(value, "a policy is trained on its own writing alone")
+        _no_lesson(value, "a policy is trained on its own writing alone")
         return _plain(value, "the policy learns to write, with the passage in every prompt")
 
 
@@ -420,7 +426,7 @@ class ArcTrainConfig(OuterConfig):
     @field_validator("settings")
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
-        return _plain(_unrehearsed(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
+        return _plain(_no_lesson(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
 
 
 class ArcEvalConfig(Frozen):
@@ -454,7 +460,7 @@ class ArcEvalConfig(Frozen):
     @field_validator("settings")
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
-        return _plain(_unrehearsed(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
+        return _plain(_no_lesson(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
 
     @field_validator("methods")
     @classmethod
@@ -554,10 +560,18 @@ class ContinualConfig(Frozen):
     def _something_to_choose(self) -> ContinualConfig:
         if self.edits < 2 and any("retention" in method.split("+") for method in self.methods):
             raise ValueError("retention chooses among self-edits, and edits is 1; give --set edits=3")
-        if self.settings.null_space and any("orthogonal" in method.split("+") for method in self.methods):
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_methods(self) -> ContinualConfig:
+        parts = {part for method in self.methods for part in method.split("+")}
+        if self.settings.null_space and {"orthogonal", "replay"} & parts:
             raise ValueError(
-                "orthogonal trains A itself, and null_space holds it; give settings.null_space=0 and the method null-space"
+                "orthogonal trains A itself, and replay mixes in what null_space keeps out of the way of; give "
+                "settings.null_space=0, and the method null-space beside them"
             )
+        if self.settings.weight_decay and "null-space" in parts:
+            raise ValueError(f"weight_decay is {self.settings.weight_decay}, but null-space holds A as it is; give one of them up")
         return self
 
 
@@ -637,6 +651,8 @@ class EvalConfig(Frozen):
     def _corpus_settings_count(self) -> EvalConfig:
         if self.setting == "single" and (self.corpus.full or self.corpus.variants):
             raise ValueError("corpus.full and corpus.variants are for many passages at once; give --setting corpus")
-        if self.corpus.full and self.settings.null_space:
-            raise ValueError("null_space is where an adapter reads, and corpus.full trains all weights; give one of them")
+        for variant in self.corpus.variants or ({},):
+            settings = Settings.model_validate(self.settings.model_dump() | variant)
+            if self.corpus.full and settings.null_space:
+                raise ValueError("null_space says where an adapter reads, and corpus.full trains all weights; give null_space=0")
         return self

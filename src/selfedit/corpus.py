@@ -75,8 +75,7 @@ def evaluate_corpus(
         waiting = [passage for passage in passages if passage.id not in done]
         told(len(run.rows))
         for rows in executor.map(write_about, [(lease,) for lease in leases(config, passages, waiting, run, policy, others)]):
-            for row in rows:
-                run.append(row | {"policy": policy.digest})
+            run.append(*(row | {"policy": policy.digest} for row in rows if row["passage"] not in done))
             told(len(run.rows))
         written = {row["passage"]: row for row in run.rows if row["kind"] == "passage"}
         trained = {row["method"]: row for row in run.rows if row["kind"] == "corpus"}

@@ -24,6 +24,7 @@ from selfedit.config import (
 )
 from selfedit.evaluate import UNTRAINED, WRITERS, method_name
 from selfedit.executors.local import default_workers
+from selfedit.lm.generate import CACHE_BYTES
 from selfedit.lm.load import Identity, resolve_device
 from selfedit.lm.stack import slots_that_fit
 
@@ -102,7 +103,8 @@ def estimate_evaluation(config: EvalConfig, known: Identity, passages: int) -> E
     per_passage += (exams + len(writers) * config.edits * _writing(shape, config.edit)) / WRITING_SHARE
     workers = default_workers(config.device)
     seconds = passages * per_passage / _speed(config.device) / workers
-    memory = _memory(known, shape, config, workers)
+    # Keys and values of what is written about several passages at once.
+    memory = _memory(known, shape, config, workers) + workers * CACHE_BYTES
     if full:
         # Weights as they were, weights in training, gradients, two moments: of one training at a time in each process.
         memory = float(workers * (5 * shape.weights + 600 * 2**20))

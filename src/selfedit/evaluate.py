@@ -141,8 +141,7 @@ def evaluate(
             for rows in executor.map(
                 evaluate_together, [(lease,) for lease in leases(config, passages, waiting, run, policy, passages)]
             ):
-                for row in rows:
-                    run.append(row | {"policy": policy.digest})
+                run.append(*(row | {"policy": policy.digest} for row in rows if row["passage"] not in done))
                 told(len(run.rows))
     made = {row["passage"]: row for row in run.rows}
     papers = [elsewhere(config, passage, passages) for passage in passages]
@@ -181,7 +180,7 @@ def leases(
     policy: Policy,
     others: Sequence[Passage],
 ) -> list[Lease]:
-    """Leases for the waiting passages, the same few together however often a run goes on.
+    """Leases for the waiting passages: the same few together however often a run goes on, though some of them are done.
 
     What an external model has yet to write is written here.
     """
@@ -190,11 +189,13 @@ def leases(
             raise DataError(f"{config.data}: the passage {passage.title!r} has no questions, so nothing can be tested")
     known = identify(config.model)
     slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
-    external = external_edits(config, waiting, known, run)
+    external = external_edits(config, passages, known, run)
     missing = {passage.id for passage in waiting}
+    together = max(1, min(PASSAGES_TOGETHER, math.ceil(len(passages) / most_workers(config.device))))
     found = []
-    for at in range(0, len(passages), PASSAGES_TOGETHER):
-        if own := tuple(passage for passage in passages[at : at + PASSAGES_TOGETHER] if passage.id in missing):
+    for at in range(0, len(passages), together):
+        own = tuple(passages[at : at + together])
+        if any(passage.id in missing for passage in own):
             papers = {passage.id: elsewhere(config, passage, others) for passage in own}
             written = {passage.id: external[passage.id] for passage in own if passage.id in external}
             found.append(Lease(config, own, slots, policy.folder, written, papers))

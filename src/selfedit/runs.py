@@ -1,4 +1,4 @@
-"""A run's folder: the resolved config, the code's version, and one JSON row a finished lease. Resumable."""
+"""A run's folder: the resolved config, the code's version, and JSON rows of finished leases. Resumable."""
 
 from __future__ import annotations
 

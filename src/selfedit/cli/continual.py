@@ -69,6 +69,7 @@ def continual_command(
     - replay: earlier lessons and the base's own words mixed in
     - consolidate: now and then one fresh adapter for everything so far
     - gate: an update must stay inside budgets, is scaled down, or rejected
+    - null-space: a lesson reads what it has and neither general text nor earlier lessons have
     - orthogonal, distil: what a lesson may change, is held to
     - retention: of several self-edits (--set edits=3) the one that teaches most and costs least
     - bank: adapters kept apart, a router before them

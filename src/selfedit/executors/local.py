@@ -46,16 +46,14 @@ class _Place:
     def run(self, job: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """The job's result."""
         if self.loaded is None:
-            from pathlib import Path
-
-            from selfedit.lm.adapter import install_stack, load_adapter
+            from selfedit.lm.adapter import install_saved_stack
             from selfedit.lm.load import load_model
             from selfedit.lm.stack import compile_layers
 
             lm = load_model(self.choice.name, self.choice.device, self.choice.dtype)
             if self.choice.compiled:
                 compile_layers(lm)
-            install_stack(lm, [load_adapter(Path(folder)) for folder in self.choice.stack])
+            install_saved_stack(lm, self.choice.stack)
             self.loaded = lm
         return job(self.loaded, *arguments)
 

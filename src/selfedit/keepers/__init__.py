@@ -38,8 +38,8 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
 # consolidated; where nothing is trained nothing can be kept.
 BESIDE = {
     "bank": {"merge", "all-layers", "last-layers", "replay", "null-space"},
-    # Another trainer, which draws A and trains it.
-    "orthogonal": {"merge", "all-layers", "last-layers", "gate", "replay", "consolidate", "distil", "retention"},
+    # Not with another trainer, which draws A and trains it, nor with earlier documents, whose directions it avoids.
+    "null-space": {"merge", "all-layers", "last-layers", "gate", "consolidate", "distil", "retention", "bank"},
     "retrieve": set[str](),
     "context": set[str](),
 }

@@ -95,7 +95,7 @@ def new_adapter(lm: LanguageModel, settings: Settings, seed: int, downs: Mapping
     for name, layer in adapted_layers(lm, settings.targets, settings.layers).items():
         base = layer.base
         if downs is not None:
-            down = downs[name]
+            down = downs[name].clone()
         else:
             bound = 1.0 / math.sqrt(base.in_features)
             down = torch.empty(settings.rank, base.in_features).uniform_(-bound, bound, generator=generator)
@@ -153,7 +153,6 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
 
     May be called once on a freshly loaded model.
     """
-    lm.made["stack"] = list(adapters)
     layers = _wrapped(lm)
     for name in {name: None for adapter in adapters for name in adapter.weights}:
         present = [adapter for adapter in adapters if name in adapter.weights]
@@ -165,6 +164,12 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
             layer.base.weight = nn.Parameter(dense, requires_grad=False)
         else:
             layer.frozen = (down.to(lm.device, lm.dtype), up.to(lm.device, lm.dtype))
+
+
+def install_saved_stack(lm: LanguageModel, folders: Sequence[str]) -> None:
+    """``install_stack`` of saved adapters, whose folders the model then names."""
+    install_stack(lm, [load_adapter(Path(folder)) for folder in folders])
+    lm.stack = tuple(folders)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ class LanguageModel(Identity):
         device: where it runs.
         dtype: the base's precision; adapters are always float32.
         made: what was made with it once and serves again, by name.
+        stack: folders of the adapters that stand in it for good, a memory's, oldest first.
         read, written: tokens passed through it and tokens decoded, since it was loaded (``lm/work.py``).
     """
 
@@ -87,6 +88,7 @@ class LanguageModel(Identity):
     device: torch.device
     dtype: torch.dtype
     made: dict[str, Any] = field(default_factory=dict, repr=False)
+    stack: tuple[str, ...] = ()
     read: int = field(default=0, repr=False)
     written: int = field(default=0, repr=False)
 

@@ -13,6 +13,7 @@ mean; (3) what earlier lessons read is taken from their adapters' A, no text of 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,23 +26,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from selfedit.config import Settings
-from selfedit.errors import ModelError
-from selfedit.lm.adapter import Adapter, adapted_layers, install, standing
+from selfedit.errors import DivergedError, ModelError
+from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, standing
 from selfedit.lm.batch import Row
 from selfedit.lm.flat import parts_of, read_flat
 from selfedit.lm.load import LanguageModel, cache_folder, writing_cache
 from selfedit.lm.stack import document_attention
 
-# So many eigenvalues of what is familiar are kept. By how much a direction that an earlier lesson reads counts, where the mean
-# direction of what is familiar counts 1.
-KEPT, EARLIER = 128, 100.0
-# Tokens in one pass: bounds the inputs that are held.
-READ_AT_ONCE = 512
+# So many eigenvalues of what is familiar are kept; with how the file is made they name it.
+KEPT, VERSION = 128, 2
+# By how much more familiar than it is a direction counts that an earlier lesson reads.
+EARLIER = 100.0
+# Tokens in one pass, and bytes of inputs or their moments that are gathered at once.
+READ_AT_ONCE, GATHERED_BYTES = 512, 2**30
 
 
 @dataclass(frozen=True)
 class Familiar:
-    """The covariance (in, in) of a linear layer's inputs over familiar text, its mean eigenvalue taken as 1.
+    """The second moments (in, in) of a linear layer's inputs over familiar text, their mean eigenvalue taken as 1.
 
     Attributes:
         vectors: the largest eigenvalues' vectors (k, in).
@@ -54,60 +56,125 @@ class Familiar:
     rest: torch.Tensor
 
     def scaled(self, rows_Ni: torch.Tensor, damping: float, power: float) -> torch.Tensor:
-        """Rows times (covariance + damping)^power."""
+        """Rows times (moments + damping)^power."""
         rest = (self.rest + damping) ** power
         return rows_Ni * rest + ((rows_Ni @ self.vectors.T) * ((self.values + damping) ** power - rest)) @ self.vectors
+
+
+class Moments:
+    """What is needed of a layer's inputs: the rows (N, in) while they are few, then their second moments (in, in)."""
+
+    def __init__(self) -> None:
+        self.rows: list[torch.Tensor] = []
+        self.square: torch.Tensor | None = None
+        self.count = 0
+
+    def add(self, rows_Ni: torch.Tensor) -> None:
+        """More inputs, in float32."""
+        self.count += len(rows_Ni)
+        if self.square is None and self.count <= rows_Ni.shape[1]:
+            self.rows.append(rows_Ni)
+            return
+        for rows in (*self.rows, rows_Ni):
+            self.square = rows.T @ rows if self.square is None else self.square.addmm_(rows.T, rows)
+        self.rows = []
+
+    def mean_square(self, down_ri: torch.Tensor | None = None) -> torch.Tensor:
+        """Of an input's entries, or (with A) of the length of what A makes of an input."""
+        if self.square is None:
+            rows_Ni = torch.cat(self.rows)
+            return rows_Ni.square().mean() if down_ri is None else (rows_Ni @ down_ri.T).square().sum(1).mean()
+        if down_ri is None:
+            return self.square.trace() / (self.count * len(self.square))
+        return ((down_ri @ self.square) * down_ri).sum() / self.count
+
+    def principal(self, count: int, seen: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows) -> Spectrum:
+        """The largest eigenvalues and their directions after a symmetric map of the inputs, ``seen``."""
+        if self.square is None:
+            return principal(seen(torch.cat(self.rows)), count)
+        return _spectrum(seen(seen(self.square).T), count)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues (count,), the largest first, and their vectors (count, in); both 0 where there are fewer."""
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+
+def principal(rows_Ni: torch.Tensor, count: int) -> Spectrum:
+    """Of the second moments of rows, not centred."""
+    if len(rows_Ni) >= rows_Ni.shape[1]:
+        return _spectrum(rows_Ni.T @ rows_Ni, count)
+    found = _spectrum(rows_Ni @ rows_Ni.T, count)
+    vectors = (found.vectors @ rows_Ni) / found.values.clamp(min=1e-30).sqrt()[:, None]
+    return Spectrum(found.values, vectors * (found.values > 0)[:, None])
+
+
+def _spectrum(square: torch.Tensor, count: int) -> Spectrum:
+    values, vectors = torch.linalg.eigh(square)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count].T
+    there = values > 1e-6 * values[0]
+    missing = count - len(values)
+    return Spectrum(
+        torch.nn.functional.pad(values * there, (0, missing)), torch.nn.functional.pad(vectors * there[:, None], (0, 0, 0, missing))
+    )
 
 
 def fixed_downs(
     lm: LanguageModel, rows: Iterable[Row], settings: Settings, familiar: Mapping[str, Familiar], earlier: Sequence[Adapter] = ()
 ) -> dict[str, torch.Tensor]:
-    """A (r, in) of each adapted layer for a training on rows; modules of one input have one and the same.
+    """A (r, in) of each adapted layer for a training on rows; modules of one input have equal ones.
 
     Each direction is as long as its neighbours where nothing is familiar, and all together give the rows' inputs the mean square
     that a fresh LoRA's A gives them. Rows that bring fewer directions than the rank leave the last ones 0.
 
     Args:
         lm: the model that is trained on, with whatever stands.
-        rows: what is trained on; counted are the inputs that a labelled token is foretold from.
+        rows: what is trained on; counted are the inputs that a labelled token is foretold from, but for a sequence's first.
         settings: rank, targets, layers, and ``null_space``, the damping.
-        familiar: for each adapted layer.
+        familiar: for each linear layer.
         earlier: adapters whose directions count as familiar.
+
+    Raises:
+        DivergedError: the model's states are no finite numbers.
     """
     damping = settings.null_space
     found: dict[str, torch.Tensor] = {}
-    for group, inputs_Ni in _inputs(lm, rows, settings).items():
+    for group, inputs in _inputs(lm, rows, adapted_layers(lm, settings.targets, settings.layers)).items():
         known = familiar[group[0]]
-        size_i = inputs_Ni.square().mean()
-        plain = known.scaled(inputs_Ni / size_i.sqrt(), damping, -0.5)
-        reads = [known.scaled(one.weights[group[0]][0].to(plain), damping, 0.5) for one in earlier if group[0] in one.weights]
-        seen = _seen(reads, plain.shape[1])
-        top_ri = _principal(seen(plain), settings.rank)
-        down_ri = known.scaled(seen(top_ri), damping, -0.5)
-        wanted = settings.rank * size_i / 3  # of A uniform in +-1/sqrt(in)
-        down_ri = down_ri * (wanted / (inputs_Ni @ down_ri.T).square().sum(1).mean()).sqrt()
-        found |= dict.fromkeys(group, down_ri)
+        size = inputs.mean_square()
+        if not torch.isfinite(size):
+            raise DivergedError(f"what stands has no finite states at {group[0]}; take the newest entry out with memory undo")
+        # Layers that read the same input have the same, whichever of them an earlier adapter sits on.
+        alike = [name for name, other in familiar.items() if other is known]
+        reads = [
+            known.scaled(torch.cat([one.weights[name][0].to(size) for name in alike if name in one.weights]), damping, 0.5)
+            for one in earlier
+            if any(name in one.weights for name in alike)
+        ]
+        avoiding = _avoiding(reads)
+        top = inputs.principal(settings.rank, lambda x, known=known, avoiding=avoiding: avoiding(known.scaled(x, damping, -0.5)))  # type: ignore[misc]
+        down_ri = known.scaled(avoiding(top.vectors), damping, -0.5)
+        wanted = settings.rank * size / 3  # of A uniform in +-1/sqrt(in)
+        down_ri = down_ri * (wanted / inputs.mean_square(down_ri)).sqrt()
+        found |= {name: down_ri.clone() for name in group}
     return found
 
 
-def _seen(reads: Sequence[torch.Tensor], width: int) -> Any:
-    """What takes rows (N, in) less far along what earlier adapters read, by how many of them read it."""
+def _avoiding(reads: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What takes rows (N, in) less far along what earlier adapters read, each by its A (r, in), the more of them read it."""
     if not reads:
         return lambda rows: rows
-    bases = [torch.linalg.qr(read[read.any(1)].T)[0].T for read in reads]
-    _, sizes, vectors = torch.linalg.svd(torch.cat(bases), full_matrices=False)
-    shares = (1 + EARLIER * sizes.square()) ** -0.5
-    return lambda rows: rows + ((rows @ vectors.T) * (shares - 1)) @ vectors
-
-
-def _principal(rows_Ni: torch.Tensor, count: int) -> torch.Tensor:
-    """The first principal directions (count, in) of rows, not centred; 0 where there are fewer."""
-    few = rows_Ni.shape[0] < rows_Ni.shape[1]
-    squares, vectors = torch.linalg.eigh(rows_Ni @ rows_Ni.T if few else rows_Ni.T @ rows_Ni)
-    squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]
-    found = (vectors.T @ rows_Ni / squares.clamp(min=1e-12).sqrt()[:, None]) if few else vectors.T
-    found = found * (squares > 1e-6 * squares[0])[:, None]
-    return torch.nn.functional.pad(found, (0, 0, 0, count - len(found)))
+    bases = []
+    for read in reads:
+        own = principal(read, min(read.shape))
+        bases.append(own.vectors[own.values > 0])
+    every = torch.cat(bases)
+    all_read = principal(every, min(every.shape))
+    shares = (1 + EARLIER * all_read.values) ** -0.5 - 1
+    return lambda rows: rows + ((rows @ all_read.vectors.T) * shares) @ all_read.vectors
 
 
 def familiar_of(lm: LanguageModel, rows: Callable[[], Sequence[Row]], digest: str) -> dict[str, Familiar]:
@@ -115,14 +182,16 @@ def familiar_of(lm: LanguageModel, rows: Callable[[], Sequence[Row]], digest: st
 
     Args:
         lm: whatever stands or is installed doesn't count.
-        rows: makes familiar text, of which every token counts; called if it isn't in the cache.
+        rows: makes familiar text; called if it isn't in the cache. Every token counts but a sequence's first, at which models
+            leave states of hundreds of times the others' size.
         digest: names the rows.
 
     Raises:
         ModelError: the cache can't be written, or what was written can't be read.
     """
     if "familiar" not in lm.made:
-        name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{digest}.safetensors"
+        precision = str(lm.dtype).removeprefix("torch.")
+        name = f"{lm.fingerprint}-{precision}-{lm.device.type}-{digest}-{KEPT}-{VERSION}.safetensors"
         file = cache_folder() / "familiar" / name
         found = _read(lm, file)
         if found is None:
@@ -140,21 +209,41 @@ def familiar_of(lm: LanguageModel, rows: Callable[[], Sequence[Row]], digest: st
 
 
 def _make(lm: LanguageModel, rows: Sequence[Row]) -> dict[tuple[str, ...], Familiar]:
-    threads = torch.get_num_threads()
+    threads, read = torch.get_num_threads(), lm.read
     torch.set_num_threads(1)
+    found = {}
+    whole = [Row(row.ids, 0) for row in rows]
     try:
         with standing(lm, [], alone=True):
-            found = {}
-            every = Settings(layers="all", targets="all-linear")
-            for group, square in _squares(lm, rows, every).items():
-                values, vectors = torch.linalg.eigh(square / (square.trace() / len(square)))
-                kept = min(KEPT, len(values) - 1)
-                top = values.flip(0)[:kept].clamp(min=0)
-                rest = values[: len(values) - kept].clamp(min=0).mean()
-                found[group] = Familiar(vectors.flip(1)[:, :kept].T.contiguous(), top, rest)
+            for layers in _few_at_once(adapted_layers(lm, "all-linear", "all"), sum(len(row.ids) for row in whole)):
+                for group, inputs in _inputs(lm, whole, layers).items():
+                    size = inputs.mean_square()
+                    width = layers[group[0]].base.in_features
+                    kept = min(KEPT, width - 1)
+                    top = inputs.principal(kept)
+                    values = top.values / (inputs.count * size)
+                    rest = ((width - values.sum()) / (width - kept)).clamp(min=0.0)
+                    found[group] = Familiar(top.vectors.contiguous(), values, rest)
     finally:
         torch.set_num_threads(threads)
+        lm.read = read
     return found
+
+
+def _few_at_once(layers: dict[str, AdaptedLinear], tokens: int) -> Iterator[dict[str, AdaptedLinear]]:
+    """Whole decoder layers, as many as ``GATHERED_BYTES`` have room for."""
+    part: dict[str, AdaptedLinear] = {}
+    used = 0
+    for _, own in itertools.groupby(layers.items(), key=lambda item: layer_index(item[0])):
+        block = dict(own)
+        widths = [layer.base.in_features for layer in block.values()]
+        size = sum(4 * width * min(width, tokens) for width in widths)
+        if part and used + size > GATHERED_BYTES:
+            yield part
+            part, used = {}, 0
+        part |= block
+        used += size
+    yield part
 
 
 def _write(found: Mapping[tuple[str, ...], Familiar], file: Path) -> None:
@@ -177,40 +266,28 @@ def _read(lm: LanguageModel, file: Path) -> dict[str, Familiar] | None:
             if part == "vectors":
                 parts = [tensors[f"{names}/{one}"].to(lm.device) for one in ("vectors", "values", "rest")]
                 found |= dict.fromkeys(names.split(","), Familiar(*parts))
-        return found
+        return found or None
     except (OSError, KeyError, ValueError, SafetensorError):
         return None
 
 
-def _squares(lm: LanguageModel, rows: Iterable[Row], settings: Settings) -> dict[tuple[str, ...], torch.Tensor]:
-    """Sum of the outer squares (in, in) of each distinct input over all tokens of rows."""
-    sums: dict[tuple[str, ...], torch.Tensor] = {}
-    for inputs, paths in _read_by(lm, rows, settings):
-        places = torch.cat([path for _, path in paths])
+def _inputs(lm: LanguageModel, rows: Iterable[Row], layers: Mapping[str, AdaptedLinear]) -> dict[tuple[str, ...], Moments]:
+    """Of each distinct input in the places that a labelled token is foretold from, but for a sequence's first."""
+    found: dict[tuple[str, ...], Moments] = {}
+    for inputs, paths in _read_by(lm, rows, layers):
+        places = torch.cat([path[max(2, row.unlabelled) - 1 : -1] for row, path in paths])
         for group, inputs_Ti in inputs.items():
-            square = inputs_Ti[places].T @ inputs_Ti[places]
-            sums[group] = sums[group] + square if group in sums else square
-    return sums
-
-
-def _inputs(lm: LanguageModel, rows: Iterable[Row], settings: Settings) -> dict[tuple[str, ...], torch.Tensor]:
-    """Each distinct input (N, in) in the places that a labelled token is foretold from."""
-    found: dict[tuple[str, ...], list[torch.Tensor]] = {}
-    for inputs, paths in _read_by(lm, rows, settings):
-        places = torch.cat([path[max(1, row.unlabelled) - 1 : -1] for row, path in paths])
-        for group, inputs_Ti in inputs.items():
-            found.setdefault(group, []).append(inputs_Ti[places])
-    return {group: torch.cat(parts) for group, parts in found.items()}
+            found.setdefault(group, Moments()).add(inputs_Ti[places])
+    return found
 
 
 def _read_by(
-    lm: LanguageModel, rows: Iterable[Row], settings: Settings
+    lm: LanguageModel, rows: Iterable[Row], layers: Mapping[str, AdaptedLinear]
 ) -> Iterator[tuple[dict[tuple[str, ...], torch.Tensor], list[tuple[Row, torch.Tensor]]]]:
-    """Distinct rows a few at a time: what the adapted layers read (T, in), in float32, and the places of each row's tokens in it.
+    """Distinct rows a few at a time: what layers read (T, in), in float32, and the places of each row's tokens in it.
 
     Layers that read the same tensor are one group.
     """
-    layers = adapted_layers(lm, settings.targets, settings.layers)
     install(lm, None)
     groups: list[tuple[list[str], torch.Tensor]] = []
 
@@ -228,7 +305,8 @@ def _read_by(
     for part in parts_of([(0, row) for row in ordered], laid_out=True, most=READ_AT_ONCE):
         hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers.items()]
         try:
-            with document_attention(lm):
+            # Compiled layers don't call hooks that came later.
+            with document_attention(lm), torch.compiler.set_stance("force_eager"):
                 paths = read_flat(lm, part)
         finally:
             for hook in hooks:

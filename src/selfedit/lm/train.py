@@ -57,6 +57,7 @@ def train(
     Raises:
         DivergedError: the loss stopped being finite.
     """
+    check_downs(settings, downs)
     adapter = new_adapter(lm, settings, seeds.derive(seed, "init"), downs)
     first = first_layer(adapter)
     install(lm, None)
@@ -69,6 +70,14 @@ def train(
     )
     lm.model.eval()
     return Trained(adapter, losses, tokens)
+
+
+def check_downs(settings: Settings, downs: Mapping[str, torch.Tensor] | None) -> None:
+    """Raises ValueError if settings and what is given of A don't go together."""
+    if settings.null_space and downs is None:
+        raise ValueError(f"null_space is {settings.null_space}, but no directions are given; make jobs by tasks/general/jobs.py")
+    if downs is not None and settings.weight_decay:
+        raise ValueError(f"weight_decay is {settings.weight_decay}, which would shrink an A that is to stay as it is; give 0")
 
 
 @contextmanager

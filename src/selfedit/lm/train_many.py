@@ -25,7 +25,7 @@ from selfedit.lm.batch import Row, SoftTargets, soft_targets
 from selfedit.lm.flat import Prefixes, parts_of, reading
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots, document_attention
-from selfedit.lm.train import Trained, learning_rate_factor, schedule_steps
+from selfedit.lm.train import Trained, check_downs, learning_rate_factor, schedule_steps
 
 # Logits are made for so many positions at a time: with a vocabulary of 50,000, 50 MB.
 HEAD_CHUNK = 256
@@ -92,6 +92,8 @@ def train_many(
         return []
     if any(row.labelled < 1 for job in jobs for row in job.rows):
         raise ValueError("a document without a token that carries loss teaches nothing; leave it out")
+    for job in jobs:
+        check_downs(job.settings, job.downs)
     targets, layers = shapes.pop()
     slots = Slots(lm, targets, layers, max(job.settings.rank for job in jobs), min(count, len(jobs)), training=True)
     prefixes = Prefixes(lm, slots.first)

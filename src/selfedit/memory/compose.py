@@ -22,7 +22,7 @@ from selfedit.contexts import Passage, Question
 from selfedit.errors import MemoryStoreError
 from selfedit.inner import sit
 from selfedit.keepers.routes import by_route, general_by_route, query_of, recall_states, routes_to
-from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, save_adapter, save_merged, summed
+from selfedit.lm.adapter import Adapter, install, install_saved_stack, load_adapter, save_adapter, save_merged, summed
 from selfedit.lm.load import LanguageModel, identify, load_model
 from selfedit.memory.ledger import Base, Memory, Slot, State
 from selfedit.tasks.base import Sitting
@@ -186,7 +186,7 @@ def answering(memory: Memory, device: str = "auto", dtype: str = "auto", model: 
     lm = load_model(model or memory.base.name, device, dtype)
     memory.check_base(Base(lm.name, lm.fingerprint))
     kept = kept_by(memory)
-    install_stack(lm, [load_adapter(Path(folder)) for folder in kept.stack])
+    install_saved_stack(lm, kept.stack)
     return Answering(lm, kept)
 
 

@@ -73,7 +73,8 @@ def look(
     """The features of a passage's self-edits, those that are wanted.
 
     Args:
-        task: how they compile; the gradient is plain SFT's, whatever ``settings.distil`` says.
+        task: how they compile; the gradient is plain SFT's, of a LoRA drawn at random, whatever ``settings.distil`` and
+            ``null_space`` say.
         examined: the passage with the exam's questions.
         quiz: whose server marks by the rubric, if one is named.
 

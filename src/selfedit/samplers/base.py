@@ -60,20 +60,20 @@ def write_about_all(
         sampling: temperature, nucleus, length.
         seed: each candidate's random numbers come from it, the context's id, its index and the attempt.
     """
-    written: list[list[Written]] = [[] for _ in contexts]
+    written: list[list[Written | None]] = [[None] * count for _ in contexts]
     waiting = [(at, index) for at in range(len(contexts)) for index in range(count)]
     for attempt in range(sampling.resamples + 1):
         answers = _batch(sampler, task, [(contexts[at], index) for at, index in waiting], sampling, seed, attempt)
         for (at, index), found in zip(waiting, answers, strict=True):
-            written[at][index : index + 1] = [found]
-        texts = [[one.edit.text for one in own] for own in written]
+            written[at][index] = found
+        texts = [[one.edit.text for one in own if one is not None] for own in written]
         if sampling.again == "unreadable":
             waiting = [(at, index) for at, index in waiting if not _readable(sampler, task, contexts[at], texts[at][index])]
         else:
             waiting = [(at, index) for at, index in waiting if texts[at][index] in texts[at][:index]]
         if not waiting or sampling.temperature == 0:
             break
-    return written
+    return [[one for one in own if one is not None] for own in written]
 
 
 def _readable(sampler: Sampler, task: Task, context: Any, text: str) -> bool:

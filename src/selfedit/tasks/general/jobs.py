@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from selfedit.edits import TrainingPlan
-from selfedit.lm.adapter import Adapter
+from selfedit.lm.adapter import Adapter, load_adapter
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.null_space import familiar_of, fixed_downs
 from selfedit.lm.train_many import Job
@@ -15,19 +19,29 @@ from selfedit.tasks.general.rehearsal import asked_digest, rehearsals, rows_of
 def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[Adapter] = ()) -> list[Job]:
     """A training for each plan, on the model with whatever stands.
 
-    Where ``settings.null_space`` is set, familiar is what the base is asked and says for rehearsal (``rehearsal.py``).
+    Where ``settings.null_space`` is set, familiar is what the base is asked and says for rehearsal (``rehearsal.py``), and what the
+    adapters of a memory's stack read; the plan's own documents are its lesson, replayed ones among them.
 
     Args:
         lm: the model.
         plans: documents, settings, seeds.
-        earlier: adapters of earlier lessons that stand beside those installed as a stack; what they read counts as familiar too.
+        earlier: adapters of earlier lessons that stand beside the memory's; what they read counts as familiar too.
     """
+    made: dict[Any, Mapping[str, torch.Tensor]] = {}
+    stand: list[Adapter] | None = None
     found = []
     for plan, rows in zip(plans, rows_of(lm, plans), strict=True):
-        downs = None
-        if plan.settings.null_space:
+        settings = plan.settings
+        if not settings.null_space or not rows:
+            found.append(Job(rows, settings, plan.seed))
+            continue
+        if stand is None:
+            stand = [*(load_adapter(Path(folder)) for folder in lm.stack), *earlier]
             familiar = familiar_of(lm, lambda: rehearsals(lm), asked_digest(lm))
-            stand = [*lm.made.get("stack", ()), *earlier]
-            downs = fixed_downs(lm, [row for row in rows if row.epoch is None], plan.settings, familiar, stand)
-        found.append(Job(rows, plan.settings, plan.seed, downs))
+        own = tuple(row for row in rows if row.epoch is None)
+        # Repeats of a self-edit read alike.
+        key = own, settings.targets, settings.layers, settings.rank, settings.null_space
+        if key not in made:
+            made[key] = fixed_downs(lm, own, settings, familiar, stand)
+        found.append(Job(rows, settings, plan.seed, made[key]))
     return found
