@@ -184,8 +184,11 @@ def test_a_second_policy_s_share_of_the_first_one_s_gain(tmp_path: Path) -> None
         ]
         table: dict[str, Any] = {"methods": {"self": {}, "seal-writer": {}}, "passages": passages}
         runs.append(RunData(name, tmp_path, "eval", {}, table=table))
-    found = comparison(runs)
+    # A run of another kind before them has nothing to be compared with.
+    found = comparison([RunData("trained", tmp_path, "train", {}), *runs])
     assert found is not None
+    listed = {row[1]: row for row in found.rows}
+    assert listed["seal-writer, correct"][0] == "free - labelled" and listed["seal-writer, correct"][2] == 4
     (row,) = [row for row in found.rows if "share of the gain" in row[1]]
     value, low, high = (float(part) for part in re.findall(r"-?\d+\.\d+", row[3]))
     assert row[2] == 4 and value == 0.5 and 0 < low < 0.5 < high < 1

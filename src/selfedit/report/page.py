@@ -45,6 +45,9 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
         for table in [*found, *_more(run)]:
             written.append(beside / f"{name}-{_slug(table.title)}.csv")
             written[-1].write_text(_csv(table), encoding="utf-8")
+    if compared is not None:
+        written.append(beside / f"{_slug(compared.title)}.csv")
+        written[-1].write_text(_csv(compared), encoding="utf-8")
     scratch.write_text(page, encoding="utf-8")
     scratch.replace(file)
     return [file, *written]

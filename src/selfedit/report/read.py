@@ -135,6 +135,11 @@ def _round(folder: Path, number: int, metrics: dict[str, Any]) -> Round:
     edits = []
     for scored in scored_of(folder, number):
         passage = passages.get(scored.context.split("-")[0])
+        if len(written.get(scored.context, ())) <= scored.candidate:
+            raise DataError(
+                f"{own / 'edits.jsonl'}: has no self-edit {scored.candidate} of {scored.context}, which scored.jsonl names; "
+                "bring the file back"
+            )
         text = written[scored.context][scored.candidate]["text"]
         status, reason = failed.get((scored.context, scored.candidate), ("ok" if scored.tried else "not tried", ""))
         edits.append(

@@ -156,11 +156,12 @@ def differences_table(run: RunData) -> Table:
 
 
 def comparison(runs: Sequence[RunData]) -> Table | None:
-    """Every later run against the first, passage by passage, where both have the same."""
+    """Every later run against the first of its kind, passage by passage, where both have the same."""
     rows: list[tuple[Any, ...]] = []
-    first, *others = runs
-    for other in others:
-        if first.kind != other.kind:
+    firsts: dict[str, RunData] = {}
+    for other in runs:
+        first = firsts.setdefault(other.kind, other)
+        if first is other:
             continue
         for label, ours, theirs in _pairs(first, other):
             shared = [key for key in ours if key in theirs]
@@ -234,7 +235,13 @@ def _value(edit: Edit) -> float:
 def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], dict[str, float]]]:
     if first.kind in ("eval", "puzzles"):
         methods = [m for m in (first.table or {})["methods"] if m in (other.table or {})["methods"]]
-        return [(f"{m}, correct", _of_method(first, m), _of_method(other, m)) for m in methods]
+        measures = {"accuracy": "correct"} | ({"question_alone": "no title", "f1": "F1"} if first.kind == "eval" else {})
+        pairs = [
+            (f"{m}, {title}", _of_method(first, m, name), _of_method(other, m, name))
+            for m in methods
+            for name, title in measures.items()
+        ]
+        return [pair for pair in pairs if pair[1] and pair[2]]
     found = []
     for ours, theirs in zip(first.rounds, other.rounds, strict=False):
         # A control at random tries nothing, so what it has in common with others is what was written.
@@ -243,9 +250,9 @@ def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], 
     return found
 
 
-def _of_method(run: RunData, method: str) -> dict[str, float]:
+def _of_method(run: RunData, method: str, measure: str = "accuracy") -> dict[str, float]:
     rows = (run.table or {})["passages"]
-    return {row["id"]: value for row in rows if (value := row["methods"][method]["accuracy"]) is not None}
+    return {row["id"]: value for row in rows if (value := row["methods"][method].get(measure)) is not None}
 
 
 def _pm(mean: Mean, scale: float, digits: int = 1) -> str | None:
