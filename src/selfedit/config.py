@@ -102,7 +102,6 @@ class Settings(Frozen):
             description="share of all documents that are the base's own answers to general questions, which keep them",
         ),
     ] = 0.0
-
     null_space: Annotated[
         float,
         Field(

@@ -190,8 +190,8 @@ class Prefixes:
 
     def _compute(self, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
         with layer_range(self.lm, 0, self.first):
-            states_Td, paths = _states_of(self.lm, rows)
-        return [states_Td[path] for path in paths]
+            states_Td, packed = _states_of(self.lm, rows)
+        return [states_Td[path] for path in packed.paths]
 
 
 def read_flat(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> list[torch.Tensor]:
@@ -199,13 +199,14 @@ def read_flat(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> list[torch.
 
     Returns for each row the places (T,) of its tokens in the flat stream; those of a common beginning are the same.
     """
-    lm.read += sum(span.length for span in pack(rows).spans)
-    return _states_of(lm, rows)[1]
+    _, packed = _states_of(lm, rows)
+    lm.read += sum(span.length for span in packed.spans)
+    return [torch.tensor(path, device=lm.device) for path in packed.paths]
 
 
 @torch.no_grad()
-def _states_of(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Hidden states of the flat stream (T, d), and the places of each row's tokens in it."""
+def _states_of(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> tuple[torch.Tensor, Packed]:
+    """Hidden states of the flat stream (T, d), and where each row's tokens stand in it."""
     packed = pack(rows)
     ids = [token for (_, row), skip in zip(rows, packed.skips, strict=True) for token in row.ids[skip:]]
     ids_1T, positions_1T = torch.tensor([[ids], [packed.positions]], device=lm.device)
@@ -214,7 +215,7 @@ def _states_of(lm: LanguageModel, rows: Sequence[tuple[int, Row]]) -> tuple[torc
     stream = Stream(packed.spans, bounds=bounds.int(), whole_bounds=whole_bounds.int(), paths=shared)
     with streaming(stream):
         out = lm.model.base_model(input_ids=ids_1T, position_ids=positions_1T, use_cache=False)
-    return out.last_hidden_state[0], [torch.tensor(path, device=lm.device) for path in packed.paths]
+    return out.last_hidden_state[0], packed
 
 
 @contextmanager

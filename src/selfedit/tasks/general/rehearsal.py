@@ -17,18 +17,16 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from selfedit import seeds
 from selfedit.edits import Document, Message, Prompt, TrainingPlan
-from selfedit.errors import ModelError
 from selfedit.lm.adapter import install, standing
 from selfedit.lm.batch import Row, SoftTargets, encode_document, encode_prompt
 from selfedit.lm.distil import LIKELIEST, likeliest_targets, taught
 from selfedit.lm.generate import generate
-from selfedit.lm.load import LanguageModel, cache_folder, writing_cache
+from selfedit.lm.load import LanguageModel, made_once
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 # Questions with a title before them, in the form of an exam; texts; tokens of an answer and of a text.
@@ -69,23 +67,11 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
     Raises:
         ModelError: the cache can't be written, or what was written can't be read.
     """
-    if "rehearsals" not in lm.made:
-        prompts, begins = _prompts(lm)
-        name = f"{lm.fingerprint}-{str(lm.dtype).removeprefix('torch.')}-{lm.device.type}-{asked_digest(lm)}.safetensors"
-        file = cache_folder() / "rehearsals" / name
-        rows = _read(lm, file)
-        if rows is None:
-            with writing_cache():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                # One process makes them, the others wait and read.
-                with FileLock(f"{file}.lock"):
-                    if _read(lm, file) is None:
-                        _write(_make(lm, prompts, begins), file)
-            rows = _read(lm, file)
-        if rows is None:
-            raise ModelError(f"{file}: the base's answers were written there and can't be read; delete the file and try again")
-        lm.made["rehearsals"] = rows
-    return list(lm.made["rehearsals"])
+
+    def write(file: Path) -> None:
+        _write(_make(lm, *_prompts(lm)), file)
+
+    return list(made_once(lm, "rehearsals", asked_digest(lm), lambda file: _read(lm, file), write))
 
 
 def asked_digest(lm: LanguageModel) -> str:
