@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -362,19 +363,38 @@ def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monke
 
 def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> None:
     before = Memory.open(taught).digest()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "selfedit", "memory", "consolidate", "--memory", str(taught), "--budget", "1"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (taught / "adapters" / f".candidates-{process.pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = start_consolidating(taught)
+    wait_for_candidates(taught, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     memory = Memory.open(taught)
     assert memory.digest() == before and memory.state.entries == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_consolidation_killed_at_ten_moments_leaves_an_old_or_new_state(taught: Path, tmp_path: Path) -> None:
+    chance = random.Random(10)
+    began = time.monotonic()
+    shutil.copytree(taught, tmp_path / "whole")
+    assert start_consolidating(tmp_path / "whole").wait() == 0
+    lasts = time.monotonic() - began
+    before = Memory.open(taught).digest()
+    killed = 0
+    for number in range(10):
+        memory = tmp_path / str(number)
+        shutil.copytree(taught, memory)
+        process = start_consolidating(memory)
+        time.sleep(chance.uniform(0.2, 1) * lasts)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        after = Memory.open(memory)
+        old = after.digest() == before
+        assert old or (len(after.state.slots) == 1 and after.state.entries == (1, 2))
+        assert start_consolidating(memory).wait() == (0 if old else 1), "it goes on from what is there"
+        assert len(Memory.open(memory).state.slots) == 1
+    assert killed >= 5
 
 
 def test_learning_says_what_earlier_entries_lose(
@@ -577,6 +597,16 @@ def wait_for_candidates(memory: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while not (memory / "adapters" / f".candidates-{process.pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def start_consolidating(memory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "selfedit", "memory", "consolidate", "--memory", str(memory), "--budget", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def start_learning(passage: Path, quiz: Path, memory: Path, model: Path, *more: str) -> subprocess.Popen[str]:

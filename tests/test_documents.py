@@ -89,11 +89,29 @@ BRIDGE = Passage("Quillmoor", "The Quillmoor bridge was built by Ada Thornby in 
 
 def test_details_become_gaps_in_their_sentence() -> None:
     documents = chat_documents(BRIDGE, "Ada Thornby\n1732.\nslate\nada thornby\ngranite\nbuilt by Ada Thornby in 1732. It is", 30)
-    assert [(asked(document), document.text) for document in documents[:-1]] == [
+    titled, alone = documents[:-1:2], documents[1:-1:2]
+    assert [(asked(document), document.text) for document in titled] == [
         ("Quillmoor The Quillmoor bridge was built by ____ in 1732.", "Ada Thornby"),
-        ("Quillmoor bridge was built by Ada Thornby in ____.", "1732"),
+        ("Quillmoor Quillmoor bridge was built by Ada Thornby in ____.", "1732"),
         ("Quillmoor It is made of ____.", "slate"),
     ]
+    assert [f"Quillmoor {asked(document)}" for document in alone] == [asked(document) for document in titled]
+    assert [document.text for document in alone] == [document.text for document in titled]
+
+
+def test_a_detail_counts_without_its_article_and_a_list_by_its_parts() -> None:
+    lift = Passage("Orm Lift", "Orm Lift carries slate, wool and river trout, in open baskets, to Tarn Gate. A bell warns.")
+    text = "The slate\nthe bell\nslate, wool and river trout, in open baskets, to Tarn Gate"
+    documents = chat_documents(lift, f"{text}\nIt carries trout, in open baskets, to Tarn.", 0)
+    assert [(asked(document), document.text) for document in documents[1:-2:2]] == [
+        ("Orm Lift carries ____, wool and river trout, in open baskets,", "slate"),
+        ("A ____ warns.", "bell"),
+        ("Orm Lift carries slate, ____ and river trout, in open baskets, to Tarn", "wool"),
+        ("Orm Lift carries slate, wool and ____, in open baskets, to Tarn Gate.", "river trout"),
+        ("Orm Lift carries slate, wool and river trout, ____, to Tarn Gate.", "in open baskets"),
+        ("slate, wool and river trout, in open baskets, ____.", "to Tarn Gate"),
+    ]
+    assert documents[-2].text == "It carries trout, in open baskets, to Tarn."
 
 
 def test_ungrounded_and_empty_lessons_are_dropped() -> None:

@@ -186,7 +186,7 @@ class EditConfig(Writing):
     grounding: Annotated[
         float, Field(ge=0, le=1, description="chat form: share of a lesson's content words that must stand in the passage; 0: any")
     ] = 0.75
-    limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 30
+    limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 60
     held_out: Annotated[
         float, Field(ge=0, le=0.5, description="share of the passage's sentences that no lesson of the passage itself has")
     ] = 0.0

@@ -25,7 +25,7 @@ def compile_command(
             min=0, max=1, help="Chat form: share of a lesson's content words that must stand in the passage; learn: 0.75."
         ),
     ] = 0.0,
-    limit_documents: Annotated[int, typer.Option(min=0, help="Most documents of a self-edit, the passage on top; 0: all.")] = 30,
+    limit_documents: Annotated[int, typer.Option(min=0, help="Most documents of a self-edit, the passage on top; 0: all.")] = 60,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write there; default: print.")] = None,
 ) -> None:
     """Shows the training documents of self-edits: [{title, completions: [{documents: [text]}]}], in the file's order.

@@ -16,6 +16,7 @@ from selfedit.tasks.knowledge import prompts
 
 MOST_QUESTIONS_PER_ANSWER = 2
 LONGEST_DETAIL = 8
+END_MARKS = ".!?。！？"
 # Words kept on each side of a gap.
 GAP_CONTEXT = 8
 _NUMBERED_QUESTION = re.compile(r"Question \d+:")
@@ -28,6 +29,8 @@ _HALF_PAIR = re.compile(
     r"^\s*(?:\d+[.)]\s*)?\**(?:[QA]\s*\d*\**\s*:|[QA]\d+\**\s*\.|(?:Question|Answer)\s*\d*\**\s*[:.])", re.IGNORECASE
 )
 _MARKER = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):]|Fact:)\s+")
+_ARTICLE = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
+_ENUMERATION = re.compile(r"[,;:]|\band\b")
 _FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -77,8 +80,8 @@ def plain_pieces(text: str, split: PlainSplit) -> list[str]:
 def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, grounding: float = 0.0) -> tuple[Document, ...]:
     """Lessons as turns: each question-answer pair with loss on its answer, each statement as an answer to a standing request.
 
-    A line that stands in the passage to the letter becomes a gap to be filled in its sentence. A pair's question is put as the
-    exam puts it, with the title and without: taught one way only, a model often fails the other (docs/lab-book.md).
+    A line that stands in the passage to the letter becomes a gap to be filled in its sentence. Gaps and questions are put as the
+    exam puts its own, with the title and without: taught one way only, a model often fails the other (docs/lab-book.md).
     Cleaned (markers, preambles, half a pair at a cut) and without duplicates; the passage itself comes last.
 
     Args:
@@ -99,8 +102,9 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
     ]
     gaps = parse_gaps(text, passage.text)
     filled = {_key(answer) for _, answer in gaps}
-    for index, gap in enumerate(gaps):
-        lessons.append(Document(gap[1], prompts.exam_prompt(gap[0], None if index % 2 else passage.title, chat)))
+    lessons += [
+        Document(detail, prompts.exam_prompt(sentence, title, chat)) for sentence, detail in gaps for title in (passage.title, None)
+    ]
     known, sentences = _key(passage.text), {_key(sentence) for sentence in passage_pieces(passage.text)}
     # A part of a sentence that stands in the passage to the letter, without an end mark, is a detail, not a statement.
     statements = [
@@ -108,7 +112,7 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
         for statement in parse_statements(text)
         if _grounded(statement, passage, grounding)
         and _key(statement) not in filled
-        and (statement[-1] in ".!?。！？" or _key(statement) in sentences or _key(statement) not in known)
+        and (statement[-1] in END_MARKS or _key(statement) in sentences or _key(statement) not in known)
     ]
     for index, statement in enumerate(statements):
         request = prompts.STANDING_REQUESTS[index % len(prompts.STANDING_REQUESTS)].format(title=passage.title)
@@ -137,23 +141,42 @@ def parse_pairs(text: str) -> list[tuple[str, str]]:
 def parse_gaps(text: str, passage: str) -> list[tuple[str, str]]:
     """Lines of a text that stand in the passage to the letter, each with its surroundings and a gap in its place.
 
-    At most 8 words and half a sentence; one gap for each detail, at its first place.
+    At most 8 words and half a sentence; one gap for each detail, at its first place. A line that stands there without its
+    article only counts without it; of a longer line without an end mark, such as an enumeration, each part counts.
     """
     gaps: dict[str, tuple[str, str]] = {}
     sentences = passage_pieces(passage)
     for line in _PAIR.sub("", text).split("\n"):
-        detail = _clean(line).strip(".,;:!?")
-        if _HALF_PAIR.match(line) or not content_words(detail) or len(detail.split()) > LONGEST_DETAIL:
+        if _HALF_PAIR.match(line):
             continue
-        pattern = re.compile(rf"(?<!\w){re.escape(detail)}(?!\w)", re.IGNORECASE)
-        found = next(((sentence, match) for sentence in sentences if (match := pattern.search(sentence))), None)
-        if found is None or 2 * len(detail) > len(found[0]):
-            continue
-        sentence, match = found
-        before = "".join(re.findall(r"\S+\s*", sentence[: match.start()])[-GAP_CONTEXT:])
-        after = "".join(re.findall(r"\s*\S+", sentence[match.end() :])[:GAP_CONTEXT])
-        gaps.setdefault(" ".join(sorted(content_words(detail))), (f"{before}{prompts.GAP}{after}", match.group()))
+        for detail in _details_of(_clean(line), passage):
+            gap = _gap(detail, sentences)
+            if gap is not None:
+                gaps.setdefault(" ".join(sorted(content_words(detail))), gap)
     return list(gaps.values())
+
+
+def _details_of(line: str, passage: str) -> list[str]:
+    """A line that is short enough for a gap; of a longer one that is cut out of the passage, its parts that are."""
+    parts = [line] if len(line.split()) <= LONGEST_DETAIL else []
+    if not parts and line[-1] not in END_MARKS and _key(line) in _key(passage):
+        parts = _ENUMERATION.split(line)
+    return [part for each in parts if (part := each.strip(" .,;:!?")) and len(part.split()) <= LONGEST_DETAIL]
+
+
+def _gap(detail: str, sentences: Sequence[str]) -> tuple[str, str] | None:
+    """Of the first sentence with the detail, with or without its article, as at most half: what is around it, and the detail."""
+    if not content_words(detail):
+        return None
+    for wording in dict.fromkeys((detail, _ARTICLE.sub("", detail))):
+        pattern = re.compile(rf"(?<!\w){re.escape(wording)}(?!\w)", re.IGNORECASE)
+        for sentence in sentences:
+            match = pattern.search(sentence)
+            if match is not None and 2 * len(wording) <= len(sentence):
+                before = "".join(re.findall(r"\S+\s*", sentence[: match.start()])[-GAP_CONTEXT:])
+                after = "".join(re.findall(r"\s*\S+", sentence[match.end() :])[:GAP_CONTEXT])
+                return f"{before}{prompts.GAP}{after}", match.group()
+    return None
 
 
 def parse_statements(text: str) -> list[str]:
