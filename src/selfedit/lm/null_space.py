@@ -33,7 +33,7 @@ from selfedit.lm.load import LanguageModel, made_once
 from selfedit.lm.stack import document_attention
 
 # So many eigenvalues of what is familiar are kept; with how the file is made they name it.
-KEPT, VERSION = 128, 2
+KEPT, VERSION = 128, 3
 # By how much more familiar than it is a direction counts that an earlier lesson reads.
 EARLIER = 100.0
 # Tokens in one pass, and bytes of inputs or their moments that are gathered at once.
@@ -182,7 +182,8 @@ def familiar_of(lm: LanguageModel, rows: Callable[[], Sequence[Row]], digest: st
     Args:
         lm: whatever stands or is installed doesn't count.
         rows: makes familiar text; called if it isn't in the cache. Every token counts but a sequence's first, at which models
-            leave states of hundreds of times the others' size.
+            leave states of hundreds of times the others' size; those that an answer to a request is foretold from, which is where
+            a lesson is taught, count as much as all together.
         digest: names the rows.
 
     Raises:
@@ -196,11 +197,10 @@ def _make(lm: LanguageModel, rows: Sequence[Row]) -> dict[tuple[str, ...], Famil
     threads, read = torch.get_num_threads(), lm.read
     torch.set_num_threads(1)
     found = {}
-    whole = [Row(row.ids, 0) for row in rows]
     try:
         with standing(lm, [], alone=True):
-            for layers in _few_at_once(adapted_layers(lm, "all-linear", "all"), sum(len(row.ids) for row in whole)):
-                for group, inputs in _inputs(lm, whole, layers).items():
+            for layers in _few_at_once(adapted_layers(lm, "all-linear", "all"), sum(len(row.ids) for row in rows)):
+                for group, inputs in _inputs(lm, rows, layers, everywhere=True).items():
                     size = inputs.mean_square()
                     width = layers[group[0]].base.in_features
                     kept = min(KEPT, width - 1)
@@ -255,13 +255,25 @@ def _read(lm: LanguageModel, file: Path) -> dict[str, Familiar] | None:
         return None
 
 
-def _inputs(lm: LanguageModel, rows: Iterable[Row], layers: Mapping[str, AdaptedLinear]) -> dict[tuple[str, ...], Moments]:
-    """Of each distinct input in the places that a labelled token is foretold from, but for a sequence's first."""
+def _inputs(
+    lm: LanguageModel, rows: Iterable[Row], layers: Mapping[str, AdaptedLinear], everywhere: bool = False
+) -> dict[tuple[str, ...], Moments]:
+    """Of each distinct input in the places that a labelled token is foretold from, but for a sequence's first.
+
+    ``everywhere``: of all places, and of those of answers to a request once more with as much weight as all together.
+    """
+    rows = list(dict.fromkeys(rows))
+    answers = [row for row in rows if row.unlabelled > 1]
+    weight = sum(len(row.ids) - 2 for row in rows) / max(1, sum(row.labelled for row in answers))
     found: dict[tuple[str, ...], Moments] = {}
     for inputs, paths in _read_by(lm, rows, layers):
-        places = torch.cat([path[max(2, row.unlabelled) - 1 : -1] for row, path in paths])
+        places = torch.cat([path[(1 if everywhere else max(2, row.unlabelled) - 1) : -1] for row, path in paths])
+        taught = [path[row.unlabelled - 1 : -1] for row, path in paths if row.unlabelled > 1]
         for group, inputs_Ti in inputs.items():
-            found.setdefault(group, Moments()).add(inputs_Ti[places])
+            moments = found.setdefault(group, Moments())
+            moments.add(inputs_Ti[places])
+            if everywhere and taught:
+                moments.add(inputs_Ti[torch.cat(taught)] * weight**0.5)
     return found
 
 

@@ -13,14 +13,14 @@ from selfedit.lm.adapter import Adapter, load_adapter
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.null_space import familiar_of, fixed_downs
 from selfedit.lm.train_many import Job
-from selfedit.tasks.general.rehearsal import asked_digest, rehearsals, rows_of
+from selfedit.tasks.general.rehearsal import asked_digest, familiar, rows_of
 
 
 def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[Adapter] = ()) -> list[Job]:
     """A training for each plan, on the model with whatever stands.
 
-    Where ``settings.null_space`` is set, familiar is what the base is asked and says for rehearsal (``rehearsal.py``), and what the
-    adapters of a memory's stack read; the plan's own documents are its lesson, replayed ones among them.
+    Where ``settings.null_space`` is set, familiar is what the base is asked and says (``rehearsal.py``), and what the adapters of a
+    memory's stack read; the plan's own documents are its lesson, replayed ones among them.
 
     Args:
         lm: the model.
@@ -37,11 +37,11 @@ def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[
             continue
         if stand is None:
             stand = [*(load_adapter(Path(folder)) for folder in lm.stack), *earlier]
-            familiar = familiar_of(lm, lambda: rehearsals(lm), asked_digest(lm))
+            known = familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
         own = tuple(row for row in rows if row.epoch is None)
         # Repeats of a self-edit read alike.
         key = own, settings.targets, settings.layers, settings.rank, settings.null_space
         if key not in made:
-            made[key] = fixed_downs(lm, own, settings, familiar, stand)
+            made[key] = fixed_downs(lm, own, settings, known, stand)
         found.append(Job(rows, settings, plan.seed, made[key]))
     return found

@@ -27,7 +27,8 @@ from selfedit.lm.batch import Row, SoftTargets, encode_document, encode_prompt
 from selfedit.lm.distil import LIKELIEST, likeliest_targets, taught
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel, made_once
-from selfedit.tasks.knowledge.prompts import exam_prompt
+from selfedit.tasks.knowledge.documents import GAP_CONTEXT
+from selfedit.tasks.knowledge.prompts import GAP, exam_prompt
 
 # Questions with a title before them, in the form of an exam; texts; tokens of an answer and of a text.
 TITLED, TEXTS, LONGEST_ANSWER, LONGEST_TEXT = 60, 60, 24, 48
@@ -72,6 +73,19 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
         _write(_make(lm, *_prompts(lm)), file)
 
     return list(made_once(lm, "rehearsals", asked_digest(lm), lambda file: _read(lm, file), write))
+
+
+def familiar(lm: LanguageModel) -> list[Row]:
+    """The ``rehearsals``, and gaps in the base's own texts to be filled as lessons ask for it: what is nothing new to the base."""
+    rows = rehearsals(lm)
+    found = []
+    for row in rows[-TEXTS:]:
+        words = lm.tokenizer.decode(row.ids, skip_special_tokens=True).split()[-2 * GAP_CONTEXT - 1 :]
+        at = max(range(len(words)), key=lambda place: (len(words[place]), place), default=None)
+        if at is not None:
+            request = exam_prompt(" ".join([*words[:at], GAP, *words[at + 1 :]]), None, lm.chat)
+            found.append(encode_document(lm, Document(words[at].strip(".,;:!?"), request)))
+    return [*rows, *found]
 
 
 def asked_digest(lm: LanguageModel) -> str:
