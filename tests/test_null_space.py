@@ -24,7 +24,8 @@ from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general.jobs import jobs_of
-from selfedit.tasks.general.rehearsal import rehearsals
+from selfedit.tasks.general.rehearsal import familiar, rehearsals
+from selfedit.tasks.knowledge.prompts import GAP
 from test_train import rows_of
 
 SETTINGS = Settings(rank=4, alpha=8, layers="last:2", epochs=10, learning_rate=5e-3, null_space=0.01)
@@ -122,6 +123,28 @@ def test_inputs_are_those_of_each_row_by_itself(lm: LanguageModel) -> None:
             assert torch.allclose(square_of(found), torch.cat(labelled).T @ torch.cat(labelled), rtol=1e-3, atol=1e-3)
 
 
+def test_where_answers_are_foretold_weighs_as_much_as_all_familiar_places(lm: LanguageModel) -> None:
+    ids = tuple(lm.tokenizer("Alder is red and tall, and Birch is blue")["input_ids"])
+    rows = [Row(ids, 0), Row(ids[:-1], 5)]
+    layers = adapted_layers(lm, SETTINGS.targets, SETTINGS.layers)
+    answers = inputs_of(lm, rows[1:])
+    everywhere = inputs_of(lm, [Row(row.ids, 0) for row in rows])
+    places, taught = sum(len(row.ids) - 2 for row in rows), rows[1].labelled
+    for group, found in _inputs(lm, rows, layers, everywhere=True).items():
+        assert found.count == places + taught
+        expected = square_of(everywhere[group]) + square_of(answers[group]) * places / taught
+        assert torch.allclose(square_of(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gaps_in_the_base_s_own_texts_are_familiar(tiny_model: Path, cache: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    known, rows = rehearsals(lm), familiar(lm)
+    gaps = rows[len(known) :]
+    assert rows[: len(known)] == known and len(gaps) > 30
+    asked = [lm.tokenizer.decode(row.ids[: row.unlabelled]) for row in gaps]
+    assert all(GAP in text for text in asked) and all(row.labelled for row in gaps)
+
+
 def test_an_adapter_reads_its_lesson_and_not_what_is_familiar(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     (job,) = jobs_of(lm, [plan(lesson("Alder", "red"), lesson("Birch", "blue"))])
@@ -211,6 +234,8 @@ def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_m
             held, _, accepted = keeper(name, KeepConfig()).commit(lm, held, one, plain, 0)
             assert accepted
         found[name] = held.adapters
+    faster = keeper("null-space", KeepConfig(null_space_rate=0.5)).parts[0].settings(plain)
+    assert (faster.learning_rate, faster.null_space) == (0.5, KeepConfig().null_space)
     (alone,) = jobs_of(lm, [plan(*lessons[1].edits[0])])
     assert alone.downs is not None
     for name, down in alone.downs.items():

@@ -492,6 +492,7 @@ class KeepConfig(Frozen):
     null_space: Annotated[float, Field(gt=0, le=1, description="null-space: its damping, in the place of settings.null_space")] = (
         0.01
     )
+    null_space_rate: Annotated[float, Field(ge=0, description="null-space: learning rate; 0: settings.learning_rate")] = 0.0
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
     threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = THRESHOLD

@@ -11,11 +11,17 @@ from selfedit.keepers.base import Keeper
 
 @dataclass(frozen=True)
 class NullSpace(Keeper):
-    """Every training with ``Settings.null_space``, in the place of the settings' own; B alone is trained."""
+    """Every training with ``Settings.null_space``, in the place of the settings' own; B alone is trained.
+
+    Attributes:
+        damping: ``Settings.null_space``.
+        rate: learning rate, which may be higher where so little is disturbed; 0: the settings'.
+    """
 
     damping: float
+    rate: float = 0.0
     sets: ClassVar[str] = "null_space"
 
     def settings(self, settings: Settings) -> Settings:
-        """The settings with its damping."""
-        return settings.model_copy(update={"null_space": self.damping})
+        """The settings with its damping and its learning rate."""
+        return settings.model_copy(update={"null_space": self.damping, "learning_rate": self.rate or settings.learning_rate})
