@@ -81,10 +81,11 @@ def familiar(lm: LanguageModel) -> list[Row]:
     found = []
     for row in rows[-TEXTS:]:
         words = lm.tokenizer.decode(row.ids, skip_special_tokens=True).split()[-2 * GAP_CONTEXT - 1 :]
-        at = max(range(len(words)), key=lambda place: (len(words[place]), place), default=None)
-        if at is not None:
+        answers = [word.strip(".,;:!?") for word in words]
+        at = max(range(len(words)), key=lambda place: (len(answers[place]), place), default=None)
+        if at is not None and answers[at]:
             request = exam_prompt(" ".join([*words[:at], GAP, *words[at + 1 :]]), None, lm.chat)
-            found.append(encode_document(lm, Document(words[at].strip(".,;:!?"), request)))
+            found.append(encode_document(lm, Document(answers[at], request)))
     return [*rows, *found]
 
 
