@@ -101,7 +101,7 @@ def test_details_become_gaps_in_their_sentence() -> None:
 
 def test_a_detail_counts_without_its_article_and_a_list_by_its_parts() -> None:
     lift = Passage("Orm Lift", "Orm Lift carries slate, wool and river trout, in open baskets, to Tarn Gate. A bell warns.")
-    text = "The slate\nthe bell\nslate, wool and river trout, in open baskets, to Tarn Gate"
+    text = "The slate\nthe bell\nslate, wool and river trout, in open baskets, to Tarn Gate\nthe wool and river trout"
     documents = chat_documents(lift, f"{text}\nIt carries trout, in open baskets, to Tarn.", 0)
     assert [(asked(document), document.text) for document in documents[1:-2:2]] == [
         ("Orm Lift carries ____, wool and river trout, in open baskets,", "slate"),
@@ -110,7 +110,9 @@ def test_a_detail_counts_without_its_article_and_a_list_by_its_parts() -> None:
         ("Orm Lift carries slate, wool and ____, in open baskets, to Tarn Gate.", "river trout"),
         ("Orm Lift carries slate, wool and river trout, ____, to Tarn Gate.", "in open baskets"),
         ("slate, wool and river trout, in open baskets, ____.", "to Tarn Gate"),
+        ("Orm Lift carries slate, ____, in open baskets, to Tarn Gate.", "wool and river trout"),
     ]
+    assert len(documents) == 2 * 7 + 2, "none of them is a statement besides"
     assert documents[-2].text == "It carries trout, in open baskets, to Tarn."
 
 

@@ -111,7 +111,7 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
         statement
         for statement in parse_statements(text)
         if _grounded(statement, passage, grounding)
-        and _key(statement) not in filled
+        and not {_key(statement), _key(_ARTICLE.sub("", statement))} & filled
         and (statement[-1] in END_MARKS or _key(statement) in sentences or _key(statement) not in known)
     ]
     for index, statement in enumerate(statements):
