@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the memory and the table; goes on with what is there")
     parser.add_argument("--keep", default="bank", choices=["bank", "stack"])
     parser.add_argument("--entries", type=int, default=8)
+    parser.add_argument("--edits", type=int, default=4, help="self-edits of each passage; with few of them little is kept")
     parser.add_argument("--undo", type=int, default=4, help="which entry")
     parser.add_argument("--set", nargs="*", default=[], help="settings for learn")
     arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
     for number in range(int(tried.read_text()) + 1 if tried.exists() else 1, len(dev) + 1):
         if folder.exists() and len(Memory.open(folder).state.entries) >= arguments.entries:
             break
-        command("learn", f"almanac:dev:{number}", "--memory", folder, "--keep", arguments.keep, "--edits", 1, *more)
+        command("learn", f"almanac:dev:{number}", "--memory", folder, "--keep", arguments.keep, "--edits", arguments.edits, *more)
         tried.write_text(str(number))
     memory = Memory.open(folder)
     entries = memory.state.entries
