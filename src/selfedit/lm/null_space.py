@@ -1,14 +1,15 @@
 """Where an adapter reads: along what a lesson's inputs have, and what the base's own talk and earlier lessons have least of.
 
 LoRA's A is chosen before training and stays: the directions in which the lesson stands out most from what is familiar, by the
-generalised eigenvectors of both covariances; B alone is trained. On what is familiar such an adapter then says next to nothing, so
-it changes little, though nothing familiar is trained on. InfLoRA (arXiv 2404.00228) keeps A orthogonal to what earlier tasks read
+generalised eigenvectors of both covariances; B alone is trained. On what is familiar such an adapter then says little, so it
+changes little, though nothing familiar is trained on. InfLoRA (arXiv 2404.00228) keeps A orthogonal to what earlier tasks read
 and takes the new task's principal directions; LoRA-Null (2503.02659) and AlphaEdit (2410.02355) keep it in the null space of what
 the model knows; orthogonal weight modification (1810.01256) came first.
 
 Departures: (1) no direction is shut out: each counts by how little of it is familiar, by a damped inverse square root, since a
 small model's inputs fill their whole width; (2) only the largest eigenvalues of what is familiar are kept, the others by their
-mean; (3) what earlier lessons read is taken from their adapters' A, no text of theirs is read again.
+mean; (3) what earlier lessons read is taken from their adapters' A, no text of theirs is read again; (4) of what is familiar, the
+places at which an answer is foretold weigh as much as all together, else what all answers have in common would stand out.
 """
 
 from __future__ import annotations
