@@ -6,12 +6,19 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from selfedit.puzzles.evaluate import best_fixed, numbered
-from selfedit.tasks.arc.data import load_puzzles
+from selfedit import estimate
+from selfedit.config import ArcEvalConfig, ArcTrainConfig, RecipeConfig
+from selfedit.errors import DataError
+from selfedit.lm.load import identify
+from selfedit.puzzles import evaluate
+from selfedit.puzzles.evaluate import Lease, best_fixed, fixed_recipes, numbered, write_recipes
+from selfedit.report import puzzles as pictures
+from selfedit.tasks.arc.data import load_puzzles, parse_puzzle
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -119,7 +126,7 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
     page = tmp_path / "page.html"
     done = command("report", tmp_path / "eval", trained, "--out", page)
     assert done.returncode == 0, done.stderr
-    assert "<svg" in page.read_text() and "Puzzles solved" in page.read_text()
+    assert "<svg" in page.read_text() and f"Puzzles solved, {puzzles}<" in page.read_text(), "own data have no split"
     assert {"recipes-eval.png", "eval-recipes.csv"} <= {file.name for file in (tmp_path / "page-files").iterdir()}
 
 
@@ -176,6 +183,103 @@ def test_of_recipes_that_solved_as_much_the_fields_decide(trained: Path, tmp_pat
     rows[4] = trial(second, 2, True)
     (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert json.loads(best_fixed(run)) == plain, "all of its trials"
+
+
+def made_run(folder: Path, trials: list[tuple[str, dict[str, Any], bool, int | None]]) -> Path:
+    """A run of (puzzle, recipe, whether it solved, the candidate that it shares a training with)."""
+    names = list(dict.fromkeys(name for name, *_ in trials))
+    of = {name: [trial for trial in trials if trial[0] == name] for name in names}
+    (folder / "round-01").mkdir(parents=True)
+    (folder / "data.json").write_text(json.dumps({name: one(5) for name in names}))
+    edits = [{"context": name, "edits": [{"text": json.dumps(recipe)} for _, recipe, *_ in own]} for name, own in of.items()]
+    rows = [
+        {"context": name, "candidate": at, "sitting": {"answers": ["[[[3]]]" if right else "[]"]}}
+        | ({} if twin is None else {"same_as": twin})
+        for name, own in of.items()
+        for at, (_, _, right, twin) in enumerate(own)
+    ]
+    for file, listed in ((folder / "round-01" / "edits.jsonl", edits), (folder / "trials.jsonl", rows)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in listed))
+    return folder
+
+
+def hand_made(**training: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(HAND_MADE.text())
+    return made | {"training": made["training"] | training}
+
+
+def test_recipes_that_share_a_training_are_one_trial(tmp_path: Path) -> None:
+    better, worse = hand_made(num_train_epochs=2), hand_made(num_train_epochs=3)
+    alike = [("b", better, False, None), ("b", better, False, 0), ("b", better, False, 0)]
+    others = [(name, worse, name == "a", None) for name in "abc"]
+    assert json.loads(best_fixed(made_run(tmp_path / "run", [("a", better, True, None), *alike, *others]))) == better, (
+        "1/2, not 1/4"
+    )
+
+
+def test_a_recipe_that_can_t_be_read_here_is_refused_before_anything_starts(
+    command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", puzzles, "--methods", "icl,oracle", "--model", tiny_model, *SMALL, "--run", tmp_path / "eval")
+    done = command("eval", "arc", *flags, "--set", "oracle=nonsense")
+    assert done.returncode == 1 and "oracle: " in done.stderr and "--set oracle=" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "eval").exists()
+    run = made_run(tmp_path / "run", [("a", hand_made(learning_rate=0.004), True, None)])
+    config = ArcEvalConfig(methods=("best-fixed", "oracle"), fixed_of=str(run), oracle=json.dumps(hand_made(), indent=2))
+    with pytest.raises(DataError, match=r"best-fixed, of .*0.004 is none of .*--unconstrained"):
+        fixed_recipes(config)
+    found = fixed_recipes(config.model_copy(update={"edit": RecipeConfig(constrained=False)}))
+    assert found["oracle"] == HAND_MADE.text() and json.loads(found["best-fixed"]) == hand_made(learning_rate=0.004)
+
+
+def test_the_policy_writes_once_for_both_of_its_methods(lm: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    really = evaluate.recipes_of
+    monkeypatch.setattr(evaluate, "recipes_of", lambda lm, lease, method: written.append(method) or really(lm, lease, method))
+    config = ArcEvalConfig(methods=("ttt", "seal-writer", "seal"), edits=1, edit=RecipeConfig(orders=1))
+    row = write_recipes(lm, Lease(config, parse_puzzle(one(5), "a", "a"), None, {}))
+    assert written == ["ttt", "seal-writer"] and row["written"]["seal"] == row["written"]["seal-writer"]
+    monkeypatch.setattr(estimate, "_speed", lambda device: 1e9)
+    monkeypatch.setattr(estimate, "default_workers", lambda device: 1)
+
+    def seconds(*methods: str) -> float:
+        return estimate.estimate_puzzles(ArcEvalConfig(methods=methods), identify(str(tiny_model)), 8).seconds
+
+    assert seconds("seal-writer") == seconds("seal") > seconds("random")
+    assert seconds("random", "seal") == seconds("seal-writer", "seal"), "random writes nothing, but is tried as often"
+
+
+def test_a_run_goes_on_with_its_own_puzzles_only(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps(one(5)))
+    flags = ("eval", "arc", "--data", tmp_path / "own.json", "--methods", "icl", "--model", tiny_model, *SMALL, "--run")
+    done = command(*flags, tmp_path / "eval")
+    assert done.returncode == 0 and "own.json: 1 puzzles" in done.stdout and "paper-eval-run" not in done.stdout, done.stderr
+    before = (tmp_path / "eval" / "data.json").read_text()
+    assert command(*flags, tmp_path / "eval", "--resume").returncode == 0
+    (tmp_path / "own.json").write_text(json.dumps(one(6)))
+    done = command(*flags, tmp_path / "eval", "--resume")
+    assert done.returncode == 1 and "own among them" in done.stderr and "give --data as it was" in done.stderr
+    assert (tmp_path / "eval" / "data.json").read_text() == before
+
+
+def test_free_recipes_are_all_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    texts = [json.dumps(hand_made(learning_rate=rate, num_train_epochs=epochs)) for rate, epochs in ((0.1, 2), (1e-6, 50))]
+    monkeypatch.setattr(
+        pictures, "written_recipes", lambda run: [(name, text, True) for name, text in zip("ab", texts, strict=True)]
+    )
+    monkeypatch.setattr(pictures, "picture_of", lambda figure, *more: shown.append(figure))
+    pictures.recipes_picture(SimpleNamespace(name="run", kind="puzzles"))  # type: ignore[arg-type]
+    for axes in shown[0].axes[:2]:
+        (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+        for rate, epochs in axes.collections[0].get_offsets():
+            assert left < rate < right and low < epochs < high
+        assert left < 1e-5 < 2e-3 < right and low < 1 < 5 < high, "the grids at least"
+
+
+def test_halving_one_run_is_refused_for_puzzles_too() -> None:
+    with pytest.raises(ValueError, match="give repeats of 2 or more"):
+        ArcTrainConfig(halving=True, repeats=1)
 
 
 def without_times(data: Any) -> Any:

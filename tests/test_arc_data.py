@@ -33,6 +33,8 @@ def test_a_task_a_folder_and_kaggle_s_two_files(tmp_path: Path) -> None:
     check_solved([found])
     with pytest.raises(DataError, match="task one, test 2: the field output is missing"):
         check_solved([single])
+    with pytest.raises(DataError, match=r"of Kaggle's files give one itself, such as .*arc_challenges.json"):
+        load_puzzles(str(many.parent), "")
 
 
 @pytest.mark.parametrize(

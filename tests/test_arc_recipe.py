@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+from selfedit.config import RecipeConfig
+from selfedit.contexts import Puzzle
 from selfedit.errors import InvalidEditError
 from selfedit.lm.generate import generate
-from selfedit.tasks.arc.recipe import parse_recipe, random_recipe, schema
+from selfedit.samplers.local import _goes_in_circles
+from selfedit.tasks.arc.augment import GROUPS
+from selfedit.tasks.arc.prompts import recipe_prompt
+from selfedit.tasks.arc.recipe import AUGMENTATIONS, Recipe, parse_recipe, random_recipe, schema
+from selfedit.tasks.arc.task import ArcTask
 
 GOOD: dict[str, Any] = {
     "data_generation": {
@@ -73,6 +80,68 @@ def test_what_is_no_recipe_says_why(change: Any, said: str) -> None:
     for text in ("", "{", "no", "{" * 5000):
         with pytest.raises(InvalidEditError):
             parse_recipe(text)
+
+
+def test_equal_extended_recipes_are_equal_texts() -> None:
+    def text(augmentations: dict[str, bool], **switches: bool) -> str:
+        given = GOOD | {"data_generation": GOOD["data_generation"] | switches, "augmentations": augmentations, "rank": 16}
+        recipe = Recipe.model_validate(given)
+        assert recipe.names == parse_recipe(recipe.text()).names and parse_recipe(json.dumps(given)).text() == recipe.text()
+        return recipe.text()
+
+    written = text({"double": True, "rotate-90": True})
+    assert written == text({"rotate-90": True, "flip-rows": False, "double": True}, use_basic_augmentations=False)
+    found = json.loads(written)
+    assert list(found["data_generation"].values()) == [True, True, False, False], "a group is on if any of it is"
+    assert [n for n, on in found["augmentations"].items() if on] == ["rotate-90", "double"]
+    assert tuple(found["augmentations"]) == AUGMENTATIONS
+    whole = text({name: name in (*GROUPS["basic"], *GROUPS["chain"]) for name in AUGMENTATIONS}, use_size_augmentations=True)
+    assert whole == Recipe.model_validate(GOOD | {"rank": 16}).text(), "whole groups, as the switches say them"
+    assert text({}) == text({"double": False}, use_basic_augmentations=False) != whole
+    assert Recipe.model_validate(GOOD).text() == json.dumps(GOOD), "a plain recipe is as it was"
+
+
+PUZZLE = Puzzle("p", ((((1, 2),), ((2, 1),)),), ((((3, 4),), ((4, 3),)),))
+# Of what asks for a recipe that is held to the schema, by (extended, chat).
+ASKED = {
+    (False, True): "db3b84dadf4c5e9e",
+    (False, False): "87a514f3fcc7533f",
+    (True, True): "ab05067e7b787d38",
+    (True, False): "c61353c140991716",
+}
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_free_recipe_is_asked_for_by_its_form_and_without_grids(lm: Any, extended: bool) -> None:
+    (request,) = ArcTask(RecipeConfig(constrained=False, extended=extended)).requests(lm, PUZZLE, 0)
+    text = request.prompt[-1].content
+    assert request.schema is None and "1e-05" not in text and "0.0003" not in text and "1, 2, 3, 4, 5" not in text
+    form = next(line for line in text.split("\n") if line.startswith("{"))
+    values = {
+        "<true or false>": "true",
+        '<"train_using_all_tokens" or "train_using_output_tokens">': '"train_using_output_tokens"',
+        '"learning_rate": <number>': '"learning_rate": 0.007',
+        "<whole number>": "12",
+        "{<name>: true, ...}": '{"double": true}',
+        "<number>": "8",
+    }
+    for kind, value in values.items():
+        form = form.replace(kind, value)
+    training = parse_recipe(form.replace('"items": 8', '"items": 25'), extended, free=True).training
+    assert (training.learning_rate, training.num_train_epochs) == (0.007, 12)
+    # Policies were trained on these prompts: they never change.
+    held = ArcTask(RecipeConfig(extended=extended)).requests(lm, PUZZLE, 0)[0].prompt
+    assert held == recipe_prompt(PUZZLE, "digits", lm.chat, extended)
+    for chat in (True, False):
+        (message,) = recipe_prompt(PUZZLE, "digits", chat, extended)
+        assert hashlib.sha256(message.content.encode()).hexdigest()[:16] == ASKED[extended, chat]
+
+
+def test_an_indented_recipe_does_not_go_in_circles() -> None:
+    recipe = random_recipe(np.random.default_rng(0), extended=True)
+    text = json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n"
+    assert text.count("  },\n") == 3 and not any(_goes_in_circles(text[:at]) for at in range(len(text) + 1))
+    assert _goes_in_circles("So it is.\n},\nSo it is.\n") and not _goes_in_circles("A: 1811\nA: 1811\n")
 
 
 def test_random_recipes_cover_the_grid() -> None:

@@ -15,6 +15,8 @@ from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.batch import encode_document
 from selfedit.marks import mark_sitting
 from selfedit.samplers.local import write_edits
+from selfedit.tasks.arc import task as module
+from selfedit.tasks.arc.data import load_puzzles
 from selfedit.tasks.arc.task import ArcTask
 
 # Whatever comes in, the answer is 3.
@@ -57,6 +59,38 @@ def test_written_recipes_parse_and_equal_ones_are_equal_texts(lm: Any) -> None:
         assert task.compile(lm, PUZZLE, one.edit.text, Settings(), 0).documents and json.loads(one.texts[0]) == json.loads(
             one.edit.text
         )
+
+
+def examined(lm: Any, monkeypatch: pytest.MonkeyPatch, task: ArcTask, puzzle: Puzzle) -> list[tuple[Any, ...]]:
+    """What ``generate`` is called with by an exam."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(module, "generate", lambda *given, **_: calls.append(given) or [""] * len(given[1]))
+    monkeypatch.setattr(module, "log_probabilities", lambda _, rows, *more: [0.0] * len(rows))
+    task.examine(lm, [(0, puzzle)], 0)
+    return calls
+
+
+@pytest.mark.parametrize("how", ["digits", "words", "python-list"])
+def test_every_answer_of_arc_1_has_room(lm: Any, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    task, cells = ArcTask(RecipeConfig(rendering=how, orders=1)), lambda rows: len(rows) * len(rows[0])
+    grown = []
+    for puzzle in load_puzzles("arc-1", "evaluation"):
+        shown = [rows for pair in puzzle.train for rows in pair] + [given for given, _ in puzzle.test]
+        if max(cells(wanted) for _, wanted in puzzle.test) > 2 * max(map(cells, shown)):
+            grown.append(puzzle.id)
+            (limits,) = {tuple(call[2]) for call in examined(lm, monkeypatch, task, puzzle)}
+            assert min(limits) > max(len(lm.tokenizer(task.written(wanted or ()))["input_ids"]) for _, wanted in puzzle.test)
+    assert grown == ["833dafe3", "ad7e01d0", "ccd554ac"]
+    full = tuple(tuple([6] * 30) for _ in range(30))
+    size = len(lm.tokenizer(task.written(full))["input_ids"])
+    most = max(examined(lm, monkeypatch, task, Puzzle("full", ((full, full),), ((full, full),)))[0][2])
+    assert size < most < 1.2 * size, "no more than a grid of 30x30 takes"
+
+
+def test_sampled_answers_are_of_the_run_s_seed(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = RecipeConfig(orders=1, samples=2)
+    drawn = [[call[5] for call in examined(lm, monkeypatch, ArcTask(edit, seed), PUZZLE)[1:]] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] and len({seed for run in drawn[1:] for call in run for seed in call}) == 2 * 2 * 7
 
 
 def test_training_at_test_time_solves_what_context_does_not(lm: Any) -> None:

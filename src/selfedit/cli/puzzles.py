@@ -110,15 +110,18 @@ def eval_arc_command(
         count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
-    from selfedit.puzzles.evaluate import evaluate
+    from selfedit.puzzles.evaluate import check_same, evaluate, fixed_recipes
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
 
     puzzles = load_puzzles(resolved.data, resolved.split)
     puzzles = puzzles[: resolved.limit] if resolved.limit else puzzles
     check_solved(puzzles)
+    fixed_recipes(resolved)
     folder = run or Path("runs") / time.strftime("eval-arc-%Y%m%d-%H%M%S")
     check_writable(json_file)
     opened, resolved = open_run(folder, resolved, resume)
+    if resume:
+        check_same(folder, puzzles)
     write_json(folder / "data.json", as_json(puzzles))
     with work_bar("puzzles, then trials") as bar:
         task = bar.add_task("", total=len(puzzles))
@@ -147,9 +150,11 @@ def warn_of_others(resolved: ArcEvalConfig, name: str) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Prints what was solved, what it cost, and the paired differences."""
+    from selfedit.tasks.arc.data import title
+
     config = result["config"]
     out.print(
-        f"[bold]{escape(config['data'])} {config['split']}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
+        f"[bold]{escape(title(config['data'], config['split']))}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
         f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (as if trainings were "
         "independent) and by drawing whole puzzles; cells: right ones in the better attempt; valid: recipes that could be trained "
         "by; read: that could be read as first written; bits: entropy of the recipes; tokens: of the items, all epochs.",

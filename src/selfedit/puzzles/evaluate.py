@@ -70,13 +70,13 @@ class Lease:
 
     Attributes:
         policy: folder of the trained writer; None where no method needs one.
-        fixed: the recipe of ``best-fixed``.
+        fixed: the recipe of each method that has one for all puzzles.
     """
 
     config: ArcEvalConfig
     puzzle: Puzzle
     policy: str | None
-    fixed: str | None
+    fixed: dict[str, str]
 
 
 def evaluate(
@@ -95,11 +95,12 @@ def evaluate(
         told: called with the number of leases' rows done, and of how many as far as is known.
 
     Raises:
-        DataError: no policy, no run for ``best-fixed``, or rows of another policy.
+        DataError: no policy, no recipe for ``best-fixed`` or ``oracle``, or rows of another policy.
     """
+    recipes = fixed_recipes(config)
+    fixed = recipes.get("best-fixed")
     known = identify(config.model)
     policy = policy_of(config.writer, known.fingerprint) if set(BY_POLICY) & set(config.methods) else BASE
-    fixed = best_fixed(Path(config.fixed_of or config.writer)) if "best-fixed" in config.methods else None
     for row in run.rows:
         if row["fixed"] != fixed:
             raise DataError(f"{run.folder}: has rows of the fixed recipe {row['fixed']}, now it is {fixed}; give a new --run")
@@ -111,7 +112,7 @@ def evaluate(
     with LocalExecutor(choice, workers) as executor:
         written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
         told(len(run.rows), len(puzzles))
-        waiting = [(Lease(config, puzzle, policy.folder, fixed),) for puzzle in puzzles if puzzle.id not in written]
+        waiting = [(Lease(config, puzzle, policy.folder, recipes),) for puzzle in puzzles if puzzle.id not in written]
         for row in executor.map(write_recipes, waiting):
             run.append(row | origin)
             told(len(run.rows), len(puzzles))
@@ -195,11 +196,52 @@ def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
     return [puzzle.id for puzzle in puzzles if puzzle.id in known]
 
 
+def check_same(folder: Path, puzzles: Sequence[Puzzle]) -> None:
+    """That the puzzles of a run that has begun are what they were.
+
+    Raises:
+        DataError: one has changed, is gone, or is new.
+    """
+    file = folder / "data.json"
+    before = {puzzle.id: puzzle for puzzle in load_puzzles(str(file), "")} if file.is_file() else None
+    now = {puzzle.id: puzzle for puzzle in puzzles}
+    if before is not None and (other := [name for name in before | now if before.get(name) != now.get(name)]):
+        raise DataError(
+            f"{folder}: {len(other)} puzzles, {other[0]} among them, aren't what they were when it began; give --data as it was, "
+            "or another --run"
+        )
+
+
+def fixed_recipes(config: ArcEvalConfig) -> dict[str, str]:
+    """The recipes of those methods that have one for all puzzles, in their own form.
+
+    Raises:
+        DataError: no run for ``best-fixed``, or a recipe that can't be read as far as the settings let recipes go.
+    """
+    found = {}
+    if "best-fixed" in config.methods:
+        run = config.fixed_of or config.writer
+        remedy = f"give --unconstrained or --set edit.extended=true, if {run} had it, or another --fixed-of"
+        found["best-fixed"] = _read(config, best_fixed(Path(run)), f"best-fixed, of {run}", remedy)
+    if "oracle" in config.methods:
+        remedy = f"give --set oracle=... a recipe such as {HAND_MADE.text()}, or leave it out for the hand-made one"
+        found["oracle"] = _read(config, config.oracle or HAND_MADE.text(), "oracle", remedy)
+    return found
+
+
+def _read(config: ArcEvalConfig, text: str, what: str, remedy: str) -> str:
+    try:
+        return ArcTask(config.edit).read(text).text()
+    except InvalidEditError as error:
+        raise DataError(f"{what}: the recipe can't be read here ({error}); {remedy}") from error
+
+
 def best_fixed(run: Path) -> str:
     """The recipe that solved most puzzles of a run of ``selfedit train arc``; equals by the share of its trials, then by fields.
 
     Most recipes are tried on one puzzle only, so that many are equal: of them the one whose fields went best in all trials of the
-    run, by the mean over its fields of the share solved of the trials with that value.
+    run, by the mean over its fields of the share solved of the trials with that value. Equal recipes of a puzzle that share one
+    training are one trial.
 
     Raises:
         DataError: no such run, or nothing was solved in it.
@@ -214,6 +256,8 @@ def best_fixed(run: Path) -> str:
     hits: Counter[str] = Counter()
     fields: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for row in rows:
+        if row.get("same_as") is not None:
+            continue
         recipe = written[row["context"], row["candidate"]]
         sat = row["sitting"]
         right = sat is not None and solved(puzzles[row["context"]], [attempts_of(answer) for answer in sat["answers"]])
@@ -243,13 +287,17 @@ def _fields_of(recipe: str) -> list[tuple[str, str]]:
 
 def write_recipes(lm: LanguageModel, lease: Lease) -> dict[str, Any]:
     """A lease: the recipes of every method for one puzzle, and what is answered in context."""
-    config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
+    config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit, lease.config.seed)
     row: dict[str, Any] = {"kind": "recipes", "puzzle": puzzle.id, "reason": task.too_long(lm, puzzle), "icl": None, "written": {}}
     start = time.perf_counter()
     if row["reason"] is None:
         if "icl" in config.methods:
             row["icl"] = _row("icl", None, "ok", "", sit(lm, [(task, puzzle)])[0]) | {"seconds": time.perf_counter() - start}
-        row["written"] = {method: recipes_of(lm, lease, method) for method in config.methods if method != "icl"}
+        for method in config.methods:
+            if method != "icl":
+                # The policy writes once for all methods that are its own: only whom its recipes train differs.
+                before = [row["written"][one] for one in BY_POLICY if method in BY_POLICY and one in row["written"]]
+                row["written"][method] = before[0] if before else recipes_of(lm, lease, method)
     return row | {"seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -257,7 +305,7 @@ def try_recipes(
     lm: LanguageModel, config: ArcEvalConfig, puzzle: Puzzle, recipes: tuple[Numbered, ...], slots: int, policy: str | None
 ) -> list[dict[str, Any]]:
     """A lease: recipes for one puzzle tried side by side, on the policy or (None) on the base; answers only."""
-    task = ArcTask(config.edit)
+    task = ArcTask(config.edit, config.seed)
     plans, rows = {}, {}
     for recipe in recipes:
         try:
@@ -287,10 +335,8 @@ def recipes_of(lm: LanguageModel, lease: Lease, method: str) -> list[tuple[str, 
     config, puzzle, task = lease.config, lease.puzzle, ArcTask(lease.config.edit)
     if method == "random":
         return [(_drawn(lm, task, puzzle, config, index), 1) for index in range(config.edits)]
-    if method == "best-fixed":
-        return [(lease.fixed, 1)] * config.trainings if lease.fixed else []
-    if method == "oracle":
-        return [(config.oracle or HAND_MADE.text(), 1)] * config.trainings
+    if method in FIXED:
+        return [(lease.fixed[method], 1)] * config.trainings
     with policy_standing(lm, lease.policy if method in BY_POLICY else None):
         written = write_edits(lm, task, puzzle, config.edits, config.edit.sampling, config.seed)
     return [(one.edit.text, one.attempts) for one in written]

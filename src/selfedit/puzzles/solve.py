@@ -39,7 +39,7 @@ def solve(config: ArcEvalConfig, puzzle: Puzzle, recipe: str | None, told: Calla
     """
     lm = load_model(config.model, config.device, config.dtype)
     policy = policy_of(config.writer, lm.fingerprint)
-    task = ArcTask(config.edit)
+    task = ArcTask(config.edit, config.seed)
     if (reason := task.too_long(lm, puzzle)) is not None:
         raise DataError(f"{reason}; a model with a longer one may do, or another --set edit.rendering")
     told("answering in context")

@@ -19,7 +19,7 @@ from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 from selfedit.runs import ROWS, read_rows
 from selfedit.tasks.arc.augment import GROUPS
-from selfedit.tasks.arc.data import load_puzzles
+from selfedit.tasks.arc.data import load_puzzles, title
 from selfedit.tasks.arc.grids import PALETTE
 from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES, SWITCHES, Recipe, parse_recipe
 
@@ -50,7 +50,7 @@ def solved_table(run: RunData) -> Table:
             )
         )
     return Table(
-        f"Puzzles solved, {table['config']['data']} {table['config']['split']}",
+        f"Puzzles solved, {title(table['config']['data'], table['config']['split'])}",
         f"{table['n']} puzzles, {table['questions']} tests, seed {table['config']['seed']}. A run solves a puzzle if each of its "
         "tests is among two attempts. Wilson's interval takes different recipes as independent; the other draws whole puzzles. "
         "Cells: right ones in a test's better attempt. Bits: entropy of the recipes over all puzzles.",
@@ -106,8 +106,12 @@ def recipes_picture(run: RunData) -> Picture | None:
         return None
     figure = Figure(figsize=(2.6 * len(by_method) + 0.8, 4.6), layout="constrained")
     panes = figure.subplots(2, len(by_method), squeeze=False, gridspec_kw={"height_ratios": (3, 2)}, sharey="row")
+    every = [recipe.training for recipes in by_method.values() for recipe, _ in recipes]
+    # Recipes that were written freely lie beyond the grids too.
+    rates = sorted({*LEARNING_RATES, *(f(one.learning_rate for one in every) for f in (min, max))})
+    epochs = sorted({*EPOCHS, *(f(one.num_train_epochs for one in every) for f in (min, max))})
     for at, (method, recipes) in enumerate(by_method.items()):
-        _scatter(panes[0][at], method, recipes)
+        _scatter(panes[0][at], method, recipes, rates, epochs)
         _switches(panes[1][at], recipes)
     panes[0][0].set_ylabel("epochs")
     what = "method" if run.kind == "puzzles" else "round"
@@ -174,7 +178,7 @@ def svg(rows: Sequence[Sequence[int]]) -> str:
     return f'<svg width="{width}" height="{height}" role="img" stroke="#555" stroke-width=".5">{cells}</svg>'
 
 
-def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> None:
+def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]], rates: Sequence[float], epochs: Sequence[int]) -> None:
     counts: Counter[tuple[float, int]] = Counter()
     hits: Counter[tuple[float, int]] = Counter()
     for recipe, solved in recipes:
@@ -188,11 +192,11 @@ def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]]) -> 
         linewidths=0.6,
     )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES], rotation=60)
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=60)
     axes.minorticks_off()
-    axes.set_yticks(EPOCHS)
-    axes.set_xlim(min(LEARNING_RATES) / 2, max(LEARNING_RATES) * 2)
-    axes.set_ylim(min(EPOCHS) - 0.6, max(EPOCHS) + 0.6)
+    axes.set_yticks(epochs)
+    axes.set_xlim(rates[0] / 2, rates[-1] * 2)
+    axes.set_ylim(epochs[0] - 0.6, epochs[-1] + 0.6)
     axes.set_title(f"{method} (n={len(recipes)})")
 
 

@@ -52,6 +52,6 @@ def write_all_edits(
 
 
 def _goes_in_circles(text: str) -> bool:
-    """Whether the last whole line repeats an earlier one; answers ("A: 1811") may recur."""
-    lines = [line.strip() for line in text.split("\n")[:-1] if line.strip()]
+    """Whether the last whole line repeats an earlier one; answers ("A: 1811") may recur, and what has no word, such as "},"."""
+    lines = [line.strip() for line in text.split("\n")[:-1] if any(sign.isalnum() for sign in line)]
     return bool(lines) and not lines[-1].startswith("A:") and lines[-1] in lines[:-1]

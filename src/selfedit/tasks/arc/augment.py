@@ -105,10 +105,8 @@ def recoloured(grid: Grid, colours: Grid) -> Grid:
     return colours[grid]
 
 
-def colour_permutation(generator: np.random.Generator, keep_black: bool) -> Grid:
-    """A permutation of the ten colours; with ``keep_black`` 0 stays 0."""
-    if keep_black:
-        return np.concatenate([[0], 1 + generator.permutation(9)]).astype(np.int8)
+def colour_permutation(generator: np.random.Generator) -> Grid:
+    """A permutation of the ten colours; black moves like the others."""
     return generator.permutation(10).astype(np.int8)
 
 

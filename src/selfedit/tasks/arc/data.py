@@ -55,7 +55,7 @@ def load_puzzles(name: str, split: str) -> list[Puzzle]:
         files = sorted(path.glob("*.json"))
         if not files:
             raise DataError(f"{path}: no .json file in the folder")
-        return [parse_puzzle(_read(file), file.stem, str(file)) for file in files]
+        return [parse_puzzle(_one_task(_read(file), file), file.stem, str(file)) for file in files]
     data = _read(path)
     if isinstance(data, dict) and "train" in data:
         return [parse_puzzle(data, path.stem, str(path))]
@@ -63,6 +63,11 @@ def load_puzzles(name: str, split: str) -> list[Puzzle]:
         raise DataError(f"{path}: neither a task with train and test, nor an object of tasks by id")
     solutions = _solutions(path)
     return [parse_puzzle(task, key, f"{path}, task {key}", solutions.get(key)) for key, task in data.items()]
+
+
+def title(name: str, split: str) -> str:
+    """A data set as tables call it: only ``arc-1`` and ``arc-2`` have splits."""
+    return f"{name} {split}" if name in VERSIONS else name
 
 
 def one_puzzle(name: str) -> Puzzle:
@@ -123,6 +128,17 @@ def check_solved(puzzles: Sequence[Puzzle]) -> None:
         for index, (_, wanted) in enumerate(puzzle.test, start=1):
             if wanted is None:
                 raise DataError(f"task {puzzle.id}, test {index}: the field output is missing, so no answer can be scored")
+
+
+def _one_task(data: Any, file: Path) -> Any:
+    """What a file of a folder holds. Raises DataError for Kaggle's files, in which tasks stand by their ids."""
+    if isinstance(data, dict) and not {"train", "test"} & set(data):
+        kaggle = next(iter(sorted(file.parent.glob("*challenges*.json"))), "a file of challenges")
+        raise DataError(
+            f"{file}: has neither train nor test, and a folder has one task a file; of Kaggle's files give one itself, such as "
+            f"{kaggle}: its solutions are looked for beside it"
+        )
+    return data
 
 
 def _pair(pair: Any, at: str, solution: Any, needed: bool) -> tuple[Any, Any]:

@@ -48,7 +48,7 @@ def items_of(puzzle: Puzzle, names: Sequence[str], seed: int, limit: int = MOST_
         for changed in _augmented(pairs, names, generator):
             found.setdefault(_item(changed))
             for _ in range(permutations):
-                colours = colour_permutation(generator, keep_black=False)
+                colours = colour_permutation(generator)
                 found.setdefault(_item([(recoloured(a, colours), recoloured(b, colours)) for a, b in changed]))
                 order = [*generator.permutation(len(changed) - 1), len(changed) - 1]
                 found.setdefault(_item([changed[at] for at in order]))

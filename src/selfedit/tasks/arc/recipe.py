@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from selfedit.errors import UnreadableEditError
 from selfedit.tasks.arc.augment import GROUPS
 
-# Learning rates and epochs that a recipe may name; the paper's prompt leaves them free within bounds.
+# Learning rates and epochs that a recipe may name; one that is written freely, as in the paper, any within the bounds below.
 LEARNING_RATES: tuple[float, ...] = (1e-5, 5e-5, 1e-4, 3e-4, 1e-3, 2e-3)
 EPOCHS: tuple[int, ...] = (1, 2, 3, 4, 5)
+MOST_RATE, MOST_EPOCHS = 0.1, 50
 RANKS: tuple[int, ...] = (8, 16, 32, 64, 128)
 BATCHES: tuple[int, ...] = (1, 2, 4, 8)
 ITEMS: tuple[int, ...] = (25, 50, 100, 250)
@@ -33,6 +34,7 @@ SWITCHES = {
     "use_repeat_augmentations": "repeat",
 }
 Strategy = Literal["train_using_all_tokens", "train_using_output_tokens"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 class DataGeneration(BaseModel):
@@ -52,8 +54,8 @@ class Training(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     strategy: Strategy
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)]
-    num_train_epochs: Annotated[int, Field(ge=1, le=50, strict=True)]
+    learning_rate: Annotated[float, Field(gt=0, le=MOST_RATE)]
+    num_train_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS, strict=True)]
 
     @field_validator("learning_rate", "num_train_epochs")
     @classmethod
@@ -68,7 +70,7 @@ class Recipe(BaseModel):
     """What a model writes about a puzzle.
 
     Attributes:
-        augmentations: beyond the paper, one by one; None: those of the groups that are switched on.
+        augmentations: beyond the paper, one by one, whatever the groups' switches say; None: those of the groups that are on.
         rank, batch_size, items: beyond the paper; None: the run's own settings.
     """
 
@@ -117,8 +119,21 @@ class Recipe(BaseModel):
         return tuple(group for switch, group in SWITCHES.items() if getattr(self.data_generation, switch))
 
     def text(self) -> str:
-        """Its JSON, in the form that the schema has a model write: equal recipes are equal texts."""
-        return json.dumps(self.model_dump(mode="json", exclude_none=True))
+        """Its JSON, in the form that the schema has a model write: recipes that make the same of a puzzle are equal texts."""
+        return json.dumps(self.canonical().model_dump(mode="json", exclude_none=True))
+
+    def canonical(self) -> Recipe:
+        """The one form of all recipes that make the same of a puzzle.
+
+        Where augmentations are named, a group's switch, which then decides nothing, is on if any of its augmentations is; all of
+        them are named, in the groups' order, those that are off as false. Where these are just whole groups, the switches say it.
+        """
+        if self.augmentations is None:
+            return self
+        on = set(self.names)
+        groups = {switch: bool(on.intersection(GROUPS[group])) for switch, group in SWITCHES.items()}
+        plain = self.model_copy(update={"data_generation": DataGeneration(**groups), "augmentations": None})
+        return plain if on == set(plain.names) else plain.model_copy(update={"augmentations": {n: n in on for n in AUGMENTATIONS}})
 
 
 # The hand-made recipe: of the method oracle by default, and of the screening of the split laptop.
@@ -141,7 +156,7 @@ def schema(extended: bool) -> dict[str, Any]:
     """
     switches = {name: {"type": "boolean"} for name in SWITCHES}
     training = {
-        "strategy": {"enum": ["train_using_all_tokens", "train_using_output_tokens"]},
+        "strategy": {"enum": list(STRATEGIES)},
         "learning_rate": {"enum": list(LEARNING_RATES)},
         "num_train_epochs": {"enum": list(EPOCHS)},
     }
@@ -153,7 +168,7 @@ def schema(extended: bool) -> dict[str, Any]:
 
 
 def parse_recipe(text: str, extended: bool = True, free: bool = False) -> Recipe:
-    """The recipe in a text: the first JSON object in it, whatever stands around it (a code fence, a preamble).
+    """The recipe in a text, in its canonical form: the first JSON object, whatever stands around it (a code fence, a preamble).
 
     Args:
         extended: whether it may name what is beyond the paper.
@@ -163,7 +178,7 @@ def parse_recipe(text: str, extended: bool = True, free: bool = False) -> Recipe
         UnreadableEditError: there is none, or a field is missing, unknown or out of bounds.
     """
     try:
-        return Recipe.model_validate(_first_object(text), context={"extended": extended, "free": free})
+        return Recipe.model_validate(_first_object(text), context={"extended": extended, "free": free}).canonical()
     except ValidationError as error:
         lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
         raise UnreadableEditError("; ".join(lines)) from error
@@ -191,7 +206,7 @@ def random_recipe(generator: np.random.Generator, extended: bool = False) -> Rec
     return Recipe(
         data_generation=DataGeneration(**switches),
         training=Training(
-            strategy=pick(("train_using_all_tokens", "train_using_output_tokens")),
+            strategy=pick(STRATEGIES),
             learning_rate=pick(LEARNING_RATES),
             num_train_epochs=pick(EPOCHS),
         ),

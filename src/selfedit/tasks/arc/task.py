@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from selfedit import seeds
-from selfedit.config import RecipeConfig, Settings
+from selfedit.config import RecipeConfig, Rendering, Settings
 from selfedit.contexts import Puzzle, Question, Rows
 from selfedit.edits import Document, Prompt, TrainingPlan
 from selfedit.errors import InvalidEditError
@@ -19,7 +20,7 @@ from selfedit.lm.batch import encode_answer, encode_prompt
 from selfedit.lm.generate import generate
 from selfedit.lm.load import Identity, LanguageModel
 from selfedit.lm.score import log_probabilities
-from selfedit.tasks.arc.grids import ended, parse, render
+from selfedit.tasks.arc.grids import LARGEST, ended, parse, render
 from selfedit.tasks.arc.items import MOST_ITEMS, Item, items_of
 from selfedit.tasks.arc.prompts import item_prompt, recipe_prompt
 from selfedit.tasks.arc.recipe import Recipe, parse_recipe, schema
@@ -29,6 +30,9 @@ from selfedit.tasks.base import Asked, Request, Sitting
 RECIPE_TOKENS, EXTENDED_TOKENS = 200, 640
 # One item's tokens at most, as in the paper.
 LONGEST_ITEM = 8192
+# An answer has room for so many times the tokens of its puzzle's largest grid, the most that ARC-AGI-1 needs; a puzzle is asked
+# only where the model's window has room for LIKELY times them.
+GROWTH, LIKELY = 4, 2
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class ArcTask:
 
     Attributes:
         edit: what a recipe may name, how puzzles are shown and answered.
+        seed: of the answers that are sampled.
     """
 
     edit: RecipeConfig = field(default_factory=RecipeConfig)
+    seed: int = 0
 
     def style(self, candidate: int) -> str:
         """All recipes are asked for alike."""
@@ -48,8 +54,7 @@ class ArcTask:
     def requests(self, lm: Identity, context: Puzzle, candidate: int) -> list[Request]:
         """One request: the options and the demonstrations."""
         held = json.dumps(schema(self.edit.extended)) if self.edit.constrained else None
-        prompt = recipe_prompt(context, self.edit.rendering, lm.chat, self.edit.extended)
-        return [Request(prompt, EXTENDED_TOKENS if self.edit.extended else RECIPE_TOKENS, held)]
+        return [Request(self._choice(lm, context), EXTENDED_TOKENS if self.edit.extended else RECIPE_TOKENS, held)]
 
     def joined(self, candidate: int, texts: Sequence[str]) -> str:
         """The recipe in its own form, so that equal recipes are equal texts; what is none stays as it is."""
@@ -99,8 +104,8 @@ class ArcTask:
     def too_long(self, lm: Identity, context: Puzzle) -> str | None:
         """Why a puzzle can't be shown to a model; None where it can."""
         prompts = [item_prompt(Item(context.train, given, ()), self.edit.rendering, lm.chat) for given, _ in context.test]
-        prompts.append(recipe_prompt(context, self.edit.rendering, lm.chat, self.edit.extended))
-        longest = max(len(encode_prompt(lm, prompt)) for prompt in prompts) + self._longest(lm, context)
+        prompts.append(self._choice(lm, context))
+        longest = max(len(encode_prompt(lm, prompt)) for prompt in prompts) + self.room(lm, context, LIKELY)
         return f"task {context.id}: {longest} tokens, the model's window has {lm.window}" if longest > lm.window else None
 
     def document(self, item: Item, chat: bool, every: bool) -> Document:
@@ -129,13 +134,14 @@ class ArcTask:
         for slot, puzzle in seats:
             rows += [(slot, puzzle, test, view) for test in range(len(puzzle.test)) for view in self.views(puzzle)]
         prompts = [item_prompt(view.shown(puzzle, test), self.edit.rendering, lm.chat) for _, puzzle, test, view in rows]
-        limits = [self._longest(lm, puzzle) for _, puzzle, _, _ in rows]
+        room = {puzzle: self.room(lm, puzzle) for puzzle in {puzzle for _, puzzle in seats}}
+        limits = [room[puzzle] for _, puzzle, _, _ in rows]
         slots = [slot for slot, *_ in rows]
         encoded = [encode_prompt(lm, prompt) for prompt in prompts]
         stop = partial(ended, how=edit.rendering)
         texts = [[text] for text in generate(lm, encoded, limits, stop=stop, slots=slots, first=first)]
         for sample in range(edit.samples):
-            row_seeds = [seeds.derive(puzzle.id, "answer", test, sample, *view.key) for _, puzzle, test, view in rows]
+            row_seeds = [seeds.derive(self.seed, puzzle.id, "answer", test, sample, *view.key) for _, puzzle, test, view in rows]
             drawn = generate(lm, encoded, limits, edit.answer_temperature, 1.0, row_seeds, stop, slots, first)
             for found, text in zip(texts, drawn, strict=True):
                 found.append(text)
@@ -160,10 +166,14 @@ class ArcTask:
             sittings.append(Sitting(tuple(answers), tuple(scores), tuple(scores)))
         return sittings
 
-    def _longest(self, lm: Identity, puzzle: Puzzle) -> int:
-        """Tokens of the largest grid that the puzzle's pairs make likely: twice the largest of its own, and some."""
+    def room(self, lm: Identity, puzzle: Puzzle, growth: int = GROWTH) -> int:
+        """Tokens that an answer may have: ``growth`` times those of the puzzle's largest grid, but no more than a 30x30 grid's."""
         grids = [rows for pair in puzzle.train for rows in pair] + [given for given, _ in puzzle.test]
-        return 16 + 2 * max(len(lm.tokenizer(self.written(rows))["input_ids"]) for rows in grids)
+        largest = max(len(lm.tokenizer(self.written(rows))["input_ids"]) for rows in grids)
+        return 16 + min(growth * largest, _tokens_of_largest(lm.tokenizer, self.edit.rendering))
+
+    def _choice(self, lm: Identity, puzzle: Puzzle) -> Prompt:
+        return recipe_prompt(puzzle, self.edit.rendering, lm.chat, self.edit.extended, free=not self.edit.constrained)
 
     def _plain(self, lm: LanguageModel, puzzle: Puzzle, given: Rows) -> Prompt:
         return item_prompt(Item(puzzle.train, given, ()), self.edit.rendering, lm.chat)
@@ -171,6 +181,14 @@ class ArcTask:
     def written(self, rows: Rows) -> str:
         """A grid as text."""
         return render(np.array(rows, dtype=np.int8), self.edit.rendering)
+
+
+@cache
+def _tokens_of_largest(tokenizer: Any, how: Rendering) -> int:
+    """Of a 30x30 grid: of the longest of one colour, whose name may be several tokens, and one of all, whose digits don't merge."""
+    cells = np.arange(LARGEST**2, dtype=np.int16).reshape(LARGEST, LARGEST)
+    grids = [np.full_like(cells, colour) for colour in range(10)] + [7 * cells % 10]
+    return max(len(tokenizer(render(grid.astype(np.int8), how))["input_ids"]) for grid in grids)
 
 
 def _text(rows: Rows) -> str:

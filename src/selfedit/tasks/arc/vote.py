@@ -72,7 +72,7 @@ def views_of(puzzle: Puzzle, seed: int, orders: int = 2, recolour: bool = False)
             drawn += [order] if order not in drawn else []
         for index, order in enumerate(drawn):
             first = not transform and not index
-            colours = plain if first or not recolour else tuple(int(c) for c in colour_permutation(generator, keep_black=False))
+            colours = plain if first or not recolour else tuple(int(c) for c in colour_permutation(generator))
             found.append(View(transform, order, colours))
     return found
 
