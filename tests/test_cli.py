@@ -293,7 +293,7 @@ def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(comman
     with model.to("Topic 2\nIt is 2.") as who:
         second = {name: layer.active for name, layer in layers.items() if layer.active is not None}
         assert who == "what was learnt about Topic 2"
-    with model.to("qwertz") as who:
+    with model.to("qqqq") as who:
         assert all(layer.active is None for layer in layers.values()) and who.startswith("the base")
     from selfedit.lm.adapter import load_adapter
 
@@ -342,6 +342,8 @@ def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, 
     assert len(memory.state.slots) == 1 and memory.state.entries == (1, 2)
     again = command("memory", "consolidate", "--memory", taught)
     assert again.returncode == 1 and "nothing to put together" in again.stderr
+    done = command("memory", "check", "--memory", taught)
+    assert "lost" in done.stdout and "memory consolidate" not in done.stdout, "it would be refused"
     done = command("memory", "undo", "--memory", taught)
     assert done.returncode == 0 and "training entry 1 again" in done.stderr, done.stderr
     assert Memory.open(taught).state.entries == (1,)

@@ -3,20 +3,24 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from selfedit.config import EditConfig, LearnConfig, Sampling, Settings
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit
 from selfedit.errors import DataError
 from selfedit.executors.local import cores, default_workers, workers_that_pay
+from selfedit.graders.text import RecallGrader
 from selfedit.inner import Outcome
-from selfedit.learn import Candidate, choose, enough, guess_rate, noise_chance
+from selfedit.learn import Candidate, choose, enough, guess_rate, learn, noise_chance
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.score import log_probabilities
 from selfedit.marks import Marks, split_quiz
+from selfedit.memory.ledger import Memory
 from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -71,6 +75,33 @@ def test_the_chance_of_noise_counts_luck_and_all_that_was_tried() -> None:
     one, two = noise_chance([lucky], 0, baseline, asked), noise_chance([lucky, lucky], 0, baseline, asked)
     assert one is not None and two is not None and 0.6 < one < two < 1
     assert noise_chance([candidate(None)], None, baseline, asked) is None
+
+
+def test_a_lesson_that_costs_earlier_ones_more_than_the_budget_is_not_kept(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
+    monkeypatch.setattr(
+        "selfedit.learn._others",
+        lambda grader, earlier, *_: [{"entry": n, "title": "", "before": 0.5, "after": 0.2} for n, _ in earlier],
+    )
+    questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
+
+    def learnt(title: str, budget: float) -> dict[str, Any]:
+        config = LearnConfig(
+            model=str(tiny_model), dtype="float32", edits=1, keep="stack", budget=budget, settings=Settings(rank=4, epochs=1),
+            edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
+        )  # fmt: skip
+        passage = Passage(title, f"{title} is made of slate. It stands.")
+        return learn(config, passage, questions, tmp_path / "m", RecallGrader(), lambda *_: None, workers=0)
+
+    assert learnt("Tower", 0.1)["decision"] == "accepted", "there is nothing earlier to be lost"
+    before = Memory.open(tmp_path / "m").digest()
+    refused = learnt("Bridge", 0.1)
+    assert refused["decision"] == "rejected" and refused["over_budget"] and refused["memory"]["entry"] is None
+    assert Memory.open(tmp_path / "m").digest() == before
+    kept = learnt("Bridge", 0.3)
+    assert kept["decision"] == "accepted" and not kept["over_budget"]
 
 
 def test_the_halves_of_a_quiz() -> None:

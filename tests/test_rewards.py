@@ -177,6 +177,31 @@ def test_what_was_refused_once_is_not_read_again(lm: LanguageModel, monkeypatch:
     assert Quiz.of(json.loads(json.dumps(asdict(quiz)))) == quiz
 
 
+def test_a_long_text_is_asked_about_to_its_end(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passage = Passage("Diary", " ".join(f"In {1700 + n} a flood took {n + 2} old mills." for n in range(12)))
+
+    def items(lm: Any, sampler: Any, title: str, sentences: Any, spans: Any, places: list[int], *_: Any) -> Any:
+        return [(at, Question(f"When did the flood number {at} come?", str(1700 + at))) for at in places]
+
+    monkeypatch.setattr(self_quiz, "write_items", items)
+    monkeypatch.setattr(self_quiz, "_agreement", lambda lm, sampler, asked, config, seed: [4] * len(asked))
+    monkeypatch.setattr(self_quiz, "_known", lambda lm, title, asked: [False] * len(asked))
+    quiz = write_quiz(lm, passage, QuizConfig(items=6, most_bits=16), 0)
+    years = [int(one.answer) for one in quiz.questions]
+    assert years == [1701, 1703, 1705, 1707, 1709, 1711], "every second sentence, not the first six"
+
+
+def test_of_each_sentence_the_best_question_comes_first() -> None:
+    piles = [[(3, Question(f"{at}?", "good")), (4, Question(f"{at}?", "best"))] for at in range(3)]
+    assert [(one.question, one.answer) for one in self_quiz.chosen(piles, 4)] == [
+        ("0?", "best"),
+        ("1?", "best"),
+        ("2?", "best"),
+        ("1?", "good"),
+    ]
+    assert len(self_quiz.chosen(piles, 12)) == 6 and self_quiz.chosen([], 4) == []
+
+
 def test_a_text_that_the_model_cannot_read_gets_no_quiz(lm: LanguageModel) -> None:
     assert bits_a_byte(lm, BRIDGE.text) > 4
     quiz = write_quiz(lm, BRIDGE, QuizConfig(), 0)
@@ -297,6 +322,20 @@ SMALL = (
     "--set", "settings.layers=all", "--set", "quiz.most_bits=16", "--set", "quiz.resamples=3", "--set", "quiz.agreeing=1",
     "--set", "quiz.least=2", "--set", "quiz.items=4", "--set", "quiz.passes=2", "--set", "quiz.retries=0",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"noise_contexts": 0}, "noise_contexts is 0"),
+        ({"noise_contexts": 12, "contexts": 12}, "none is left"),
+        ({"screened": 5, "edits": 5}, "give more of them"),
+    ],
+)
+def test_a_screen_that_can_never_be_used_is_refused(numbers: dict[str, int], said: str) -> None:
+    assert TrainConfig(**numbers) and TrainConfig(screen="gradient")
+    with pytest.raises(ValueError, match=said):
+        TrainConfig(screen="gradient", **numbers)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -542,6 +581,10 @@ def test_learning_without_a_quiz_says_when_none_can_be_made(
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["decision"] == "no-quiz" and result["memory"]["entry"] is None and "can't read it" in result["reason"]
     assert "Nothing learnt" in done.stdout and "--quiz FILE" in done.stdout
+    passage_file.write_text("It was so and so it was, and what is, is. That is how it is, and how it was.")
+    done = command("learn", passage_file, "--model", tiny_model, "--memory", tmp_path / "memory", "--set", "quiz.most_bits=16")
+    assert done.returncode == 0 and "no sentence of it has a name" in " ".join(done.stdout.split()), done.stdout
+    assert "--quiz FILE" in done.stdout and "quiz.url" not in done.stdout, "a server would have nothing to ask for either"
     listed = command("memory", "list", "--memory", tmp_path / "memory")
     assert listed.returncode == 0 and "Quillmoor" not in listed.stdout
 
@@ -639,6 +682,20 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     assert gradient["minus_random"]["mean"] == 0 and random["minus_random"] is None
     (ridge,) = [row for row in by_accuracy if row["screen"] == "ridge"]
     assert ridge["cost_share"] == pytest.approx((4 + 3 * 0.25 * len(FEATURES)) / 12)
+
+
+def test_a_run_in_two_stages_pays_for_all_looks_and_for_ties() -> None:
+    # Of 3 self-edits two are alike by every seed; half of the 8 passages are the first ones, looked at and tried whole and twice.
+    alike = by_hand([[1, 1], [1, 1], [0, 0]], [[2, 2], [2, 2], [1, 1]], [5.0, 4.0, 0.0])
+    table = summarise([alike] * 8, RewardBenchConfig(edits=3, screened=2))
+    share = {(row["screen"], row["count"]): row["cost_share_run"] for row in table["two_stage"] if row["by"] == "accuracy"}
+    whole, looked, each = 12, 3 * 0.25, 4
+    assert share["gradient", 1] == pytest.approx((0.5 * (2 * whole + looked) + 0.5 * (each + looked)) / (1.5 * whole))
+    assert share["gradient", 2] == pytest.approx(
+        (0.5 * (2 * whole + looked) + 0.5 * (2 * each + looked + 2 * each)) / (1.5 * whole)
+    )
+    # Of three choices of two one has both of those that tie.
+    assert share["random", 2] == pytest.approx((0.5 * 2 * whole + 0.5 * (2 * each + 2 / 3 * each)) / (1.5 * whole))
 
 
 def test_a_self_made_quiz_takes_the_place_of_the_passages_own(lm: LanguageModel) -> None:

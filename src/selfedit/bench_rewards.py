@@ -455,13 +455,14 @@ def _two_stage(measured: Sequence[Measured], screen: str, count: int, reward: Re
 
     ``random`` is the mean over all choices of so many; ``minus_random`` a screen against it. ``cost_share``: the few trainings and
     exams and all looks, of all trainings and exams; ``cost_share_written``: with what writing took on both sides;
-    ``cost_share_run``: of a run over so many passages, which tries the first ``NOISE_CONTEXTS`` whole and twice in either way.
+    ``cost_share_run``: of a run over so many passages, which tries the first ``NOISE_CONTEXTS`` whole and twice in either way; in
+    two stages it looks at all of them, and trains those of the others once more that tie for the best, above nothing.
     """
     looks, rewards = _by_screen(measured, screen, "labelled"), _by_reward(reward)
     worths: dict[str, list[float]] = {"few": [], "random": [], "whole": []}
     cost: dict[str, list[float]] = {"cost_share": [], "cost_share_written": [], "cost_share_run": []}
     for one in measured:
-        values: dict[str, list[float]] = {name: [] for name in worths}
+        values: dict[str, list[float]] = {name: [] for name in (*worths, "tied")}
         edits = len(one.worth[0])
         # Of the choices of so many, in how many the first, the second, ... by the reward is the best.
         ways = [math.comb(edits - 1 - place, min(count, edits) - 1) for place in range(edits)]
@@ -474,6 +475,9 @@ def _two_stage(measured: Sequence[Measured], screen: str, count: int, reward: Re
                 seen = looks(one, half, seed)
                 through = set(sorted(range(edits), key=lambda at: (-seen[at][0], at))[:count])
                 values["few"].append(next(worth[at] for at in ranked if at in through))
+                values["tied"].append(_tied([scores[at][0] for at in through], len(through)))
+            else:
+                values["tied"].append(_tied([score for score, _ in scores], min(count, edits)))
         values["few"] = values["few"] or values["random"]
         for name, of in worths.items():
             of.append(fmean(values[name]))
@@ -484,7 +488,9 @@ def _two_stage(measured: Sequence[Measured], screen: str, count: int, reward: Re
             noisy = min(1.0, NOISE_CONTEXTS / len(measured))
             cost["cost_share"].append(spent / all_of_it)
             cost["cost_share_written"].append((one.writing.seconds + spent) / (one.writing.seconds + all_of_it))
-            cost["cost_share_run"].append((2 * noisy * all_of_it + (1 - noisy) * spent) / ((1 + noisy) * all_of_it))
+            again = fmean(values["tied"]) * each
+            in_stages = noisy * (2 * all_of_it + looked) + (1 - noisy) * (spent + again)
+            cost["cost_share_run"].append(in_stages / ((1 + noisy) * all_of_it))
     several = len(measured) > 1
     against = several and screen != "random"
     return {
@@ -497,6 +503,16 @@ def _two_stage(measured: Sequence[Measured], screen: str, count: int, reward: Re
         "minus_random": asdict(paired_difference(worths["few"], worths["random"])) if against else None,
         **{name: mean_of_known(values) for name, values in cost.items()},
     }
+
+
+def _tied(rewards: Sequence[float], count: int) -> float:
+    """How many of so many self-edits, drawn at random, tie for the best in the mean: those with the same reward above nothing."""
+    found = 0
+    for value, alike in Counter(rewards).items():
+        below = sum(other < value for other in rewards)
+        ties = range(2, min(alike, count) + 1) if value > 0 else ()
+        found += sum(tied * math.comb(alike, tied) * math.comb(below, count - tied) for tied in ties)
+    return found / math.comb(len(rewards), count)
 
 
 def _looking(one: Measured, screen: str, source: str) -> Cost:

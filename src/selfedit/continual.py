@@ -3,9 +3,11 @@
 A run has sequences of passages. Each method goes through each sequence; after a commit all passages so far are examined again.
 The unit of work is one commit: a sequence goes on where it stopped, from the adapters in its folder.
 
-Departures from the paper: (1) retention counts only questions that the model got wrong before the first edit, and where a method
-decides by questions only those that it doesn't see (``matrix.py``); (2) the self-edits are written once, by the base or by a
-policy, and are the same for all methods; (3) a sequence may have passages of one article.
+Departures from the paper, and (4) from what was planned: (1) retention counts only questions that the model got wrong before the
+first edit, and where a method decides by questions only those that it doesn't see, and leaves out each sequence's last passage
+(``matrix.py``); (2) the self-edits are written once, by the base or by a policy, and are the same for all methods; (3) a sequence
+may have passages of one article; (4) sequences run side by side in worker processes, not as slots of one pass: slots share what
+stands beneath them, and there each sequence has adapters of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +33,10 @@ from selfedit.keepers import keeper
 from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
-from selfedit.matrix import BASE_METHOD, shown, table
+from selfedit.matrix import BASE_METHOD, FORMS, shown, table
 from selfedit.runs import Log, Policy, Run, policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
-from selfedit.tasks.knowledge.exam import ExamForm
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -260,16 +261,13 @@ def examine_base(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
     return row | (_beyond(lm, base, Held(), lease) if not lease.sequence else {})
 
 
-# Where a row keeps the exam in each form.
-FORMS: dict[str, ExamForm] = {"sittings": "titled", "bare": "bare"}
-
-
 def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
     """A job: one commit of one sequence, with the exam after it; leaves its state in a folder of its own.
 
     The newest passage is examined after each commit, with its title and without; all so far after every ``exam_every``-th and,
-    also without titles, after the last, which asks what lies beyond the sequence too. A passage none of whose self-edits compiles
-    is not accepted.
+    also without titles, after the last, which asks what lies beyond the sequence too. Where the commit sets off a consolidation
+    the row's ``own`` has the newest passage's exams before it. A passage none of whose self-edits compiles is not accepted, but by
+    a method that trains nothing.
     """
     config, step = lease.config, lease.step
     method = keeper(lease.method, config.keep)
@@ -278,10 +276,12 @@ def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
     passage = lease.passages[step - 1]
     lesson, reason = lesson_of(lm, passage, lease)
     start = time.perf_counter()
-    held, cost, accepted = before, Cost(reason=reason), False
+    learnt, cost, accepted = before, Cost(reason=reason), False
+    held = learnt
     if lesson is not None:
         seed = seeds.derive(config.seed, lease.sequence, passage.id, "train")
-        held, cost, accepted = method.commit(lm, before, lesson, config.settings, seed)
+        learnt, cost, accepted = method.learn(lm, before, lesson, config.settings, seed)
+        held = method.settle(lm, learnt, config.settings, seed, cost) if accepted else learnt
     save_held(states / f"{step:03d}", held, origins, lm.name)
     shutil.rmtree(states / f"{step - 2:03d}", ignore_errors=True)
     old = {id(adapter) for adapter in before.adapters}
@@ -298,6 +298,8 @@ def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
         "notes": cost.notes,
         "happened": sorted(cost.happened),
     }
+    if held.adapters is not learnt.adapters:
+        row["own"] = {name: _sat((passage,), method.examine(lm, learnt, (passage,), form)[0]) for name, form in FORMS.items()}
     last = step == len(lease.passages)
     asked = lease.passages[:step] if last or step % config.exam_every == 0 else (passage,)
     sat, asking = method.examine(lm, held, asked)
@@ -309,13 +311,12 @@ def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
 
 
 def _beyond(lm: LanguageModel, method: Method, held: Held, lease: Commit) -> dict[str, Any]:
-    """General knowledge, and the questions about passages of no sequence as one sitting."""
+    """General knowledge, and the questions about passages of no sequence as one sitting; None: it can't be measured."""
     sat_general, asking = method.general(lm, held)
     found: dict[str, Any] = {"general": sat_general and asdict(sat_general), "answering_general": asking.notes}
     if lease.others:
-        sat = method.examine(lm, held, lease.others)[0]
-        answers, values = ([getattr(one, name)[0] for one in sat] for name in ("answers", "log_probabilities"))
-        found["elsewhere"] = {"answers": answers, "log_probabilities": values}
+        sat = method.elsewhere(lm, held, lease.others)
+        found["elsewhere"] = sat and {name: [getattr(one, name)[0] for one in sat] for name in ("answers", "log_probabilities")}
     return found
 
 
@@ -328,7 +329,10 @@ def _bytes(adapter: Adapter) -> int:
 
 
 def lesson_of(lm: Identity, passage: Passage, lease: Commit) -> tuple[Lesson | None, str]:
-    """A passage with its compiled self-edits; those that can't be compiled are left out. None, and why, if none of them can."""
+    """A passage with its compiled self-edits; those that can't be compiled are left out.
+
+    None, and why, if none of them can; a method that trains nothing needs none, and has the passage all the same.
+    """
     config, found, reasons = lease.config, [], []
     task = KnowledgeTask(config.edit)
     for text in lease.edits[passage.id]:
@@ -336,9 +340,9 @@ def lesson_of(lm: Identity, passage: Passage, lease: Commit) -> tuple[Lesson | N
             found.append(task.compile(lm, passage, text, config.settings, 0).documents)
         except InvalidEditError as error:
             reasons.append(str(error))
-    if not found:
+    if not found and keeper(lease.method, config.keep).trains:
         return None, f"no self-edit can be trained on ({'; '.join(reasons)}); --set edits=2 writes two"
-    return Lesson(passage, tuple(found), shown(config, passage)), ""
+    return Lesson(passage, tuple(found) or ((),), shown(config, passage)), ""
 
 
 def save_held(folder: Path, held: Held, origins: dict[int, Path], model: str) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from selfedit import seeds
@@ -96,7 +97,7 @@ def learn(
     Duties, in order: lock the memory; a quiz, if there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates
     are written; each candidate trained (in a stack on top of the memory's current state, in a bank on the base) and examined on the
     choosing half of the quiz; the best kept if it beats the baseline by more than noise; the gain reported on the other half, as
-    the memory would answer it; the commit.
+    the memory would answer it; nothing kept if earlier entries lose more than ``config.budget``; the commit.
 
     Args:
         questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
@@ -175,6 +176,9 @@ def learn(
                     changed = executor.submit(sample_kept, then)
                     after = result(executor.submit(sit_kept, [*reports, *again], then))
                     general_after = result(changed)
+                others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
+                over_budget = accepted and fall(others) > config.budget + 1e-9
+                accepted = accepted and not over_budget
                 if accepted and memory.keep == "bank":
                     result(executor.submit(keep_states, (passage,), str(scratch / f"{best}-0")))
             chance = noise_chance(candidates, best, baseline, to_choose)
@@ -184,7 +188,6 @@ def learn(
                 "right": {"before": general_before["right"], "after": general_after["right"]},
                 "text": {"before": general_before["text"], "after": general_after["text"]},
             }
-            others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
             record: dict[str, Any] = {}
             if best is not None:
@@ -220,6 +223,7 @@ def learn(
         "candidates": [_candidate_row(candidate, baseline) for candidate in candidates],
         "best": best,
         "decision": "accepted" if accepted else "rejected",
+        "over_budget": over_budget,
         "chance_by_noise": chance,
         "tried": sum(candidate.marks is not None for candidate in candidates),
         "report": report,
@@ -458,6 +462,11 @@ def _others(
         shares = [mark_sitting(grader, asked, sitting).accuracy for sitting in (old, new)]
         rows.append({"entry": number, "title": record["title"], "before": shares[0], "after": shares[1]})
     return rows
+
+
+def fall(others: Sequence[dict[str, Any]]) -> float:
+    """By how much the mean share right over earlier entries' exams falls."""
+    return fmean(row["before"] - row["after"] for row in others) if others else 0.0
 
 
 def _record(

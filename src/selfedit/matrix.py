@@ -23,6 +23,10 @@ from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
 
 # Rows of the model before any commit; the same for all methods.
 BASE_METHOD = "base"
+# Where a row keeps the exam in each form.
+FORMS: dict[str, ExamForm] = {"sittings": "titled", "bare": "bare"}
+# Whose cost a commit's is held against.
+COST_CONTROL = "merge"
 # Share of a quiz that methods see which decide by it.
 SHOWN = 0.5
 # What methods are held against the first one by, and in which unit.
@@ -71,16 +75,19 @@ def table(
 ) -> dict[str, Any]:
     """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the first method.
 
-    ``immediate``: share right just after a passage's own commit; ``retained``: after the last one; both of the counted questions
-    that the base got wrong. ``along``: the same over all exams after later commits, not the last alone, which may come just after a
-    consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked without titles, of those that the base got wrong
-    so. ``retention``: mean retained over mean immediate, both over sequences, with a jackknife's error. ``all_own``,
-    ``all_after``: of all counted questions, just after the own and after the last commit. ``forgetting`` is Avalanche's: the mean
-    fall from the one to the other, over all passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
+    ``immediate``: share right just after a passage's own commit, before a consolidation that it sets off; ``retained``: after the
+    last one; both of the counted questions that the base got wrong. ``along``: the same over all exams after later commits, not the
+    last alone, which may come just after a consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked without
+    titles, of those that the base got wrong so. ``earlier_own``, ``earlier_after``: as ``immediate`` and ``retained``, of all
+    passages but the last, after which nothing was learnt that could be kept or lost. ``retention``: the mean of the latter over the
+    mean of the former, both over sequences, with a jackknife's error. ``all_own``, ``all_after``: of all counted questions, just
+    after the own and after the last commit. ``forgetting`` is Avalanche's: the mean fall from the one to the other, over all
+    passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
     ``text_share``: what became of general knowledge (``tasks/general``). ``locality``: change of the share right about passages
     of no sequence; ``locality_logprob``: of the golds' mean log-probability, in nats. ``accepted`` and what happened
     (``diverged``): shares of the commits. ``tokens, seconds, commit_bytes``: a commit's mean; ``state_bytes``: of all adapters
-    after the last one. ``routed, found``: at the last step's exam;
+    after the last one. ``tokens_to_merge, seconds_to_merge``: a commit's over one of ``merge``, where the run has it, with a
+    jackknife's error; a consolidation is shared out over the commits of its sequence. ``routed, found``: at the last step's exam;
     ``routed_bare, found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
 
     The control of a difference is ``config.methods[0]``, and of what became of general knowledge the base too; a sequence without
@@ -100,7 +107,7 @@ def table(
             found, matrix = _sequence(config, own | {0: base[at]}, sequence, grader, happened)
             figures[method][at] = found | _beyond(own[len(sequence)], base[0], elsewhere, grader)
             matrices[method].append(matrix)
-    means = {method: _means(list(of.values())) for method, of in figures.items()}
+    means = {method: _means(list(of.values())) | _to_merge(figures, method) for method, of in figures.items()}
     return {
         "config": config.model_dump(mode="json"),
         "n": config.sequences,
@@ -148,16 +155,24 @@ def _sequence(
         if passage.id in own[step]["bare"]
     }
     columns, steps = range(count), [own[step] for step in range(1, count + 1)]
-    immediate = [_share(titled[c + 1, c], unknown=titled[0, c]) for c in columns]
+    # Where a consolidation came with a commit, its row has the exam before it too; rows of older code have none.
+    new, new_bare = (
+        [_verdicts(config, p, row.get("own", row)[key][p.id], form, grader) for row, p in zip(steps, sequence, strict=True)]
+        for key, form in FORMS.items()
+    )
+    immediate = [_share(new[c], unknown=titled[0, c]) for c in columns]
+    retained = [_share(titled[count, c], unknown=titled[0, c]) for c in columns]
     figures = {
         "before": mean_of_known([_share(titled[0, c]) for c in columns]),
         "immediate": mean_of_known(immediate),
-        "retained": mean_of_known([_share(titled[count, c], unknown=titled[0, c]) for c in columns]),
+        "retained": mean_of_known(retained),
         "along": mean_of_known([_share(of, unknown=titled[0, c]) for (step, c), of in titled.items() if step > c + 1]),
-        "bare_own": mean_of_known([_share(bare[c + 1, c], unknown=bare[0, c]) for c in columns]),
+        "bare_own": mean_of_known([_share(new_bare[c], unknown=bare[0, c]) for c in columns]),
         "bare": mean_of_known([_share(bare[count, c], unknown=bare[0, c]) for c in columns]),
-        "forgetting": mean_of_known([_share(titled[c + 1, c]) - _share(titled[count, c]) for c in columns[:-1]]),
-        "all_own": mean_of_known([_share(titled[c + 1, c]) for c in columns]),
+        "earlier_own": mean_of_known(immediate[:-1]),
+        "earlier_after": mean_of_known(retained[:-1]),
+        "forgetting": mean_of_known([_share(new[c]) - _share(titled[count, c]) for c in columns[:-1]]),
+        "all_own": mean_of_known([_share(new[c]) for c in columns]),
         "all_after": mean_of_known([_share(titled[count, c]) for c in columns]),
         "accepted": fmean(float(row["accepted"]) for row in steps),
         **{name: fmean(row[name] for row in steps) for name in ("tokens", "seconds", "commit_bytes")},
@@ -186,7 +201,7 @@ def _beyond(last: dict[str, Any], base: dict[str, Any], elsewhere: Sequence[Aske
         figures |= {f"{name}_{form}": value for name, value in last[f"answering_{form}"].items()}
     if last["general"] is not None:
         figures |= changed(*(General(**row["general"]) for row in (last, base)))
-    if elsewhere:
+    if elsewhere and last["elsewhere"] is not None:
         marks = [
             mark_sitting(
                 grader, elsewhere, Sitting(tuple(row["elsewhere"]["answers"]), tuple(row["elsewhere"]["log_probabilities"]))
@@ -207,9 +222,20 @@ def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
         values = [value for one in of if not math.isnan(value := one.get(name, math.nan))]
         if values:
             found[name] = asdict(mean_and_error(values))
-    pairs = [(one["retained"], one["immediate"]) for one in of]
+    pairs = [(one["earlier_after"], one["earlier_own"]) for one in of]
     retention = jackknife([pair for pair in pairs if not math.isnan(sum(pair))], _ratio)
     return found if math.isnan(retention.mean) else found | {"retention": asdict(retention)}
+
+
+def _to_merge(figures: dict[str, dict[int, dict[str, float]]], method: str) -> dict[str, dict[str, Any]]:
+    """What a commit costs over one of ``merge``, of the sequences that both have gone through; nothing where that says nothing."""
+    of, control = figures[method], figures.get(COST_CONTROL, {})
+    found = {}
+    for name in ("tokens", "seconds") if method != COST_CONTROL else ():
+        ratio = jackknife([(of[at][name], control[at][name]) for at in of if at in control], _ratio)
+        if not math.isnan(ratio.mean):
+            found[f"{name}_to_merge"] = asdict(ratio)
+    return found
 
 
 def _ratio(pairs: Sequence[tuple[float, ...]]) -> float:
@@ -224,7 +250,7 @@ def _differences(figures: dict[str, dict[int, dict[str, float]]], control: str) 
         for name, unit in TESTED.items():
             if method == control:
                 continue
-            parts = ("retained", "immediate") if name == "retention" else (name,)
+            parts = ("earlier_after", "earlier_own") if name == "retention" else (name,)
             units = [
                 tuple(side[at][part] for side in (of, figures[control]) for part in parts) for at in of if at in figures[control]
             ]

@@ -66,7 +66,7 @@ def continual_command(
 
     - merge: each lesson's adapter on top of the ones before, in the layers of settings.layers (default: the last 15)
     - all-layers, last-layers: the same in all layers (as in the paper), or in the last keep.last_layers
-    - replay: earlier lessons and the base's own words mixed in
+    - replay: earlier lessons mixed in (for the base's own words beside: replay+distil)
     - consolidate: now and then one fresh adapter for everything so far
     - gate: an update must stay inside budgets, is scaled down, or rejected
     - null-space: a lesson reads what it has and neither general text nor earlier lessons have
@@ -137,17 +137,22 @@ def show(result: dict[str, Any]) -> None:
         f"{result['n']} sequences of {config['passages']} passages, {result['related']} with two of one title; "
         f"{result['counted']} of {result['questions']} questions count{counted}. Means and standard errors over n sequences. "
         "immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
-        "retained, asked without it; all four of what the base didn't know; retention: retained over immediate; "
-        "forgetting: points of all questions.",
+        "retained, asked without it; all four of what the base didn't know; forgetting: points of all questions.",
         highlight=False,
     )
-    kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "retention %", "forgetting")
+    kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "forgetting")
+    ratios = _columns("retention %", "tokens x merge", "seconds x merge")
     beyond = _columns(
         "general", "right", "text %", "locality", "accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all"
     )
     for method, of in known:
-        shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "along", "bare", "retention", "forgetting"))
+        shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "along", "bare", "forgetting"))
         kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
+        ratios.add_row(
+            escape(method),
+            interval_cell(of.get("retention"), 100, 1),
+            *(interval_cell(of.get(f"{name}_to_merge"), 1, 2) for name in ("tokens", "seconds")),
+        )
         beyond.add_row(
             escape(method),
             mean_cell(of.get("general"), 1, 2),
@@ -162,6 +167,12 @@ def show(result: dict[str, Any]) -> None:
             f"{of['state_bytes']['mean'] / 1e6:.0f}",
         )
     out.print(kept)
+    out.print(
+        "retention: retained over immediate, of all passages of a sequence but the last; x merge: a commit's cost over one of "
+        "merge; means over means, 95 % intervals by the jackknife over sequences.",
+        highlight=False,
+    )
+    out.print(ratios)
     out.print(
         "general: change of general questions' gold log-probability in nats; right: of what is right of them, in points; text: of "
         "plain texts' log-probability, in % of the base's; locality: points about passages of no sequence; "
@@ -187,6 +198,15 @@ def show(result: dict[str, Any]) -> None:
                     share = None if cell is None else cell["mean"]
                     line.append("    " if share is None else f"{100 * share:>4.0f}", style="" if share is None else _heat(share))
                 out.print(line)
+
+
+def interval_cell(value: dict[str, Any] | None, scale: float, digits: int) -> str:
+    """An estimate with its interval; of one sequence, and where there is none, without."""
+    if value is None:
+        return "-"
+    low, high = value["low"], value["high"]
+    between = "" if low is None or math.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return f"{scale * value['mean']:.{digits}f}{between}"
 
 
 def _heat(share: float) -> str:

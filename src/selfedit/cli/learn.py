@@ -168,13 +168,14 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         refused = result["quiz"]["made"]["refused"]
         if refused:
             out.print("refused: " + ", ".join(f"{count} {escape(why)}" for why, count in refused.items()), highlight=False)
-        unread = "can't read it" in result["reason"]
-        larger = (
-            "a larger --model, or a higher quiz.most_bits"
-            if unread
-            else "--set quiz.url=URL --set quiz.model=NAME for a larger one"
-        )
-        out.print(f"Nothing in {where} has changed. Give --quiz FILE with questions and answers, or {larger}.", highlight=False)
+        if "can't read it" in result["reason"]:
+            larger = ", or a larger --model, or a higher quiz.most_bits"
+        elif "no sentence of it" in result["reason"]:
+            # Nor would a larger model be asked anything.
+            larger = ""
+        else:
+            larger = ", or --set quiz.url=URL --set quiz.model=NAME for a larger one"
+        out.print(f"Nothing in {where} has changed. Give --quiz FILE with questions and answers{larger}.", highlight=False)
         return
     base = result["baseline"]["accuracy"]
     title = escape(result["passage"]["title"])
@@ -260,6 +261,12 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         options = ["--memory", str(memory), "--title", result["passage"]["title"]]
         program = "python -m selfedit" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
         typer.echo(f"Ask it: {program} ask {shlex.join([asked['question'], *options])}")
+    elif result["over_budget"]:
+        out.print(
+            f"[bold yellow]Nothing kept[/]: earlier entries would lose more than budget={result['config']['budget']:g}; {where} is "
+            "as it was. In a stack --set replay=0.5 mixes their lessons in.",
+            highlight=False,
+        )
     elif tried:
         out.print(f"[bold yellow]Nothing kept[/]: no self-edit gained enough; {where} is as it was.{noise}")
     else:

@@ -153,8 +153,9 @@ def check_command(
     from selfedit.memory.rebuild import check
 
     check_writable(json_file)
+    opened = Memory.open(memory)
     with err.status("sitting the exams"):
-        rows = check(Memory.open(memory), graders_of(grader), model)
+        rows = check(opened, graders_of(grader), model)
     table = narrow_table()
     for name in ("entry", "title", "questions", "at its commit", "now", ""):
         table.add_column(name, justify="left" if name in ("title", "") else "right")
@@ -163,7 +164,7 @@ def check_command(
         figures = (str(row["n"]), f"{row['learnt']:.0%}", f"{row['now']:.0%}")
         table.add_row(str(row["entry"]), escape(row["title"]), *figures, mark)
     out.print(table)
-    if any(row["lost"] for row in rows):
+    if len(opened.state.slots) > 1 and any(row["lost"] for row in rows):
         out.print(f"selfedit memory consolidate --memory {memory} trains all of it together", highlight=False, markup=False)
     if json_file is not None:
         write_json(json_file, rows)

@@ -73,6 +73,8 @@ class Keeper:
 
     # Whether it decides by the quizzes' answers; such a method sees one half of each, and the other half is counted.
     asks: ClassVar[bool] = False
+    # Whether it trains anything; if not, a passage can be had without a self-edit.
+    trains: ClassVar[bool] = True
     # The setting that its hook ``settings`` sets, which no other part may set too; empty: none.
     sets: ClassVar[str] = ""
 
@@ -119,6 +121,10 @@ class Keeper:
         with standing(lm, held.adapters):
             return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), form) for passage in passages])
 
+    def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:
+        """The exam of each passage that was no lesson; None: it can't be measured; nothing stands."""
+        return self.examine(lm, held, passages, "titled", cost)
+
     def general(self, lm: LanguageModel, held: Held, cost: Cost) -> General | None:
         """What is said of general questions and texts (``tasks/general``); None: it can't be measured; nothing stands."""
         with standing(lm, held.adapters):
@@ -137,10 +143,19 @@ class Method:
         """Whether one of them decides by the quizzes' answers."""
         return any(part.asks for part in self.parts)
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return all(part.trains for part in self.parts)
+
     def commit(self, lm: LanguageModel, held: Held, lesson: Lesson, settings: Settings, seed: int) -> tuple[Held, Cost, bool]:
+        """``learn``, and ``settle`` if the lesson was accepted."""
+        learnt, cost, accepted = self.learn(lm, held, lesson, settings, seed)
+        return self.settle(lm, learnt, settings, seed, cost) if accepted else learnt, cost, accepted
+
+    def learn(self, lm: LanguageModel, held: Held, lesson: Lesson, settings: Settings, seed: int) -> tuple[Held, Cost, bool]:
         """Learns a lesson; what is held then, what it took, and whether it was accepted (one that diverges is not)."""
-        for part in self.parts:
-            settings = part.settings(settings)
+        settings = self.settings(settings)
         cost, trained = Cost(), None
         for part in self.parts if len(lesson.edits) > 1 else ():
             lesson, found = part.choose(lm, held, lesson, self, settings, seed, cost)
@@ -160,10 +175,19 @@ class Method:
                 adapter = part.admit(lm, held, adapter, seeds.derive(seed, "admit"), cost) if adapter is not None else None
         if adapter is None:
             return held, cost, False
-        held = Held((*held.adapters, adapter), (*held.lessons, lesson), held.pending + 1)
+        return Held((*held.adapters, adapter), (*held.lessons, lesson), held.pending + 1), cost, True
+
+    def settle(self, lm: LanguageModel, held: Held, settings: Settings, seed: int, cost: Cost) -> Held:
+        """What is held after the commit, such as one adapter in the place of all; adds to its cost."""
         for part in self.parts:
-            held = part.settle(lm, held, self, settings, seeds.derive(seed, "settle"), cost)
-        return held, cost, True
+            held = part.settle(lm, held, self, self.settings(settings), seeds.derive(seed, "settle"), cost)
+        return held
+
+    def settings(self, settings: Settings) -> Settings:
+        """How everything is trained."""
+        for part in self.parts:
+            settings = part.settings(settings)
+        return settings
 
     def trained(self, lm: LanguageModel, held: Held, lesson: Lesson, settings: Settings, seed: int) -> Trained:
         """The lesson's adapter, with what the parts mix in, by whichever part trains in a way of its own."""
@@ -179,6 +203,10 @@ class Method:
         """The exam of each passage, by whichever part answers in a way of its own."""
         cost = Cost()
         return self.answering.examine(lm, held, passages, form, cost), cost
+
+    def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage]) -> list[Sitting] | None:
+        """The exam of each passage that was no lesson, by whichever part answers in a way of its own."""
+        return self.answering.elsewhere(lm, held, passages, Cost())
 
     def general(self, lm: LanguageModel, held: Held) -> tuple[General | None, Cost]:
         """What is said of general questions and texts, by whichever part answers in a way of its own."""

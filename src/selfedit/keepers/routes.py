@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import bm25s
 import torch
@@ -44,7 +46,7 @@ class Bank(Keeper):
     Likeness is a late interaction (ColBERT's MaxSim, Khattab and Zaharia 2020) with the base model's own hidden states, of its
     lower layers: each token of the question finds the most like token of the passage, and counts the more the less neutral texts
     have one like it. Below ``threshold`` the base answers; it means the same however many passages are held. Departure from
-    ColBERT: nothing is trained; states are standardised by those of neutral texts instead.
+    ColBERT: nothing is trained; states are standardised by those of neutral texts instead (``neutral_texts``).
     """
 
     threshold: float
@@ -88,11 +90,16 @@ def routes_to(lm: LanguageModel, passages: Sequence[Passage], queries: Sequence[
     """
     if not passages or not queries:
         return [-1] * len(queries)
-    states = _states_of(lm, [*(passage.view for passage in passages), *load_general()["texts"]])
+    states = _states_of(lm, [*(passage.view for passage in passages), *neutral_texts()])
     keys, neutral_Nd = states[: len(passages)], torch.cat(states[len(passages) :])
     found = likenesses(embedded(lm, queries), keys, neutral_Nd).tolist()
     best = [max(range(len(row)), key=lambda at: (row[at], at)) for row in found]
     return [at if row[at] >= threshold else -1 for row, at in zip(found, best, strict=True)]
+
+
+def neutral_texts() -> list[str]:
+    """What texts have in common is read off these; none of them is one that ``selfedit eval general`` measures by (a test)."""
+    return list(json.loads(files(__package__).joinpath("neutral.json").read_text(encoding="utf-8")))
 
 
 def _states_of(lm: LanguageModel, texts: Sequence[str]) -> list[torch.Tensor]:
@@ -163,6 +170,8 @@ def likenesses(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], ne
 class Untrained(Keeper):
     """Nothing is trained; what general questions would get into their prompts is not measured."""
 
+    trains: ClassVar[bool] = False
+
     def train(self, lm: LanguageModel, held: Held, documents: Sequence[Document], settings: Settings, seed: int) -> Trained:
         """An adapter of nothing."""
         return Trained(Adapter({}, 1.0), [], 0)
@@ -197,11 +206,15 @@ class Retrieve(Untrained):
 
 
 class Context(Untrained):
-    """The right passage stands in the prompt."""
+    """The right passage stands in the prompt, also of a question about a passage that was no lesson: that says nothing."""
 
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """Each exam with its passage in view."""
         return sit_exams(lm, [Paper(one, asked_in(form, exam_questions(one.questions)), "context") for one in passages])
+
+    def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:
+        """Not measured."""
+        return None
 
 
 @torch.inference_mode()

@@ -13,14 +13,19 @@ from selfedit.report.plots import STYLE, Picture, picture_of
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 
-SHARES = ("before", "immediate", "retained", "along", "bare_own", "bare", "retention", "forgetting", "all_own", "all_after")
+SHARES = ("before", "immediate", "retained", "along", "bare_own", "bare")
+FALLS = ("forgetting", "all_own", "all_after")
 COSTS = (("tokens", 1, 0), ("seconds", 1, 0), ("commit_bytes", 1e-6, 0), ("state_bytes", 1e-6, 0))
+# Over means of merge: older tables have none.
+RATIOS = ("tokens_to_merge", "seconds_to_merge")
+# What retention is made of.
+PARTS = ("earlier_own", "earlier_after")
 # Figures of what lies beyond, each with its scale and digits.
 FAR = (
     ("general", 1, 3), ("general_share", 100, 1), ("general_right", 100, 1), ("text", 1, 3), ("text_share", 100, 1),
     ("locality", 100, 1), ("locality_logprob", 1, 3),
 )  # fmt: skip
-KNOWN = {*SHARES, *(name for name, _, _ in FAR), "accepted", *(name for name, _, _ in COSTS)}
+KNOWN = {*SHARES, "retention", *FALLS, *PARTS, *(name for name, _, _ in (*FAR, *COSTS)), "accepted", *RATIOS}
 # Above so many passages the cells get no figures of their own.
 MOST_LABELLED = 12
 
@@ -31,23 +36,30 @@ def kept_table(run: RunData) -> Table:
     rows = []
     for method, of in table["methods"].items():
         shares = [_pm(of.get(name), 100, 1) for name in SHARES]
+        falls = [_between(of.get("retention"), 100, 1), *(_pm(of.get(name), 100, 1) for name in FALLS)]
+        ratios = [_between(of.get(name), 1, 2) for name in RATIOS]
         costs = [_pm(of.get(name), scale, digits) for name, scale, digits in COSTS]
         beyond = [_pm(of.get(name), scale, digits) for name, scale, digits in FAR]
         others = ", ".join(f"{name} {of[name]['mean']:.2f}" for name in of if name not in KNOWN)
-        rows.append((method, of["all_after"]["n"], *shares, *beyond, _pm(of.get("accepted"), 100, 0), *costs, others or None))
+        accepted = _pm(of.get("accepted"), 100, 0)
+        rows.append((method, of["all_after"]["n"], *shares, *falls, *beyond, accepted, *costs, *ratios, others or None))
+    older = any("retention" in of and "earlier_own" not in of for of in table["methods"].values())
+    counted = "all passages of a sequence (an older table)" if older else "all passages of a sequence but the last"
     return Table(
         "What was kept",
         f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over n sequences. "
         "Immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
-        "immediate and retained, asked without it; all five of what the model didn't know before. Before, all at the own commit, "
-        "all at the end, and forgetting (the mean fall): of all counted questions. General: change of general questions' gold "
+        "immediate and retained, asked without it; all five of what the model didn't know before. Retention: retained over "
+        f"immediate, of {counted}, with the jackknife's 95 % interval. Before, all at the own commit, all at the end, "
+        "and forgetting (the mean fall): of all counted questions. General: change of general questions' gold "
         "log-probability, in nats and in % of the base's, and of what is right, in points; text: change of plain texts' "
         "log-probability a token. Locality: change of what is right about passages of no sequence, and of its golds' "
-        "log-probability. Tokens, seconds, MB: of a commit.",
+        "log-probability. Tokens, seconds, MB: of a commit; x merge: over a commit of merge, with the jackknife's 95 % interval.",
         (
             "method", "n", "before %", "immediate %", "retained %", "along %", "immediate no title %", "retained no title %",
             "retention %", "forgetting", "all at the own commit %", "all at the end %", "general", "general %", "general right",
-            "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all", "notes",
+            "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all",
+            "tokens x merge", "seconds x merge", "notes",
         ),
         tuple(rows),
     )  # fmt: skip
@@ -119,3 +131,12 @@ def _pm(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
         return None
     error = "" if value["se"] is None or np.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
     return f"{scale * value['mean']:.{digits}f}{error}"
+
+
+def _between(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
+    """An estimate with its interval; of one sequence without."""
+    if value is None:
+        return None
+    low, high = value["low"], value["high"]
+    between = "" if low is None or np.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return f"{scale * value['mean']:.{digits}f}{between}"

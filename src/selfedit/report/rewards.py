@@ -56,7 +56,8 @@ def stages_table(run: RunData) -> Table:
         f"Only {table['screened']} of {table['edits']} are trained, or fewer",
         "Of the few that look best, which are trained, the best by the reward is taken. Cost: trainings and exams of the few and "
         "looks at all, as a share of training all; with writing: what writing took added on both sides; of a run: over so many, "
-        "the first of which are tried whole and twice. Random: the mean over all choices of so many.",
+        "the first of which are looked at, tried whole and twice, and with those trained again that tie for the best. Random: the "
+        "mean over all choices of so many.",
         (
             *("screen", "by", "trained", "n", "picked", "minus training all", "minus random"),
             *("of its cost", "with writing", "of a run"),

@@ -142,7 +142,7 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
                 turned_down.append((why, one))
             else:
                 passed[at].append((agreeing, one))
-    questions = tuple(_in_turn(passed))[: config.items]
+    questions = tuple(chosen([passed[at] for at in sorted(passed)], config.items))
     reason = ""
     if not any(spans):
         reason = "no sentence of it has a name, a number or a detail to ask for"
@@ -335,13 +335,20 @@ def _same(answer: str, one: Question) -> bool:
     return recall_score(answer.split("\n")[0], one.answer) >= RECALL_THRESHOLD
 
 
-def _in_turn(passed: dict[int, list[tuple[int, Question]]]) -> Iterator[Question]:
-    """Of each sentence the question with most agreement, then of each the next."""
-    piles = [sorted(passed[at], key=lambda pair: -pair[0]) for at in sorted(passed)]
+def chosen(passed: Sequence[Sequence[tuple[int, Question]]], items: int) -> list[Question]:
+    """Of each sentence the question with most agreement, then of each the next; the last ones of sentences all over the text.
+
+    Args:
+        passed: by sentence, in the text's order: (agreement, question).
+        items: how many at most.
+    """
+    piles = [sorted(pile, key=lambda pair: -pair[0]) for pile in passed]
+    found: list[Question] = []
     for turn in range(max(map(len, piles), default=0)):
-        for pile in piles:
-            if turn < len(pile):
-                yield pile[turn][1]
+        own = [pile[turn][1] for pile in piles if turn < len(pile)]
+        room = min(items - len(found), len(own))
+        found += [own[(2 * at + 1) * len(own) // (2 * room)] for at in range(room)]
+    return found
 
 
 @dataclass(frozen=True)
