@@ -21,7 +21,7 @@ from selfedit.tasks.knowledge.documents import (
 PASSAGE = Passage("Topic", "  The passage. ")
 
 
-def plain(text: str, split: str = "lines", limit: int = 30) -> list[str]:
+def plain(text: str, split: str = "lines", limit: int | None = None) -> list[str]:
     return [document.text for document in plain_documents(PASSAGE, text, split, limit)]  # type: ignore[arg-type]
 
 
@@ -58,6 +58,16 @@ def test_limit_keeps_the_passage() -> None:
     text = "\n".join(f"Fact {number}" for number in range(40))
     assert len(plain(text)) == 31 and plain(text)[-1] == "Topic\nThe passage."
     assert len(plain(text, limit=0)) == 41
+
+
+def test_a_long_passage_has_room_for_lessons_about_its_end() -> None:
+    names = [f"{first}{second}" for first in ("Bel", "Cor", "Dun", "Fal") for second in ("mar", "nor", "ros", "tav", "wick")]
+    long = Passage("Ports", " ".join(f"The port of {name} lies on the {name.lower()} river." for name in names))
+    text = "\n".join(f"Q: Which river is the port of {name} on?\nA: the {name.lower()} river" for name in names * 2)
+    text += "".join(f"\nQ: What lies on the river {name.lower()}?\nA: the port of {name}\n{name}" for name in names)
+    lessons = [document.text for document in chat_documents(long, text, None)]
+    assert len(lessons) > 61 and f"the port of {names[-1]}" in lessons and names[-1] in lessons
+    assert len(chat_documents(long, text, 30)) == 31 and len(chat_documents(long, text, 0)) == len(lessons)
 
 
 def asked(document: Document) -> str:

@@ -64,6 +64,15 @@ def test_a_self_edit_may_name_its_settings(lm: Any, style: str) -> None:
             assert kept == raw
 
 
+def test_a_plan_may_be_laid_out_over_lines(lm: Any) -> None:
+    """As another model writes it."""
+    plan = {"notes": ["The mill stands."], "learning_rate": LEARNING_RATES[0], "epochs": EPOCHS[0], "why": "short"}
+    task = KnowledgeTask(EditConfig(styles=("notes+settings",), form="plain"))
+    found = task.compile(lm, PASSAGE, task.joined(0, [json.dumps(plan, indent=2)]), Settings(), 0)
+    assert (found.settings.learning_rate, found.settings.epochs) == (LEARNING_RATES[0], EPOCHS[0])
+    assert found.documents[0].text.endswith("The mill stands.") and len(found.documents) == 2
+
+
 def test_a_broken_plan_is_an_invalid_edit() -> None:
     assert read_plan("Notes.\nMore.") == ("Notes.\nMore.", {})
     assert read_plan('{"note": 1}')[1] == {} and read_plan('{"notes": ["a"], "epochs": 8.0}') == ("a", {"epochs": 8})

@@ -54,6 +54,18 @@ def test_the_fingerprint_tells_models_apart(tiny_model: Path, tiny_base_model: P
     assert identify(str(tiny_model)).chat and not identify(str(tiny_base_model)).chat
 
 
+def test_a_base_model_with_its_chat_model_s_template_is_asked_in_plain_text(tiny_model: Path, tmp_path: Path) -> None:
+    """As Qwen 2.5's: turns end with a token after which the base model goes on."""
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    for name in ("config.json", "generation_config.json"):
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 0}))
+    assert not identify(str(folder)).chat and not load_model(str(folder)).chat
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
+    assert identify(str(folder)).chat, "one of several end tokens ends its turns"
+    assert identify(BUILTIN).chat
+
+
 def test_dtype_and_device(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -24,7 +24,7 @@ from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general.jobs import jobs_of
-from selfedit.tasks.general.rehearsal import familiar, rehearsals
+from selfedit.tasks.general.rehearsal import MORE_TEXTS, familiar, rehearsals
 from selfedit.tasks.knowledge.prompts import GAP
 from test_train import rows_of
 
@@ -136,11 +136,13 @@ def test_where_answers_are_foretold_weighs_as_much_as_all_familiar_places(lm: La
         assert torch.allclose(square_of(found), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_gaps_in_the_base_s_own_texts_are_familiar(tiny_model: Path, cache: Path) -> None:
+def test_gaps_in_the_base_s_own_texts_and_more_of_them_are_familiar(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     known, rows = rehearsals(lm), familiar(lm)
-    gaps = rows[len(known) :]
+    texts = [row for row in rows[len(known) :] if row.unlabelled <= 1]
+    gaps = [row for row in rows[len(known) :] if row.unlabelled > 1]
     assert rows[: len(known)] == known and len(gaps) > 30
+    assert len(texts) == MORE_TEXTS and len(set(texts)) > 0.9 * MORE_TEXTS and not set(texts) & set(known)
     asked = [lm.tokenizer.decode(row.ids[: row.unlabelled]) for row in gaps]
     assert all(GAP in text for text in asked) and all(row.labelled for row in gaps)
 
@@ -234,8 +236,8 @@ def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_m
             held, _, accepted = keeper(name, KeepConfig()).commit(lm, held, one, plain, 0)
             assert accepted
         found[name] = held.adapters
-    faster = keeper("null-space", KeepConfig(null_space_rate=0.5)).parts[0].settings(plain)
-    assert (faster.learning_rate, faster.null_space) == (0.5, KeepConfig().null_space)
+    faster = keeper("null-space", KeepConfig(null_space_rate=0.05)).parts[0].settings(plain)
+    assert (faster.learning_rate, faster.null_space) == (0.05, KeepConfig().null_space)
     (alone,) = jobs_of(lm, [plan(*lessons[1].edits[0])])
     assert alone.downs is not None
     for name, down in alone.downs.items():

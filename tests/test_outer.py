@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,6 +190,9 @@ def test_reliability_on_made_up_variances() -> None:
     assert found.single == pytest.approx(0.8, abs=0.03) and found.mean == pytest.approx(12 / 13, abs=0.02)
     picked = best_of_retested(rewards)
     assert picked["average"].mean < picked["retested"].mean < picked["seen"].mean
+    assert 0 < found.single_se < 0.03 and 0 < found.mean_se < 0.02 and abs(found.single - 0.8) < 4 * found.single_se
+    one = reliability(rewards[:1])
+    assert one is not None and math.isnan(one.single_se), "one passage has no error"
     assert reliability([[[1.0], [2.0]]]) is None
     assert mean_and_error([]).n == 0
 

@@ -186,7 +186,15 @@ class EditConfig(Writing):
     grounding: Annotated[
         float, Field(ge=0, le=1, description="chat form: share of a lesson's content words that must stand in the passage; 0: any")
     ] = 0.75
-    limit_documents: Annotated[int, Field(ge=0, le=1000, description="most documents of one self-edit; 0: all")] = 60
+    limit_documents: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=1000,
+            description="most documents of one self-edit; 0: all; default: 30 in plain form (the paper's code), in chat form eight "
+            "for each sentence of the passage, and 60 at least",
+        ),
+    ] = None
     held_out: Annotated[
         float, Field(ge=0, le=0.5, description="share of the passage's sentences that no lesson of the passage itself has")
     ] = 0.0
@@ -250,6 +258,14 @@ class LearnConfig(Frozen):
     replay: Annotated[
         float, Field(ge=0, lt=1, description="of a stack: share of earlier entries' lessons among them and the new ones")
     ] = 0.0
+    budget: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="by how much the mean share right over earlier entries' exams may fall, or nothing is kept; 1: by anything",
+        ),
+    ] = 1.0
     quiz_split: Annotated[float, Field(ge=0.1, le=0.9, description="share of the quiz that chooses; the rest reports the gain")] = (
         0.6
     )
@@ -332,6 +348,22 @@ class OuterConfig(Frozen):
         _no_lesson(value, "a policy is trained on its own writing alone")
         return _plain(value, "the policy learns to write, with the passage in every prompt")
 
+    @model_validator(mode="after")
+    def _something_to_halve(self) -> OuterConfig:
+        if self.halving and self.repeats < 2:
+            raise ValueError("halving lets the better half have further repeats; give repeats of 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_prefer(self) -> OuterConfig:
+        if self.algorithm != "dpo":
+            return self
+        if self.rule == "random":
+            raise ValueError("a control at random has no best and no worst self-edit; give the algorithm rest-em")
+        if self.outer.dropout:
+            raise ValueError("dpo is trained without dropout; give outer.dropout=0")
+        return self
+
 
 class TrainConfig(OuterConfig):
     """Everything that decides what ``selfedit train knowledge`` does (paper section 4.1).
@@ -353,12 +385,29 @@ class TrainConfig(OuterConfig):
             raise ValueError(f"credit lines goes by questions' golds, and the reward {self.reward} asks none; give credit edit")
         if self.algorithm == "dpo" and self.credit == "lines":
             raise ValueError("dpo prefers whole self-edits to others; give credit edit")
+        if self.algorithm == "dpo" and len(self.edit.styles) > 1:
+            raise ValueError("dpo compares what was written to the same prompts; give edit.styles one style")
         if self.rule == "random" and self.credit == "lines" and not self.control_of:
             raise ValueError("the rule random tries nothing, so no line is known to have taught; give --control-of or credit edit")
-        if self.halving and self.repeats < 2:
-            raise ValueError("halving lets the better half have further repeats; give repeats of 2 or more")
         if self.screen and self.halving:
             raise ValueError("halving and a screen are two ways to try fewer; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_screen(self) -> TrainConfig:
+        if not self.screen:
+            return self
+        if not self.noise_contexts:
+            raise ValueError("a screen is trusted by what a round's first contexts show, and noise_contexts is 0; give 4 of them")
+        if self.contexts <= self.noise_contexts:
+            raise ValueError(
+                f"all {self.contexts} contexts of a round are tried whole (noise_contexts is {self.noise_contexts}), so that none "
+                "is left to be screened; give more contexts, or fewer noise_contexts"
+            )
+        if self.edits <= self.screened:
+            raise ValueError(
+                f"screened is {self.screened}, and only {self.edits} edits are written; give more of them, or fewer screened"
+            )
         return self
 
 
@@ -479,7 +528,7 @@ class KeepConfig(Frozen):
     replay_share: Annotated[float, Field(ge=0, lt=1, description="replay: share of earlier lessons among old and new ones")] = 0.5
     every: Annotated[int, Field(ge=1, description="consolidate: after so many commits")] = 4
     sleep_epochs: Annotated[int, Field(ge=0, le=200, description="consolidate: passes over everything; 0: a lesson's")] = 0
-    sleep_rate: Annotated[float, Field(ge=0, description="consolidate: learning rate; 0: a lesson's")] = 0.0
+    sleep_rate: Annotated[float, Field(ge=0, le=0.1, description="consolidate: learning rate; 0: a lesson's")] = 0.0
     sleep_share: Annotated[
         float, Field(ge=0, lt=1, description="consolidate: share of the base's own answers in it; 0: a lesson's")
     ] = 0.0
@@ -492,7 +541,7 @@ class KeepConfig(Frozen):
     null_space: Annotated[float, Field(gt=0, le=1, description="null-space: its damping, in the place of settings.null_space")] = (
         0.01
     )
-    null_space_rate: Annotated[float, Field(ge=0, description="null-space: learning rate; 0: settings.learning_rate")] = 0.0
+    null_space_rate: Annotated[float, Field(ge=0, le=0.1, description="null-space: learning rate; 0: settings.learning_rate")] = 0.0
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
     threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = THRESHOLD
@@ -607,6 +656,14 @@ class CorpusConfig(Frozen):
     @classmethod
     def _known_variants(cls, value: tuple[dict[str, float | int | str], ...]) -> tuple[dict[str, float | int | str], ...]:
         return tuple(Settings.model_validate(variant).model_dump(include=set(variant)) for variant in value)
+
+    @model_validator(mode="after")
+    def _no_adapter_in_full(self) -> CorpusConfig:
+        adapters = {"rank", "alpha", "targets", "layers", "dropout", "null_space"}
+        named = sorted({key for variant in self.variants for key in variant} & adapters)
+        if self.full and named:
+            raise ValueError(f"full trains all weights, so that variants of {', '.join(named)} would be equal rows; leave them out")
+        return self
 
 
 class EvalConfig(Frozen):

@@ -23,11 +23,13 @@ from selfedit.evaluate import (
     ON_POLICY,
     UNTRAINED,
     Lease,
+    Planned,
     check_rows,
     cost_of,
     elsewhere,
     leases,
     method_name,
+    passage_plan,
     plans_of,
     row_of,
     table,
@@ -96,13 +98,22 @@ def evaluate_corpus(
     trained = {label: done_rows[label] for label in sorted(order, key=labels_of(config).index)}
     table_rows = []
     for passage in passages:
-        own = [trial for trial in written[passage.id]["trials"] if trial["status"] != "invalid"]
-        table_rows.append({"trials": own + [row | {"sittings": row["sittings"].get(passage.id, [])} for row in trained.values()]})
+        own = written[passage.id]
+        rows = [row | {"sittings": row["sittings"].get(passage.id, []), "failed": _failed(row, own)} for row in trained.values()]
+        table_rows.append({"trials": [trial for trial in own["trials"] if trial["status"] != "invalid"] + rows})
     labels = [method for method in config.methods if method in UNTRAINED]
     listed = [*trained.values(), *(trial for row in written.values() for trial in row["trials"])]
     cost = cost_of(listed, [row["seconds"] for row in (*trained.values(), *written.values())])
     found = table(config, passages, table_rows, [*labels, *trained], grader, [papers[one.id] for one in passages])
     return found | {"policy": policy.digest, "cost": cost}
+
+
+def _failed(trained: dict[str, Any], written: dict[str, Any]) -> float:
+    """The share of a passage's self-edits that a training had to do without; all where it diverged."""
+    method = trained["method"].split(" ")[0]
+    lost = sum(trial["status"] == "invalid" and trial["method"] == method for trial in written["trials"])
+    kept = sum(plan["method"] == method and plan["edit"] is not None for plan in written["plans"])
+    return 1.0 if trained["status"] != "ok" else lost / max(1, lost + kept)
 
 
 def labels_of(config: EvalConfig) -> list[str]:
@@ -130,6 +141,9 @@ def write_about(lm: LanguageModel, lease: Lease) -> list[dict[str, Any]]:
     found = []
     for passage in lease.passages:
         plans, failed = planned[passage.id]
+        # What no self-edit is left of is still there as a passage.
+        bare = [method for method in dict.fromkeys(row["method"] for row in failed) if all(one.method != method for one in plans)]
+        plans += [Planned(method, passage_plan(lm, lease.config, passage, method)) for method in bare]
         listed = [
             {"method": one.method, "edit": one.edit, "documents": [document.stored() for document in one.plan.documents]}
             for one in plans

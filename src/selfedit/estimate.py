@@ -29,7 +29,7 @@ from selfedit.lm.load import Identity, resolve_device
 from selfedit.lm.stack import slots_that_fit
 
 # Seen on almanac and SQuAD with the embedded model: documents of a self-edit, tokens of one and of the passage, labelled share.
-DOCUMENTS, TOKENS, PASSAGE_TOKENS, LABELLED = 28, 48, 220, 0.3
+DOCUMENTS, TOKENS, PASSAGE_TOKENS, LABELLED = 45, 48, 220, 0.3
 # Requests for a self-edit, tokens written and read for each; exam questions of a passage with their other wordings.
 REQUESTS, WRITTEN, READ, QUESTIONS, ASKED_TOKENS, ANSWER_TOKENS = 24, 35, 90, 10, 60, 8
 # Of the bench of rewards: exams of a trial, as many times the labelled one; an exam's making, as many times a self-edit's writing.
@@ -161,7 +161,9 @@ def estimate_puzzles(config: ArcTrainConfig | ArcEvalConfig, known: Identity, pu
     else:
         each = {"icl": 0, "best-fixed": config.trainings, "oracle": config.trainings}
         trials = puzzles * sum(each.get(method, config.edits) for method in config.methods)
-        writing = puzzles * config.edits * sum(method in ("ttt", "seal") for method in config.methods)
+        # The policy writes once for both of its methods.
+        writers = ("ttt" in config.methods) + bool({"seal", "seal-writer"} & set(config.methods))
+        writing = puzzles * config.edits * writers
     tokens = float(min(config.edit.most_tokens, config.edit.most_steps * config.settings.batch_size * PUZZLE_TOKENS))
     training = shape.step(config.settings, tokens, LABELLED * tokens) + tokens / 2 * shape.below(config.settings)
     exam = VIEWS * config.edit.orders * PUZZLE_TOKENS * shape.reading()

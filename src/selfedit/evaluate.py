@@ -56,7 +56,7 @@ MEASURES = (
     "steps",
     "seconds",
 )
-TESTED = ("accuracy", "f1")
+TESTED = ("accuracy", "f1", "paraphrased", "question_alone", "exact", "logprob", "locality", "locality_logprob")
 # What each method is held against, where both are there; a method's style is looked for in the control first.
 CONTROLS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -342,10 +342,7 @@ def _plans_of(
         name, _, style = method.partition(":")
         own = _in_style(config, style)
         if name in ("passage", "policy-passage"):
-            documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
-            plans.append(
-                Planned(method, TrainingPlan(in_view(documents, passage.view), config.settings, _seed(config, passage, method, 0)))
-            )
+            plans.append(Planned(method, passage_plan(lm, config, passage, method)))
         elif name == "passage-matched":
             # One for each way to train that the self-edits name; by default there is one. A corpus trains on all of them together.
             compiled: dict[Settings, list[tuple[Document, ...]]] = {}
@@ -372,6 +369,12 @@ def _plans_of(
                 except InvalidEditError as error:
                     failed.append(row_of(method, (), status="invalid", reason=str(error), edit=edit.text))
     return plans, failed
+
+
+def passage_plan(lm: LanguageModel, config: EvalConfig, passage: Passage, method: str) -> TrainingPlan:
+    """The passage alone."""
+    documents = tuple(d for part in split_passage(lm, passage) for d in passage_only(part, config.edit, lm.chat))
+    return TrainingPlan(in_view(documents, passage.view), config.settings, _seed(config, passage, method, 0))
 
 
 def _seed(config: EvalConfig, passage: Passage, method: str, index: int) -> int:
@@ -403,17 +406,15 @@ def table(
         values = {m: [row[method][m] for row in graded] for m in MEASURES}
         kept = {m: [x for x in v if not math.isnan(x)] for m, v in values.items()}
         means[method] = {m: asdict(mean_and_error(v)) for m, v in kept.items() if v}
-    differences = [
-        {
-            "method": method,
-            "control": control,
-            "measure": measure,
-            **asdict(paired_difference([row[method][measure] for row in graded], [row[control][measure] for row in graded])),
-        }
-        for method in methods
-        for control in _controls(method, methods)
-        for measure in TESTED
-    ]
+    differences = []
+    for method in methods:
+        for control in _controls(method, methods):
+            for measure in TESTED:
+                pairs = [(row[method][measure], row[control][measure]) for row in graded]
+                pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
+                if pairs:
+                    found = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+                    differences.append({"method": method, "control": control, "measure": measure, **asdict(found)})
     return {
         "config": config.model_dump(mode="json"),
         "n": len(passages),
@@ -460,7 +461,7 @@ def _graded(passage: Passage, row: dict[str, Any], elsewhere: Sequence[Paper], g
     for trial in row["trials"]:
         sittings = [Sitting(tuple(s["answers"]), tuple(s["log_probabilities"])) for s in trial["sittings"]]
         nowhere = dict.fromkeys(("logprob", "locality", "locality_logprob"), math.nan)
-        measures = dict.fromkeys(MEASURES, 0.0) | nowhere | {"failed": float(trial["status"] != "ok")}
+        measures = dict.fromkeys(MEASURES, 0.0) | nowhere | {"failed": trial.get("failed", float(trial["status"] != "ok"))}
         if len(first) == len(asked):
             measures["paraphrased"] = math.nan
         if trial["method"] == "context":

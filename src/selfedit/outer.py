@@ -90,8 +90,6 @@ def train(
     slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
     drawn = draw(config, contexts)
     metrics = Log(run.folder / "metrics.jsonl")
-    if config.algorithm == "dpo" and config.rule == "random":
-        raise DataError("a control at random has no best and no worst self-edit: give the algorithm rest-em with the rule random")
     policy = BASE
     for number, chosen in enumerate(drawn, start=1):
         folder = run.folder / f"round-{number:02d}"
@@ -500,7 +498,7 @@ class Round:
             self.executor.submit(try_group, examiner, [trial for _, trial in group], self.slots, self.student): group
             for group in waiting
         }
-        total = sum(len(group) for group in groups)
+        total = len(rows) + sum(key not in rows for group in waiting for key, _ in group)
         for job in self.executor.ended(jobs):
             fresh = []
             for (key, trial), outcome in zip(jobs[job], result(job), strict=True):
@@ -515,7 +513,7 @@ class Round:
                     }
                     fresh.append(rows[key])
             self.run.append(*fresh)
-            self.told("tried", {"done": len(rows), "of": total + sum(row["status"] == "invalid" for row in rows.values())})
+            self.told("tried", {"done": len(rows), "of": total})
         for key, leader in twins.items():
             if key not in rows:
                 rows[key] = rows[leader] | {"candidate": key[1], "same_as": leader[1], "tokens": 0, "seconds": 0.0}
@@ -534,7 +532,7 @@ class Round:
             edits = written[context.id]["edits"]
             if self.config.rule == "random":
                 compiled = [self.compiles(context, edit["text"]) for edit in edits]
-                scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable) for at, usable in enumerate(compiled)]
+                scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable, tried=False) for at, usable in enumerate(compiled)]
                 continue
             if context.id in self.undecided:
                 scored += [Scored(context.id, at, 0.0, 0.0, 0.0, usable=False, tried=False) for at in range(len(edits))]

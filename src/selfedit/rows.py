@@ -32,8 +32,8 @@ def selected_rows(
         credit: self-edits as they are, or rows put together of their lines that taught; None: as the run did.
 
     Raises:
-        DataError: a control, which weighs nothing; no run, or no such round in it; credit by lines where the run's own questions
-            aren't the passages'.
+        DataError: a control or a draw at random, which weighs nothing; a run of dpo without a rule; no run, or no such round in it,
+            or its self-edits are gone; credit by lines where the run's own questions aren't the passages'.
     """
     rounds = sorted(int(path.parent.name.removeprefix("round-")) for path in folder.glob("round-*/scored.jsonl"))
     chosen_rounds = [one for one in rounds if number in (0, one)]
@@ -44,13 +44,22 @@ def selected_rows(
     theirs = {} if converted else json.loads((folder / "run.json").read_text())["config"]
     if theirs.get("control_of"):
         raise DataError(f"{folder}: a control at random weighs nothing; what it took is in its round-NN/rows.jsonl")
+    if theirs.get("rule") == "random" and rule not in (None, "random"):
+        raise DataError(f"{folder}: was drawn at random and has no rewards, so nothing in it can be selected by {rule}")
+    if theirs.get("algorithm") == "dpo" and rule is None:
+        raise DataError(f"{folder}: was trained by preferences, its pairs are in round-NN/rows.jsonl; for rows of SFT give --rule")
     rule = rule or theirs.get("rule", "best-positive")
     fraction = theirs.get("fraction", 0.2) if fraction is None else fraction
     seed = theirs.get("seed", 0) if seed is None else seed
     for one in chosen_rounds:
         scored = finalists(scored_of(folder, one))
         chosen = select(rule, scored, fraction, seeds.derive(seed, one, "select"))
-        written = {row["context"]: row for row in read_rows(folder / f"round-{one:02d}" / "edits.jsonl")}
+        file = folder / f"round-{one:02d}" / "edits.jsonl"
+        written = {row["context"]: row for row in read_rows(file)}
+        if missing := {context for context, _ in chosen} - set(written):
+            raise DataError(
+                f"{file}: has no self-edits of {', '.join(sorted(missing)[:3])}, which scored.jsonl names; bring the file back"
+            )
         if converted:
             rows += [
                 {"prompt": written[context]["prompt"], "completion": written[context]["edits"][candidate]["text"].strip()}

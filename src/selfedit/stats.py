@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -152,6 +152,7 @@ class Reliability:
         single: reliability of one run, edit_variance / (edit_variance + seed_variance).
         mean: reliability of the mean over ``repeats`` runs.
         repeats: mean number of runs of an edit.
+        single_se, mean_se: their standard errors, by leaving out each context in turn; nan for a single context.
     """
 
     contexts: int
@@ -161,6 +162,8 @@ class Reliability:
     single: float
     mean: float
     repeats: float
+    single_se: float = math.nan
+    mean_se: float = math.nan
 
 
 def reliability(rewards: Sequence[Sequence[Sequence[float]]]) -> Reliability | None:
@@ -169,6 +172,18 @@ def reliability(rewards: Sequence[Sequence[Sequence[float]]]) -> Reliability | N
     Balanced estimator within a context: the variance of the edits' means less the seeds' share of it. Contexts count by their
     degrees of freedom.
     """
+    units = [context for context in rewards if sum(len(edit) >= 2 for edit in context) >= 2]
+    found = _components(units)
+    if found is None:
+        return None
+    single, mean = (
+        jackknife(units, lambda chosen, name=name: getattr(_components(chosen), name, math.nan)).se  # type: ignore[misc]
+        for name in ("single", "mean")
+    )
+    return replace(found, single_se=single, mean_se=mean)
+
+
+def _components(rewards: Sequence[Sequence[Sequence[float]]]) -> Reliability | None:
     within, within_freedom, between, between_freedom, runs, edits = 0.0, 0, 0.0, 0, 0, 0
     contexts = 0
     for context in rewards:

@@ -25,7 +25,14 @@ def compile_command(
             min=0, max=1, help="Chat form: share of a lesson's content words that must stand in the passage; learn: 0.75."
         ),
     ] = 0.0,
-    limit_documents: Annotated[int, typer.Option(min=0, help="Most documents of a self-edit, the passage on top; 0: all.")] = 60,
+    limit_documents: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Most documents of a self-edit, the passage on top; 0: all; default: 30 in plain form, in chat form eight for "
+            "each sentence and 60 at least.",
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write there; default: print.")] = None,
 ) -> None:
     """Shows the training documents of self-edits: [{title, completions: [{documents: [text]}]}], in the file's order.
@@ -71,7 +78,7 @@ def _shown(documents: tuple[Document, ...]) -> dict[str, list[str]]:
 
 
 def _documents(
-    passage: Passage, text: str, form: Literal["plain", "chat"], split: PlainSplit, limit: int, grounding: float
+    passage: Passage, text: str, form: Literal["plain", "chat"], split: PlainSplit, limit: int | None, grounding: float
 ) -> tuple[Document, ...]:
     from selfedit.tasks.knowledge.documents import chat_documents, passage_document, plain_documents
 

@@ -230,7 +230,7 @@ def arc_command(
 
     loaded = [load_puzzles(name, resolved.split) for name in resolved.data]
     check_solved([puzzle for puzzles in loaded for puzzle in puzzles])
-    known, task = identify(resolved.model), ArcTask(resolved.edit)
+    known, task = identify(resolved.model), ArcTask(resolved.edit, resolved.seed)
     shown = [[puzzle for puzzle in puzzles if task.too_long(known, puzzle) is None] for puzzles in loaded]
     before, after = (sum(map(len, parts)) for parts in (loaded, shown))
     if after < before:

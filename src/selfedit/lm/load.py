@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from selfedit.errors import ModelError
@@ -48,6 +48,8 @@ class Identity:
         fingerprint: 16 hex digits that depend on architecture and weights; a memory is bound to it.
         config: Hugging Face's config.
         tokenizer: its tokenizer; it has a padding token.
+        chat: whether it talks in turns: its tokenizer has a chat template, and what ends a turn there ends the model's texts too.
+            Base models often carry the template of their chat model; they are asked in plain text.
     """
 
     name: str
@@ -55,17 +57,13 @@ class Identity:
     fingerprint: str
     config: Any
     tokenizer: Any
+    chat: bool
 
     @property
     def head_size(self) -> int:
         """Dimensions of one attention head."""
         config = self.config.get_text_config()
         return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-    @property
-    def chat(self) -> bool:
-        """Whether the tokenizer has a chat template."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
 
     @property
     def window(self) -> int:
@@ -122,7 +120,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
     model.eval()
     model.requires_grad_(False)
     return LanguageModel(
-        known.name, known.folder, known.fingerprint, known.config, known.tokenizer, model=model, device=target, dtype=chosen
+        **{field.name: getattr(known, field.name) for field in fields(Identity)}, model=model, device=target, dtype=chosen
     )
 
 
@@ -159,9 +157,37 @@ def identify(name: str) -> Identity:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ModelError(_not_loaded(name, folder, error)) from error
+        ends = _end_ids(tokenizer, config, _generation_config(folder))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return Identity(name, folder, _fingerprint(folder, config), config, tokenizer)
+    return Identity(name, folder, _fingerprint(folder, config), config, tokenizer, _takes_turns(tokenizer, ends))
+
+
+def _end_ids(tokenizer: Any, *configs: Any) -> set[int]:
+    """The tokens that end a text by the configs; the tokenizer's where they name none."""
+    found: list[int | None] = []
+    for config in configs:
+        listed = getattr(config, "eos_token_id", None)
+        found += listed if isinstance(listed, list) else [listed]
+    named = {token for token in found if token is not None}
+    return named or {tokenizer.eos_token_id}
+
+
+def _generation_config(folder: str) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError):
+        return None
+
+
+def _takes_turns(tokenizer: Any, ends: set[int]) -> bool:
+    """Whether the chat template, if any, ends an assistant's turn with a token that ends the model's texts, or with none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return False
+    turns = [{"role": "user", "content": "Ping"}, {"role": "assistant", "content": "Pong"}]
+    _, _, tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("Pong")
+    closing = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in tokenizer.all_special_ids]
+    return not closing or bool(ends.intersection(closing))
 
 
 def resolve(name: str) -> str:

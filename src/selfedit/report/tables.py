@@ -12,6 +12,17 @@ from typing import Any
 from selfedit.report.read import Edit, Round, RunData
 from selfedit.stats import Mean, jackknife, mean_and_error, paired_difference
 
+# How an eval run's measures are called in tables.
+MEASURE_NAMES = {
+    "accuracy": "correct",
+    "paraphrased": "in other words",
+    "question_alone": "no title",
+    "f1": "F1",
+    "logprob": "log-prob",
+    "locality": "elsewhere",
+    "locality_logprob": "elsewhere log-prob",
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -76,12 +87,14 @@ def noise_table(run: RunData) -> Table:
     for one in run.rounds:
         for kind, noise in one.metrics["reliability"].items():
             if noise is not None:
-                figures = (noise["edit_variance"], noise["seed_variance"], noise["single"], noise["mean"])
-                rows.append((one.number, kind, noise["contexts"], noise["trials"], *(_figure(value) for value in figures)))
+                variances = (_figure(noise["edit_variance"]), _figure(noise["seed_variance"]))
+                shares = (_share(noise, "single"), _share(noise, "mean"))
+                rows.append((one.number, kind, noise["contexts"], noise["trials"], *variances, *shares))
     return Table(
         "Noise of the reward",
         "Variance within a passage between self-edits and between training runs of one self-edit; reliability is the former's "
-        "share, of one run and of the mean of a self-edit's runs. All kinds of reward on the same trials.",
+        "share, of one run and of the mean of a self-edit's runs, ± by leaving out each passage in turn. All kinds of reward on "
+        "the same trials.",
         ("round", "reward", "passages", "trials", "between edits", "between runs", "reliability of one", "of the mean"),
         tuple(rows),
     )
@@ -126,7 +139,8 @@ def methods_table(run: RunData) -> Table:
     rows = []
     for method, of in table["methods"].items():
         shares = [_stored(of.get(name), 100) for name in names]
-        rows.append((method, *shares, _stored(of.get("logprob")), *(_number(of, name) for name in ("tokens", "steps", "seconds"))))
+        nats = (_stored(of.get("locality_logprob")), _stored(of.get("logprob")))
+        rows.append((method, *shares, *nats, *(_number(of, name) for name in ("tokens", "steps", "seconds"))))
     config = table["config"]
     return Table(
         f"Methods on {config['data']} {config['split']}".strip(),
@@ -134,8 +148,8 @@ def methods_table(run: RunData) -> Table:
         if "unit" not in table
         else f"n = {table['n']} {table['unit']}.",
         (
-            "method", "correct %", "in other words %", "no title %", "F1 %", "exact %", "elsewhere %", "log-prob", "tokens",
-            "steps", "seconds",
+            "method", "correct %", "in other words %", "no title %", "F1 %", "exact %", "elsewhere %", "elsewhere log-prob",
+            "log-prob", "tokens", "steps", "seconds",
         ),
         tuple(rows),
     )  # fmt: skip
@@ -144,12 +158,19 @@ def methods_table(run: RunData) -> Table:
 def differences_table(run: RunData) -> Table:
     """An eval run's paired differences."""
     rows = [
-        (f"{row['method']} - {row['control']}", row["measure"], row["n"], _interval(row), _p(row["p"]))
+        (
+            f"{row['method']} - {row['control']}",
+            MEASURE_NAMES.get(row["measure"], row["measure"]),
+            row["n"],
+            _interval(row, 1, 2) if row["measure"].endswith("logprob") else _interval(row),
+            _p(row["p"]),
+        )
         for row in (run.table or {})["differences"]
     ]
     return Table(
         "Paired differences",
-        "In points, 95 % t-interval, two-sided sign-flip p.",
+        "In points, log-probabilities in nats a token; 95 % t-interval, two-sided sign-flip p. Elsewhere: questions about other "
+        "passages, what was disturbed.",
         ("pair", "measure", "n", "difference", "p"),
         tuple(rows),
     )
@@ -275,14 +296,23 @@ def _number(of: dict[str, Any], name: str) -> str | None:
     return f"{of[name]['mean']:.0f}" if name in of else None
 
 
+def _share(noise: dict[str, Any], name: str) -> str | None:
+    """A reliability with its error, which runs of before don't have."""
+    value, error = noise[name], noise.get(f"{name}_se")
+    if value is None or math.isnan(value):
+        return None
+    return f"{value:.2f}" + ("" if error is None or math.isnan(error) else f" ± {error:.2f}")
+
+
 def _figure(value: float | None) -> str | None:
     return None if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def _interval(row: dict[str, Any]) -> str:
-    if row["n"] < 2 or row["low"] is None:
-        return f"{100 * row['mean']:+.1f}"
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+def _interval(row: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
+    mean, low, high = (row[name] for name in ("mean", "low", "high"))
+    if row["n"] < 2 or low is None:
+        return f"{scale * mean:+.{digits}f}"
+    return f"{scale * mean:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
 def _p(value: float | None) -> str | None:

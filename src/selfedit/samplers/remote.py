@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -16,15 +17,10 @@ from selfedit.errors import SamplerError
 from selfedit.lm.load import Identity
 from selfedit.tasks.base import Request
 
+# Seconds before a call is made again, and the statuses after which it is: too many requests, and a server in trouble.
+WAITS, LONGEST_WAIT, PASSING = (1.0, 4.0, 16.0), 120.0, frozenset({408, 409, 429, 500, 502, 503, 504})
 # A chat server has no role for bare text.
 TURNS = {"text": "user"}
-
-
-class _Talking(Identity):
-    @property
-    def chat(self) -> bool:
-        """Always."""
-        return True
 
 
 @dataclass(frozen=True)
@@ -46,13 +42,13 @@ class RemoteSampler:
     @property
     def known(self) -> Identity:
         """The student, but prompts in turns, whatever it takes itself."""
-        return _Talking(**{field.name: getattr(self.student, field.name) for field in fields(Identity)})
+        return replace(self.student, chat=True)
 
     def write(self, requests: Sequence[Request], sampling: Sampling, row_seeds: Sequence[int]) -> list[str]:
-        """One call a request; the key is read from OPENAI_API_KEY.
+        """One call a request, made again if the server is busy; the key is read from OPENAI_API_KEY.
 
         Raises:
-            SamplerError: a call failed; nothing is kept of the others.
+            SamplerError: a call failed for good; nothing is kept of the others.
         """
         key = os.environ.get("OPENAI_API_KEY", "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -75,8 +71,7 @@ class RemoteSampler:
             form = {"name": "self_edit", "strict": True, "schema": json.loads(request.schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         try:
-            reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
-            reply.raise_for_status()
+            reply = self._post(client, body)
             text = reply.json()["choices"][0]["message"]["content"]
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise SamplerError(
@@ -85,3 +80,18 @@ class RemoteSampler:
         if not isinstance(text, str) or not text.strip():
             raise SamplerError(f"writer at {self.url}: an empty reply; use a model that follows the request, or a longer answer")
         return text.strip()
+
+    def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+        """One call, made again a few times if the server is busy or out of reach; later each time, or as the server says."""
+        for wait in (*WAITS, None):
+            try:
+                reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
+                if wait is None or reply.status_code not in PASSING:
+                    return reply.raise_for_status()
+                said = reply.headers.get("retry-after", "")
+                wait = min(float(said), LONGEST_WAIT) if said.isdigit() else wait
+            except httpx.TransportError:
+                if wait is None:
+                    raise
+            time.sleep(wait)
+        raise AssertionError("the last call returns or raises")

@@ -14,6 +14,8 @@ from selfedit.edits import Document
 from selfedit.errors import InvalidEditError
 from selfedit.tasks.knowledge import prompts
 
+# Most documents of a self-edit where nothing is said: the reference code's; of lessons so many for each sentence, and at least.
+PLAIN_LIMIT, LESSONS_A_SENTENCE, LEAST_LIMIT = 30, 8, 60
 MOST_QUESTIONS_PER_ANSWER = 2
 LONGEST_DETAIL = 8
 END_MARKS = ".!?。！？"
@@ -49,15 +51,15 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 CHARACTERS_PER_WORD = 2
 
 
-def plain_documents(passage: Passage, text: str, split: PlainSplit, limit: int) -> tuple[Document, ...]:
+def plain_documents(passage: Passage, text: str, split: PlainSplit, limit: int | None) -> tuple[Document, ...]:
     """The reference code's documents: ``title``, newline, piece; the passage last (its ``build_train_sequences``).
 
     Numbering and preambles stay as they are. ``split="whole"`` parts at ``---`` only; ``"lines"`` makes a document of each
-    line, or of each ``Question N:`` block. At most ``limit`` pieces are kept (0: all); the passage always comes on top of
-    them. An empty text trains on the passage alone.
+    line, or of each ``Question N:`` block. At most ``limit`` pieces are kept (0: all; None: 30, as there); the passage always
+    comes on top of them. An empty text trains on the passage alone.
     """
     pieces = plain_pieces(text, split)
-    kept = pieces[:limit] if limit else pieces
+    kept = pieces[: PLAIN_LIMIT if limit is None else limit or None]
     return tuple(Document(f"{passage.title}\n{piece}") for piece in [*kept, passage.text.strip()])
 
 
@@ -77,7 +79,9 @@ def plain_pieces(text: str, split: PlainSplit) -> list[str]:
     return lines[1:] if len(lines) > 1 and lines[1].startswith("1.") else lines
 
 
-def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, grounding: float = 0.0) -> tuple[Document, ...]:
+def chat_documents(
+    passage: Passage, text: str, limit: int | None, chat: bool = True, grounding: float = 0.0
+) -> tuple[Document, ...]:
     """Lessons as turns: each question-answer pair with loss on its answer, each statement as an answer to a standing request.
 
     A line that stands in the passage to the letter becomes a gap to be filled in its sentence. Gaps and questions are put as the
@@ -87,7 +91,7 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
     Args:
         passage: what the self-edit is about.
         text: the self-edit.
-        limit: most lessons kept, the passage on top of them; 0: all.
+        limit: most lessons kept, the passage on top of them; 0: all; None: eight for each sentence of the passage, and 60 at least.
         chat: whether the model has a chat template.
         grounding: share of the content words of an answer or statement that must stand in the passage; above 0 an
             answer made of its question's own words is dropped too, since it teaches nothing.
@@ -105,7 +109,8 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
     lessons += [
         Document(detail, prompts.exam_prompt(sentence, title, chat)) for sentence, detail in gaps for title in (passage.title, None)
     ]
-    known, sentences = _key(passage.text), {_key(sentence) for sentence in passage_pieces(passage.text)}
+    pieces = passage_pieces(passage.text)
+    known, sentences = _key(passage.text), {_key(sentence) for sentence in pieces}
     # A part of a sentence that stands in the passage to the letter, without an end mark, is a detail, not a statement.
     statements = [
         statement
@@ -119,7 +124,9 @@ def chat_documents(passage: Passage, text: str, limit: int, chat: bool = True, g
         lessons.append(Document(statement, prompts.exam_prompt(request, None, chat)))
     if not lessons:
         raise InvalidEditError("no statement and no question-answer pair is left after cleaning")
-    return (*(lessons[:limit] if limit else lessons), passage_document(passage, chat))
+    if limit is None:
+        limit = max(LEAST_LIMIT, LESSONS_A_SENTENCE * len(pieces))
+    return (*lessons[: limit or None], passage_document(passage, chat))
 
 
 def passage_document(passage: Passage, chat: bool = True) -> Document:

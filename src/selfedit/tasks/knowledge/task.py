@@ -115,13 +115,13 @@ def read_plan(text: str) -> tuple[str, dict[str, float | int]]:
 
 def _with_settings(text: str, mode: str) -> str:
     """A plan with its own settings, with none, or with settings drawn by a hash of its notes."""
-    if mode == "own":
-        return text
     try:
         plan = json.loads(text)
         kept = {"notes": plan["notes"]}
     except (ValueError, KeyError, TypeError):
         return text
+    if mode == "own":
+        kept |= {name: plan[name] for name in GRIDS if name in plan}
     if mode == "random":
         kept |= {name: grid[seeds.derive(text, name) % len(grid)] for name, grid in GRIDS.items()}
     return json.dumps(kept, ensure_ascii=False)
