@@ -166,6 +166,7 @@ def test_quizzes_that_their_readers_choke_on(tmp_path: Path, name: str, content:
         ("question,answer\nWho?,Smith, John\n", ("line 2", "quotes")),
         ("question,answer\nQ?,A\nWho, me?,Smith\n", ("line 3", "quotes")),
         ("question,answer,answer\nWho?,Smith,John\n", ("line 1", "twice")),
+        ("question,answer,paraphrases\nWho?,Smith,Which one?\n", ("line 1", "paraphrases", "JSON")),
     ],
 )
 def test_a_csv_with_a_loose_comma_is_refused(tmp_path: Path, content: str, words: tuple[str, ...]) -> None:

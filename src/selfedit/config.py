@@ -565,7 +565,7 @@ class ContinualConfig(Frozen):
         "consolidate",
         "retrieve",
     )
-    sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 5
+    sequences: Annotated[int, Field(ge=1, description="sequences, each of other passages")] = 4
     passages: Annotated[int, Field(ge=1, description="passages a sequence")] = 8
     related: Annotated[float, Field(ge=0, le=1, description="share of sequences with two passages of one title")] = 0.5
     without: Annotated[str, Field(description="a run of selfedit continual, none of whose passages are drawn")] = ""

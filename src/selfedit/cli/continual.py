@@ -75,7 +75,7 @@ def continual_command(
     - bank: adapters kept apart, a router before them
     - retrieve, context: nothing is trained; the passage found, or the right one, in the prompt
 
-    Example: selfedit continual --methods merge,replay,replay+consolidate,retrieve --sequences 5 --passages 8
+    Example: selfedit continual --methods merge,replay+consolidate,bank,retrieve --sequences 4 --passages 8
     """
     from selfedit.tasks.knowledge.prompts import check_styles
 

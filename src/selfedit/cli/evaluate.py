@@ -82,7 +82,7 @@ def knowledge_command(
     * external: trained on what another model wrote (--external)
     * seal-writer: the policy (--writer) writes, the base is trained
     * policy-none, policy-passage, seal: none, passage and self of the policy itself
-    * context: the passage stands in the prompt, the ceiling
+    * context: nothing is trained, the passage stands in the prompt
 
     self, external, seal-writer and seal take a style: self:rewrite.
 

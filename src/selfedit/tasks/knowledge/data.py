@@ -209,6 +209,11 @@ def _csv_rows(file: Path, text: str) -> tuple[list[Any], list[int]]:
     doubled = [name for name in ("question", "answer") if header.count(name) > 1]
     if doubled:
         raise DataError(f"{file}, line 1: column {doubled[0]} is there twice; other gold answers need JSON or YAML (aliases)")
+    lists = [name for name in ("paraphrases", "aliases") if name in header]
+    if lists:
+        raise DataError(
+            f"{file}, line 1: column {lists[0]} would be a list of texts, which CSV can't hold; give the quiz as JSON or YAML"
+        )
     missing = [name for name in ("question", "answer") if name not in header]
     if missing:
         raise DataError(f"{file}, line 1: no column {' and no column '.join(missing)}; the header line must be question,answer")

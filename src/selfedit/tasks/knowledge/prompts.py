@@ -323,7 +323,7 @@ def exam_prompt(question: str, title: str | None, chat: bool, passage: str | Non
         question: the question.
         title: stands before the question, as in the paper; None: the question alone, as ``ask`` gets it.
         chat: whether the model has a chat template.
-        passage: the text to answer from (the ``context`` method, the ceiling).
+        passage: the text to answer from (the ``context`` method).
     """
     topic = f"{title} {question}" if title else question
     head = f"{passage}\n\n" if passage else ""
