@@ -226,7 +226,8 @@ def edits_table(run: RunData) -> Table:
     rows = [
         (
             one.number, edit.scored.context, edit.title, edit.scored.candidate, edit.style, edit.status, edit.scored.baseline,
-            edit.scored.accuracy, edit.scored.reward, edit.selected, edit.words, edit.coverage, edit.unfaithful,
+            edit.scored.accuracy, edit.scored.reward if edit.scored.tried else None, edit.selected, edit.words, edit.coverage,
+            edit.unfaithful,
         )
         for one in run.rounds
         for edit in one.edits
