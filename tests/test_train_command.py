@@ -374,3 +374,23 @@ def test_select_lets_go_what_halving_let_go_and_takes_lines(command: Command, tr
     assert completions()[:2] == [f"Q: Which?\nA: {gold}", "nothing"], "the one with fewer runs was let go"
     lines = completions("--credit", "lines")
     assert lines and all(f"Q: Which?\nA: {gold}" in line for line in lines) and "nothing" not in lines
+
+
+def test_a_corpus_says_what_its_training_had_to_do_without() -> None:
+    from selfedit.corpus import _failed
+
+    plans = [{"method": "self", "edit": "Notes."}, {"method": "external", "edit": None}]
+    lost = [{"method": method, "status": "invalid"} for method in ("self", "external", "external")]
+    written = {"trials": [*lost, {"method": "none", "status": "ok"}], "plans": plans}
+    assert _failed({"method": "self epochs=3", "status": "ok"}, written) == 0.5
+    assert _failed({"method": "external", "status": "ok"}, written) == 1.0, "the passage stands in for what was lost"
+    assert _failed({"method": "self", "status": "diverged"}, written) == 1.0
+    assert _failed({"method": "passage", "status": "ok"}, written) == 0.0
+
+
+def test_variants_that_full_training_has_not_are_refused() -> None:
+    from selfedit.config import CorpusConfig
+
+    assert CorpusConfig(full=True, variants=({"epochs": 3},)) and CorpusConfig(variants=({"rank": 8},))
+    with pytest.raises(ValueError, match="variants of layers, rank would be equal rows"):
+        CorpusConfig(full=True, variants=({"rank": 8, "layers": "last:2"},))
