@@ -45,14 +45,14 @@ class TogetherConfig(BaseModel):
     seed: int = 1
 
 
-def try_together(lm: LanguageModel, lessons: list[tuple[Passage, str]], variant: str, seed: int) -> dict[str, Any]:
-    """A lease: one training of everything, and its exams."""
+def try_together(lm: LanguageModel, at: int, lessons: list[tuple[Passage, str]], variant: str, seed: int) -> dict[str, Any]:
+    """A lease: one training of everything in a sequence, and its exams."""
     settings, task = settings_of(variant), KnowledgeTask(EditConfig())
     documents = [one for passage, text in lessons for one in task.compile(lm, passage, text, Settings(), 0).documents]
     start = time.perf_counter()
     (trained,) = train_many(lm, jobs_of(lm, [TrainingPlan(tuple(documents), settings, seed)]), 1)
     if isinstance(trained, DivergedError):
-        return {"variant": variant, "diverged": str(trained)}
+        return {"sequence": at, "variant": variant, "diverged": str(trained)}
     seconds = time.perf_counter() - start
     papers = [Paper(one, tuple(exam_questions(one.questions)), form) for form in ("titled", "bare") for one, _ in lessons]
     with standing(lm, [trained.adapter]):
@@ -63,6 +63,7 @@ def try_together(lm: LanguageModel, lessons: list[tuple[Passage, str]], variant:
     ]
     titled, bare = marks[: len(lessons)], marks[len(lessons) :]
     return {
+        "sequence": at,
         "variant": variant,
         "titled": fmean(one.accuracy for one in titled),
         "probability": fmean(one.probability for one in titled),
@@ -95,12 +96,12 @@ def main() -> None:
     texts = {row["passage"]: row["edits"][0] for row in rows}
     done = {(row["sequence"], row["variant"]) for row in run.rows}
     waiting = [(at, variant) for variant in arguments.settings for at in range(len(sequences)) if (at, variant) not in done]
-    leases = [([(passages[one], texts[one]) for one in sequences[at]], variant, config.seed) for at, variant in waiting]
+    leases = [(at, [(passages[one], texts[one]) for one in sequences[at]], variant, config.seed) for at, variant in waiting]
     console = Console()
     with LocalExecutor(ModelChoice("builtin:smollm2-135m", dtype="float32"), arguments.workers) as executor:
         console.print("base", next(executor.map(base, [()])), highlight=False)
-        for (at, _), row in zip(waiting, executor.map(try_together, leases), strict=True):
-            run.append({"sequence": at, **row})
+        for row in executor.map(try_together, leases):
+            run.append(row)
             console.print(run.rows[-1], highlight=False)
 
 

@@ -24,7 +24,7 @@ from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.tasks.general.jobs import jobs_of
-from selfedit.tasks.general.rehearsal import MORE_TEXTS, familiar, rehearsals
+from selfedit.tasks.general.rehearsal import familiar, rehearsals
 from selfedit.tasks.knowledge.prompts import GAP
 from test_train import rows_of
 
@@ -136,13 +136,11 @@ def test_where_answers_are_foretold_weighs_as_much_as_all_familiar_places(lm: La
         assert torch.allclose(square_of(found), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_gaps_in_the_base_s_own_texts_and_more_of_them_are_familiar(tiny_model: Path, cache: Path) -> None:
+def test_gaps_in_the_base_s_own_texts_are_familiar(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     known, rows = rehearsals(lm), familiar(lm)
-    texts = [row for row in rows[len(known) :] if row.unlabelled <= 1]
-    gaps = [row for row in rows[len(known) :] if row.unlabelled > 1]
+    gaps = rows[len(known) :]
     assert rows[: len(known)] == known and len(gaps) > 30
-    assert len(texts) == MORE_TEXTS and len(set(texts)) > 0.9 * MORE_TEXTS and not set(texts) & set(known)
     asked = [lm.tokenizer.decode(row.ids[: row.unlabelled]) for row in gaps]
     assert all(GAP in text for text in asked) and all(row.labelled for row in gaps)
 

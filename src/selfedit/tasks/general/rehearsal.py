@@ -7,12 +7,11 @@ don't prevent it (docs/lab-book.md). None of what is asked here is asked by ``se
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -33,8 +32,6 @@ from selfedit.tasks.knowledge.prompts import GAP, exam_prompt
 
 # Questions with a title before them, in the form of an exam; texts; tokens of an answer and of a text.
 TITLED, TEXTS, LONGEST_ANSWER, LONGEST_TEXT = 60, 60, 24, 48
-# Texts that are only familiar, not rehearsed, and their tokens.
-MORE_TEXTS, LONGEST_MORE = 240, 64
 
 
 def rows_of(lm: LanguageModel, plans: Sequence[TrainingPlan]) -> list[tuple[Row, ...]]:
@@ -73,20 +70,15 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
     """
 
     def write(file: Path) -> None:
-        _write(_make(lm, _prompts(lm)), file)
+        _write(_make(lm, *_prompts(lm)), file)
 
     return list(made_once(lm, "rehearsals", asked_digest(lm), lambda file: _read(lm, file), write))
 
 
 def familiar(lm: LanguageModel) -> list[Row]:
-    """What is nothing new to the base: the ``rehearsals``, gaps in their texts to be filled as lessons ask for it, and more texts.
-
-    The more texts, the less an adapter that avoids them reads of others (docs/lab-book.md). They aren't kept: whoever asks keeps
-    what is made of them (``lm/null_space.py``). About two minutes of a core with the embedded model.
-    """
+    """The ``rehearsals``, and gaps in the base's own texts to be filled as lessons ask for it: what is nothing new to the base."""
     rows = rehearsals(lm)
-    with _base_alone(lm):
-        found = [encode_document(lm, Document(text)) for text in _own_texts(lm, range(TEXTS, TEXTS + MORE_TEXTS), LONGEST_MORE)]
+    found = []
     for row in rows[-TEXTS:]:
         words = lm.tokenizer.decode(row.ids, skip_special_tokens=True).split()[-2 * GAP_CONTEXT - 1 :]
         answers = [word.strip(".,;:!?") for word in words]
@@ -99,8 +91,8 @@ def familiar(lm: LanguageModel) -> list[Row]:
 
 def asked_digest(lm: LanguageModel) -> str:
     """Names what a model is asked for ``rehearsals``."""
-    begins = [_asked()["begins"][at % len(_asked()["begins"])] for at in range(TEXTS)]
-    asked = [encode_prompt(lm, prompt) for prompt in _prompts(lm)], begins, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
+    prompts, begins = _prompts(lm)
+    asked = [encode_prompt(lm, prompt) for prompt in prompts], begins, LONGEST_ANSWER, LONGEST_TEXT, LIKELIEST
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]
 
 
@@ -109,44 +101,32 @@ def _asked() -> dict[str, list[str]]:
     return dict(json.loads(files(__package__).joinpath("rehearsal.json").read_text(encoding="utf-8")))
 
 
-def _prompts(lm: LanguageModel) -> list[Prompt]:
-    """What is asked."""
+def _prompts(lm: LanguageModel) -> tuple[list[Prompt], list[str]]:
+    """What is asked, and what texts begin with."""
     asked = _asked()
     pairs = random.Random(0).sample([(title, question) for title in asked["titles"] for question in asked["about"]], TITLED)
     prompts = [exam_prompt(question, None, lm.chat) for question in asked["questions"]]
-    return prompts + [exam_prompt(question, title, lm.chat) for title, question in pairs]
+    prompts += [exam_prompt(question, title, lm.chat) for title, question in pairs]
+    return prompts, [asked["begins"][at % len(asked["begins"])] for at in range(TEXTS)]
 
 
-def _make(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Row]:
+def _make(lm: LanguageModel, prompts: Sequence[Prompt], begins: Sequence[str]) -> list[Row]:
     stop = None if lm.chat else (lambda text: "\n" in text.strip())
-    with _base_alone(lm):
-        answers = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
-        documents = [Document(text, prompt) for prompt, text in zip(prompts, answers, strict=True) if text]
-        documents += [Document(text) for text in _own_texts(lm, range(TEXTS), LONGEST_TEXT)]
-        rows = [encode_document(lm, document) for document in documents]
-        targets = likeliest_targets(lm, rows)
-    return [replace(row, soft=soft) for row, soft in zip(rows, targets, strict=True)]
-
-
-def _own_texts(lm: LanguageModel, numbers: range, longest: int) -> list[str]:
-    """Texts sampled from the model, each begun by one of ``begins`` and drawn by its number."""
-    begins = _asked()["begins"]
-    begun = [begins[at % len(begins)] for at in numbers]
-    ends = generate(lm, [encode_prompt(lm, (Message("text", text),)) for text in begun], longest, 1.0, 0.95, list(numbers))
-    return [f"{begin} {end}" for begin, end in zip(begun, ends, strict=True)]
-
-
-@contextlib.contextmanager
-def _base_alone(lm: LanguageModel) -> Iterator[None]:
-    """Nothing installed, nothing standing, one thread: what is made is the same whoever asks for it."""
     install(lm, None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with standing(lm, [], alone=True):
-            yield
+            answers = generate(lm, [encode_prompt(lm, prompt) for prompt in prompts], LONGEST_ANSWER, stop=stop)
+            begun = [encode_prompt(lm, (Message("text", text),)) for text in begins]
+            ends = generate(lm, begun, LONGEST_TEXT, 1.0, 0.95, list(range(TEXTS)))
+            documents = [Document(text, prompt) for prompt, text in zip(prompts, answers, strict=True) if text]
+            documents += [Document(f"{begin} {text}") for begin, text in zip(begins, ends, strict=True)]
+            rows = [encode_document(lm, document) for document in documents]
+            targets = likeliest_targets(lm, rows)
     finally:
         torch.set_num_threads(threads)
+    return [replace(row, soft=soft) for row, soft in zip(rows, targets, strict=True)]
 
 
 def _write(rows: Sequence[Row], file: Path) -> None:
