@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from selfedit.cli.continual import interval_cell
 from selfedit.config import ContinualConfig, EditConfig, KeepConfig, Settings
 from selfedit.contexts import Passage, Question
 from selfedit.continual import Commit, commit, sequences
@@ -35,6 +34,7 @@ from selfedit.lm.score import divergences, likeliest
 from selfedit.matrix import halves, related, table
 from selfedit.report.continual import kept_differences_table, kept_table
 from selfedit.report.read import RunData, read_run
+from selfedit.report.tables import with_interval
 from selfedit.tasks.base import Asked
 from selfedit.tasks.general import general_questions, load_general, sit_general
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -435,7 +435,7 @@ def test_a_commit_costs_so_many_times_one_of_merge(tmp_path: Path) -> None:
     ratio = two["methods"]["replay"]["tokens_to_merge"]
     assert ratio["n"] == 2 and ratio["mean"] == pytest.approx(3) and ratio["low"] < 2 < 4 < ratio["high"]
     assert two["methods"]["replay"]["seconds_to_merge"]["mean"] == 1
-    assert interval_cell(ratio | {"low": 2.0, "high": 4.0}, 1, 2) == "3.00 [2.00, 4.00]"
+    assert with_interval(ratio | {"low": 2.0, "high": 4.0}, 1, 2) == "3.00 [2.00, 4.00]"
     shown = kept_table(RunData("run", tmp_path, "continual", {}, table=two))
     cells = dict(zip(shown.columns, shown.rows[1], strict=True))
     assert cells["tokens x merge"].startswith("3.00 [") and cells["retention %"] == "150.0 [150.0, 150.0]"

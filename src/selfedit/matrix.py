@@ -155,7 +155,7 @@ def _sequence(
         if passage.id in own[step]["bare"]
     }
     columns, steps = range(count), [own[step] for step in range(1, count + 1)]
-    # Where a consolidation came with a commit, its row has the exam before it too; rows of older code have none.
+    # Where a consolidation came with a commit, the row has the exam before it apart.
     new, new_bare = (
         [_verdicts(config, p, row.get("own", row)[key][p.id], form, grader) for row, p in zip(steps, sequence, strict=True)]
         for key, form in FORMS.items()

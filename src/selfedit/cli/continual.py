@@ -131,6 +131,8 @@ def continual_command(
 
 def show(result: dict[str, Any]) -> None:
     """What was kept by each method, what it cost, and each one's matrix."""
+    from selfedit.report.tables import with_interval
+
     known, config = [of for of in result["methods"].items() if "retained" in of[1]], result["config"]
     counted = "" if result["counted"] == result["questions"] else " (the others were shown to the methods that decide by questions)"
     out.print(
@@ -150,8 +152,8 @@ def show(result: dict[str, Any]) -> None:
         kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
         ratios.add_row(
             escape(method),
-            interval_cell(of.get("retention"), 100, 1),
-            *(interval_cell(of.get(f"{name}_to_merge"), 1, 2) for name in ("tokens", "seconds")),
+            with_interval(of.get("retention"), 100, 1) or "-",
+            *(with_interval(of.get(f"{name}_to_merge"), 1, 2) or "-" for name in ("tokens", "seconds")),
         )
         beyond.add_row(
             escape(method),
@@ -198,15 +200,6 @@ def show(result: dict[str, Any]) -> None:
                     share = None if cell is None else cell["mean"]
                     line.append("    " if share is None else f"{100 * share:>4.0f}", style="" if share is None else _heat(share))
                 out.print(line)
-
-
-def interval_cell(value: dict[str, Any] | None, scale: float, digits: int) -> str:
-    """An estimate with its interval; of one sequence, and where there is none, without."""
-    if value is None:
-        return "-"
-    low, high = value["low"], value["high"]
-    between = "" if low is None or math.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-    return f"{scale * value['mean']:.{digits}f}{between}"
 
 
 def _heat(share: float) -> str:

@@ -179,8 +179,9 @@ class Method:
 
     def settle(self, lm: LanguageModel, held: Held, settings: Settings, seed: int, cost: Cost) -> Held:
         """What is held after the commit, such as one adapter in the place of all; adds to its cost."""
+        settings = self.settings(settings)
         for part in self.parts:
-            held = part.settle(lm, held, self, self.settings(settings), seeds.derive(seed, "settle"), cost)
+            held = part.settle(lm, held, self, settings, seeds.derive(seed, "settle"), cost)
         return held
 
     def settings(self, settings: Settings) -> Settings:

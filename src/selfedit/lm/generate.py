@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from selfedit.errors import ModelError
 from selfedit.lm.branches import ATTENTION, Branches
 from selfedit.lm.grammar import Grammars
-from selfedit.lm.load import LanguageModel
+from selfedit.lm.load import LanguageModel, end_ids
 from selfedit.lm.stack import Stream, attention, segments_of, streaming
 from selfedit.lm.train import head_logits, layer_range
 
@@ -102,7 +102,7 @@ def _continue(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if seeds is not None else None
     made: list[list[int]] = [[] for _ in rows]
     live = list(range(len(rows)))
-    ends = _end_ids(lm)
+    ends = end_ids(lm.model.generation_config, lm.tokenizer)
     with attention(lm, ATTENTION):
         while live:
             if grammars is not None:
@@ -279,9 +279,3 @@ def _pick(logits_BV: torch.Tensor, temperature: float, top_p: float, generators:
         drawn = torch.rand((), generator=generator) * mass[last]
         picks.append(int(tokens[min(int(torch.searchsorted(mass, drawn, right=True)), last)]))
     return picks
-
-
-def _end_ids(lm: LanguageModel) -> set[int]:
-    listed = lm.model.generation_config.eos_token_id
-    ids = set(listed) if isinstance(listed, list) else {listed}
-    return {int(i) for i in ids | {lm.tokenizer.eos_token_id} if i is not None}

@@ -157,20 +157,19 @@ def identify(name: str) -> Identity:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise ModelError(_not_loaded(name, folder, error)) from error
-        ends = _end_ids(tokenizer, config, _generation_config(folder))
+        ends = end_ids(config, _generation_config(folder)) or end_ids(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Identity(name, folder, _fingerprint(folder, config), config, tokenizer, _takes_turns(tokenizer, ends))
 
 
-def _end_ids(tokenizer: Any, *configs: Any) -> set[int]:
-    """The tokens that end a text by the configs; the tokenizer's where they name none."""
+def end_ids(*sources: Any) -> set[int]:
+    """The tokens that end a text by what configs and tokenizers name: one, several or none each."""
     found: list[int | None] = []
-    for config in configs:
-        listed = getattr(config, "eos_token_id", None)
+    for source in sources:
+        listed = getattr(source, "eos_token_id", None)
         found += listed if isinstance(listed, list) else [listed]
-    named = {token for token in found if token is not None}
-    return named or {tokenizer.eos_token_id}
+    return {token for token in found if token is not None}
 
 
 def _generation_config(folder: str) -> GenerationConfig | None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from selfedit.report.plots import STYLE, Picture, picture_of
 from selfedit.report.read import RunData
-from selfedit.report.tables import Table
+from selfedit.report.tables import Table, with_interval
 
 SHARES = ("before", "immediate", "retained", "along", "bare_own", "bare")
 FALLS = ("forgetting", "all_own", "all_after")
@@ -36,8 +36,8 @@ def kept_table(run: RunData) -> Table:
     rows = []
     for method, of in table["methods"].items():
         shares = [_pm(of.get(name), 100, 1) for name in SHARES]
-        falls = [_between(of.get("retention"), 100, 1), *(_pm(of.get(name), 100, 1) for name in FALLS)]
-        ratios = [_between(of.get(name), 1, 2) for name in RATIOS]
+        falls = [with_interval(of.get("retention"), 100, 1), *(_pm(of.get(name), 100, 1) for name in FALLS)]
+        ratios = [with_interval(of.get(name), 1, 2) for name in RATIOS]
         costs = [_pm(of.get(name), scale, digits) for name, scale, digits in COSTS]
         beyond = [_pm(of.get(name), scale, digits) for name, scale, digits in FAR]
         others = ", ".join(f"{name} {of[name]['mean']:.2f}" for name in of if name not in KNOWN)
@@ -131,12 +131,3 @@ def _pm(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
         return None
     error = "" if value["se"] is None or np.isnan(value["se"]) else f" ± {scale * value['se']:.{digits}f}"
     return f"{scale * value['mean']:.{digits}f}{error}"
-
-
-def _between(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
-    """An estimate with its interval; of one sequence without."""
-    if value is None:
-        return None
-    low, high = value["low"], value["high"]
-    between = "" if low is None or np.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-    return f"{scale * value['mean']:.{digits}f}{between}"

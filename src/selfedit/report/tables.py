@@ -293,6 +293,15 @@ def _stored(value: dict[str, Any] | None, scale: float = 1) -> str | None:
     return f"{scale * value['mean']:.{digits}f}{error}"
 
 
+def with_interval(value: dict[str, Any] | None, scale: float, digits: int) -> str | None:
+    """A ratio or the like with its interval, which one unit doesn't give."""
+    if value is None:
+        return None
+    low, high = value["low"], value["high"]
+    between = "" if low is None or math.isnan(low) else f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    return f"{scale * value['mean']:.{digits}f}{between}"
+
+
 def _number(of: dict[str, Any], name: str) -> str | None:
     return f"{of[name]['mean']:.0f}" if name in of else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -83,15 +84,13 @@ class RemoteSampler:
 
     def _post(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
         """One call, made again a few times if the server is busy or out of reach; later each time, or as the server says."""
-        for wait in (*WAITS, None):
-            try:
-                reply = client.post(f"{self.url.rstrip('/')}/chat/completions", json=body)
-                if wait is None or reply.status_code not in PASSING:
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        for wait in WAITS:
+            said = ""
+            with contextlib.suppress(httpx.TransportError):
+                reply = client.post(url, json=body)
+                if reply.status_code not in PASSING:
                     return reply.raise_for_status()
                 said = reply.headers.get("retry-after", "")
-                wait = min(float(said), LONGEST_WAIT) if said.isdigit() else wait
-            except httpx.TransportError:
-                if wait is None:
-                    raise
-            time.sleep(wait)
-        raise AssertionError("the last call returns or raises")
+            time.sleep(min(float(said), LONGEST_WAIT) if said.isdigit() else wait)
+        return client.post(url, json=body).raise_for_status()
