@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
 from conftest import make_tiny_model
+from selfedit.cli.common import WorkBar
 from selfedit.keepers.routes import STATES
 from selfedit.memory.ledger import Memory
 
@@ -720,3 +723,17 @@ def test_an_eval_of_an_unknown_model_leaves_no_run_behind(command: Command, tmp_
     done = command("eval", "knowledge", "--model", "./nowhere", "--run", tmp_path / "run")
     assert done.returncode == 1 and "no such model" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_slow_work_says_how_far_it_is_where_no_bar_can_be_drawn() -> None:
+    now, file = 0.0, io.StringIO()
+    with WorkBar("{task.description} passages", Console(file=file, width=80), lambda: now) as bar:
+        task = bar.add_task("trying", total=10)
+        for done in range(1, 6):
+            now += 45
+            bar.update(task, completed=done)
+    lines = [line for line in file.getvalue().splitlines() if line]
+    assert lines == [
+        "trying passages 2/10, 0:01:30 so far, 0:06:00 left",
+        "trying passages 4/10, 0:03:00 so far, 0:04:30 left",
+    ]

@@ -19,6 +19,7 @@ from selfedit.cli.common import (
     ResumeOption,
     SeedOption,
     SlotsOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -30,7 +31,6 @@ from selfedit.cli.common import (
     print_config,
     print_table,
     run_config,
-    work_bar,
     write_json,
 )
 from selfedit.config import DEFAULT_MODEL, RewardBenchConfig
@@ -143,7 +143,7 @@ def rewards_command(
     folder = run or Path("runs") / time.strftime("rewards-%Y%m%d-%H%M%S")
     opened, resolved = open_run(folder, resolved, resume)
     choice = ModelChoice(resolved.model, resolved.device, resolved.dtype)
-    with work_bar("passages") as bar, LocalExecutor(choice, workers) as executor:
+    with WorkBar("passages") as bar, LocalExecutor(choice, workers) as executor:
         task = bar.add_task("passages", total=None)
         result = bench_rewards(
             resolved, list(contexts.values()), opened, executor, lambda done, of: bar.update(task, completed=done, total=of)

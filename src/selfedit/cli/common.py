@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -13,7 +14,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from selfedit.errors import DataError, SelfeditError
@@ -31,6 +41,8 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
+# Where no bar can be drawn; the time left is by the speed over so many seconds (a passage may take minutes).
+SECONDS_A_LINE, SPEED_OVER = 60.0, 1800.0
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -135,10 +147,29 @@ def run_config(run: Path | None, resume: bool, config: Path | None) -> Path | No
     return config or run / "run.json"
 
 
-def work_bar(what: str) -> Progress:
-    """A bar on stderr with counts, time so far and time left; ``what`` may have {task.description} in it."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True)
+class WorkBar(Progress):
+    """A bar on stderr with counts, time so far and time left; a line a minute where nothing can be redrawn (a file, a batch job).
+
+    Args:
+        what: is counted; may have {task.description} in it.
+        console: to show it on.
+        clock: seconds.
+    """
+
+    def __init__(self, what: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(*columns, console=console or err, transient=True, get_time=clock, speed_estimate_period=SPEED_OVER)
+        self._said = clock()
+
+    def update(self, task_id: TaskID, **changed: Any) -> None:
+        """Says how far a task is."""
+        super().update(task_id, **changed)
+        if self.console.is_terminal or self.get_time() - self._said < SECONDS_A_LINE:
+            return
+        self._said = self.get_time()
+        task = next(task for task in self.tasks if task.id == task_id)
+        what, _, count, so_far, left = (str(column(task)).strip() for column in self.columns if isinstance(column, ProgressColumn))
+        self.console.print(f"{what} {count}, {so_far} so far, {left} left", highlight=False)
 
 
 def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from selfedit.cli.common import (
     ResumeOption,
     SeedOption,
     StyleOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -34,10 +34,9 @@ from selfedit.cli.common import (
     print_config,
     run_config,
     styles_from,
-    work_bar,
     write_json,
 )
-from selfedit.cli.evaluate import mean_cell
+from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import ContinualConfig
 
 
@@ -116,7 +115,7 @@ def continual_command(
         few = f"{pairs} of {wanted} sequences with two passages of one title"
         err.print(f"{few}: {', '.join(resolved.data)} has no more; --set related=0 asks for none", highlight=False)
     opened, resolved = open_run(folder, resolved, resume)
-    with work_bar("commits") as bar:
+    with WorkBar("commits") as bar:
         task = bar.add_task("", total=None)
 
         def told(done: int, of: int) -> None:
@@ -144,9 +143,8 @@ def show(result: dict[str, Any]) -> None:
     )
     kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "forgetting")
     ratios = _columns("retention %", "tokens x merge", "seconds x merge")
-    beyond = _columns(
-        "general", "right", "text %", "locality", "accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all"
-    )
+    beyond = _columns("general", "right", "text %", "locality")
+    commits = _columns("accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all")
     for method, of in known:
         shares = (mean_cell(of.get(name), 100, 1) for name in ("immediate", "retained", "along", "bare", "forgetting"))
         kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
@@ -161,6 +159,9 @@ def show(result: dict[str, Any]) -> None:
             mean_cell(of.get("general_right"), 100, 1),
             mean_cell(of.get("text_share"), 100, 1),
             mean_cell(of.get("locality"), 100, 1),
+        )
+        commits.add_row(
+            escape(method),
             f"{100 * of['accepted']['mean']:.0f}",
             mean_cell(of.get("routed", of.get("found")), 100, 0),
             f"{of['tokens']['mean']:.0f}",
@@ -177,11 +178,12 @@ def show(result: dict[str, Any]) -> None:
     out.print(ratios)
     out.print(
         "general: change of general questions' gold log-probability in nats; right: of what is right of them, in points; text: of "
-        "plain texts' log-probability, in % of the base's; locality: points about passages of no sequence; "
-        "own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's.",
+        "plain texts' log-probability, in % of the base's; locality: points about passages of no sequence:",
         highlight=False,
     )
     out.print(beyond)
+    out.print("own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's:", highlight=False)
+    out.print(commits)
     if result["differences"]:
         first = config["methods"][0]
         out.print(f"Paired differences to {first}, or to the base, 95 % interval, two-sided sign-flip p (retention: jackknife):")
@@ -189,7 +191,8 @@ def show(result: dict[str, Any]) -> None:
         for row in result["differences"]:
             to_base = " to the base" if row["control"] != first else ""
             label = f"{row['method']}: {row['measure']}{to_base}, {row['unit']}"
-            differences.add_row(escape(label), str(row["n"]), *_interval_cells(row))
+            scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
+            differences.add_row(escape(label), str(row["n"]), *interval_cells(row, scale, digits))
         out.print(differences)
     for method, matrix in result["matrix"].items():
         if matrix and len(matrix[0]) <= 12:
@@ -212,11 +215,3 @@ def _columns(*names: str) -> Table:
     for name in ("", *names):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     return table
-
-
-def _interval_cells(row: dict[str, Any]) -> tuple[str, str]:
-    """A difference in its unit with its interval, and its p; of one sequence there is neither."""
-    scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
-    mean, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("mean", "low", "high"))
-    p = "-" if math.isnan(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}".lstrip("0")
-    return (f"{mean} [{low}, {high}]" if row["n"] > 1 else mean), p

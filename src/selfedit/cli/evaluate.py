@@ -23,6 +23,7 @@ from selfedit.cli.common import (
     SeedOption,
     SlotsOption,
     StyleOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -34,7 +35,6 @@ from selfedit.cli.common import (
     print_config,
     run_config,
     styles_from,
-    work_bar,
     write_json,
 )
 from selfedit.config import EvalConfig
@@ -137,7 +137,7 @@ def knowledge_command(
     corpus = resolved.setting == "corpus"
     what = "passages, then trainings" if corpus else "passages"
     total = len(passages) + (trainings(resolved) if corpus else 0)
-    with work_bar(what) as bar:
+    with WorkBar(what) as bar:
         task = bar.add_task("", total=total)
         grading = make_grader(resolved.grader, resolved.judge)
         measured = partial(evaluate_corpus, others=others) if corpus else evaluate
@@ -154,12 +154,13 @@ def print_cost(cost: dict[str, float]) -> None:
     out.print(f"in total: {total}", highlight=False)
 
 
-def interval_cells(row: dict[str, Any]) -> tuple[str, str]:
-    """A paired difference with its interval, and its p; of one passage there is neither."""
+def interval_cells(row: dict[str, Any], scale: float = 100, digits: int = 1) -> tuple[str, str]:
+    """A paired difference with its interval, and its p where there is one; of one alone there is neither."""
     if row["n"] < 2:
-        return f"{100 * row['mean']:+.1f}", "-"
-    p = "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}".lstrip("0")
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]", p
+        return f"{scale * row['mean']:+.{digits}f}", "-"
+    mean, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("mean", "low", "high"))
+    p = "-" if math.isnan(row["p"]) else "<.001" if row["p"] < 0.001 else f"{row['p']:.3f}".lstrip("0")
+    return f"{mean} [{low}, {high}]", p
 
 
 def mean_cell(value: dict[str, float] | None, scale: int, digits: int) -> str:

@@ -22,6 +22,7 @@ from selfedit.cli.common import (
     ResumeOption,
     SeedOption,
     SlotsOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -32,7 +33,6 @@ from selfedit.cli.common import (
     out,
     print_config,
     run_config,
-    work_bar,
     write_json,
 )
 from selfedit.cli.evaluate import interval_cells, mean_cell, print_cost
@@ -123,7 +123,7 @@ def eval_arc_command(
     if resume:
         check_same(folder, puzzles)
     write_json(folder / "data.json", as_json(puzzles))
-    with work_bar("puzzles, then trials") as bar:
+    with WorkBar("puzzles, then trials") as bar:
         task = bar.add_task("", total=len(puzzles))
         result = evaluate(resolved, puzzles, opened, workers, lambda done, of: bar.update(task, completed=done, total=of))
     write_json(folder / "table.json", result)

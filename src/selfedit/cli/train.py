@@ -20,6 +20,7 @@ from selfedit.cli.common import (
     SeedOption,
     SlotsOption,
     StyleOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -33,7 +34,6 @@ from selfedit.cli.common import (
     print_table,
     run_config,
     styles_from,
-    work_bar,
     write_json,
 )
 from selfedit.config import LABEL_FREE, ArcTrainConfig, OuterConfig, TrainConfig
@@ -291,7 +291,7 @@ def _train_on(
     check_begun(folder, drawn_by_round)
     opened, resolved = open_run(folder, resolved, resume)
     write_json(folder / "data.json", stored([context for part in drawn_by_round for context in part]))
-    with work_bar("{task.description}") as bar:
+    with WorkBar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head, made = "", 0
         steps_before: int | None = None
