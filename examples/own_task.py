@@ -17,7 +17,7 @@ from selfedit.errors import InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import RecallGrader
 from selfedit.lm.load import Identity, LanguageModel
-from selfedit.outer import train
+from selfedit.outer.loop import train
 from selfedit.runs import Run
 from selfedit.tasks.base import Asked, Item, Request, Sitting, sit_items
 

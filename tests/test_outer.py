@@ -22,7 +22,8 @@ from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.load import Identity, LanguageModel, identify, load_model
-from selfedit.outer import check_begun, draw, train
+from selfedit.outer.draw import check_begun, draw
+from selfedit.outer.loop import train
 from selfedit.runs import Run
 from selfedit.selection import Scored, preferences, round_summary, select
 from selfedit.stats import best_of_retested, mean_and_error, paired_difference, reliability

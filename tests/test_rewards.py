@@ -30,7 +30,7 @@ from selfedit.lm.score import log_probabilities
 from selfedit.lm.train import frozen_prefixes, loss_sum
 from selfedit.lm.work import Cost
 from selfedit.marks import Marks
-from selfedit.outer import Round
+from selfedit.outer.round import Round
 from selfedit.rewards import make_reward, self_quiz
 from selfedit.rewards.exams import Labelled
 from selfedit.rewards.question_free import QuestionFree

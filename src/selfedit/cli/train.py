@@ -283,7 +283,8 @@ def _train_on(
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.outer import check_begun, draw, train
+    from selfedit.outer.draw import check_begun, draw
+    from selfedit.outer.loop import train
 
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)

@@ -1,20 +1,7 @@
-"""The outer loop: ReST-EM (paper section 3.1, algorithm 1). One round, then rounds.
-
-A round writes self-edits with the current policy, tries each (the inner loop), weighs it (the reward), selects, and trains the
-policy on what was selected. On-policy by construction: every row carries the digest of the policy that wrote it, and one of another
-policy is refused.
-
-Departures from the paper: (1) the default rule takes the best self-edit of a passage only if it beats the baseline, where the
-paper's takes it in any case; (2) ties go by the golds' likelihood, then by lower index, where the reference code takes the first;
-(3) the reward's noise is estimated in each round; (4) the control ``random`` trains on self-edits drawn at random; (5) SFT is the
-engine's own, in one slot, where the reference code takes TRL; (6) ``credit="lines"`` trains on rows put together of those lines
-of the selected self-edits that taught a question's gold best; (7) a reward without labels takes its own exam in the place of the
-context's questions, and a context of which none can be made is not decided on; (8) with ``screen`` only what looks best is tried.
-"""
+"""One round of the outer loop: write, try, weigh, select, reinforce."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
@@ -22,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,142 +17,26 @@ from typing import Any
 from selfedit import seeds
 from selfedit.config import REWARD_EXAMS, TEXT_REWARDS, OuterConfig, TrainConfig
 from selfedit.errors import DataError, InvalidEditError
-from selfedit.executors.local import LocalExecutor, most_workers, result
+from selfedit.executors.local import LocalExecutor, result
 from selfedit.graders import Grader
 from selfedit.inner import Trial
-from selfedit.lm.adapter import (
-    load_adapter,
-    save_merged,
-)
-from selfedit.lm.load import Identity, identify
-from selfedit.lm.stack import slots_that_fit
+from selfedit.lm.load import Identity
 from selfedit.marks import Marks, mark_sitting
-from selfedit.outer_jobs import dpo, look_at, prepare_exam, sft, try_group, write_and_sit
+from selfedit.outer.draw import taken
+from selfedit.outer.jobs import dpo, look_at, prepare_exam, sft, try_group, write_and_sit
+from selfedit.outer.rows import Lessons, RowMaker, Trials
 from selfedit.rewards import LikelihoodReward, Reward, make_reward, rewards_beside
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
-from selfedit.runs import BASE, Log, Policy, Run, keep_rows, policy_at, read_rows
+from selfedit.runs import Log, Policy, Run, keep_rows, policy_at, read_rows
 from selfedit.selection import Scored, finalists, preferences, round_summary, select
 from selfedit.stats import mean_and_error
-from selfedit.tasks.base import Candidate, Credit, Sitting, Task, answered
+from selfedit.tasks.base import Credit, Sitting, Task
 
+# What hears of a round's events: (event, details).
 Told = Callable[[str, dict[str, Any]], None]
 # Of a round in two stages: how each self-edit that was tried had looked, and its reward.
 WORTH = "worth.jsonl"
-# A round's rows: what was written, by context; what was tried, by (context, candidate, repeat).
-Lessons = dict[str, dict[str, Any]]
-Trials = dict[tuple[str, int, int], dict[str, Any]]
-
-
-def train(
-    config: OuterConfig,
-    task: Task,
-    contexts: Sequence[Sequence[Any]],
-    grader: Grader,
-    run: Run,
-    executor: LocalExecutor,
-    told: Told,
-    credit: Credit | None = None,
-    exam: Exam | None = None,
-) -> dict[str, Any]:
-    """All rounds; what is there already is not done again.
-
-    Args:
-        config: numbers, rule, reward, settings.
-        task: the domain.
-        contexts: what may be drawn, of each data set; each has an ``id``.
-        grader: marks in this process.
-        run: the run's folder.
-        executor: where the jobs run; its model is the base.
-        told: called with (event, details): ``round, examined, wrote, undecided, looked, screened, tried, reinforcing, reinforced``.
-        credit: for ``credit="lines"``: puts the rows together.
-        exam: what the reward is taken on; by default the contexts' own questions.
-
-    Returns:
-        ``{rounds: [metrics of each], policy: folder of the last policy}``.
-
-    Raises:
-        DataError: too few contexts for all rounds; rows of another policy; a control without the run it is to be held against.
-    """
-    known = identify(config.model)
-    slots = config.slots or slots_that_fit(known, config.settings, config.device, most_workers(config.device))
-    drawn = draw(config, contexts)
-    metrics = Log(run.folder / "metrics.jsonl")
-    policy = BASE
-    for number, chosen in enumerate(drawn, start=1):
-        folder = run.folder / f"round-{number:02d}"
-        after = folder / "policy"
-        if after.is_dir() and len(metrics.rows) >= number:
-            policy = policy_at(after)
-            continue
-        # A round whose policy was taken away is played again; so is the first of more rounds than the run had.
-        shutil.rmtree(run.folder / "merged", ignore_errors=True)
-        metrics.keep(number - 1)
-        folder.mkdir(exist_ok=True)
-        told("round", {"number": number, "contexts": len(chosen), "policy": policy.digest})
-        # A control at random weighs nothing, so it needs no exam of its own.
-        sat = Labelled(task) if exam is None or config.rule == "random" else exam
-        one = Round(config, task, sat, known, executor, grader, run, folder, number, policy, slots, told, credit)
-        policy, row = one.play(chosen)
-        metrics.append(row)
-    merged = run.folder / "merged"
-    if config.merge and policy.folder and not merged.is_dir():
-        scratch = run.folder / ".merged.new"
-        shutil.rmtree(scratch, ignore_errors=True)
-        save_merged(known, [load_adapter(Path(policy.folder))], scratch)
-        scratch.rename(merged)
-    return {"rounds": metrics.rows, "policy": policy.folder}
-
-
-def draw(config: OuterConfig, contexts: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """The contexts of each round, all different; of a control, those that the other run took rows of.
-
-    Args:
-        config: numbers and seed.
-        contexts: those of each data set, which are drawn from in turn while they last: a small one isn't lost in a large one.
-    """
-    if config.control_of:
-        by_id = {context.id: context for part in contexts for context in part}
-        rounds = taken(Path(config.control_of), config.rounds)
-        missing = {row["context"] for rows in rounds for row in rows} - set(by_id)
-        if missing:
-            raise DataError(f"{config.control_of}: took passages that {', '.join(config.data)} doesn't have; give the same --data")
-        return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
-    shuffled = [sorted(part, key=lambda context: seeds.derive(config.seed, "draw", context.id)) for part in contexts]
-    in_turn = {context.id: context for row in itertools.zip_longest(*shuffled) for context in row if context is not None}
-    order, needed = list(in_turn.values()), config.rounds * config.contexts
-    if len(order) < needed:
-        raise DataError(
-            f"{config.rounds} rounds of {config.contexts} need {needed} passages and {', '.join(config.data)} has {len(order)}; "
-            "give fewer rounds or passages, or more data"
-        )
-    return [order[at : at + config.contexts] for at in range(0, needed, config.contexts)]
-
-
-def check_begun(folder: Path, drawn: Sequence[Sequence[Any]]) -> None:
-    """That a run's rounds so far are about the contexts that are drawn for them now.
-
-    Raises:
-        DataError: the data have changed.
-    """
-    for number, contexts in enumerate(drawn, start=1):
-        file = folder / f"round-{number:02d}" / "edits.jsonl"
-        if strangers := {row["context"] for row in read_rows(file)} - {context.id for context in contexts}:
-            raise DataError(
-                f"{file}: round {number} has {len(strangers)} contexts that would not be drawn for it now; give --data as it was: "
-                "a run that has begun takes no more or other data"
-            )
-
-
-def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
-    """What a finished run selected in each of its first rounds, one row a self-edit."""
-    found = []
-    for number in range(1, rounds + 1):
-        file = run / f"round-{number:02d}" / "selected.json"
-        if not file.is_file():
-            raise DataError(f"{run}: has no finished round {number}; let that run end first, or give fewer rounds")
-        found.append(json.loads(file.read_text()))
-    return found
 
 
 def earlier_worth(folder: Path, number: int) -> list[Tried]:
@@ -219,10 +91,10 @@ class Round:
         if self.config.algorithm == "dpo":
             preferred = preferences(scored, finalists(scored))
             chosen = [(context, best) for context, best, _ in preferred]
-            rows, job = self.preferred_rows(contexts, written, preferred), dpo
+            rows, job = self.maker(contexts, written).of_preferences(preferred), dpo
         else:
             chosen = self.select(scored)
-            rows, job = self.rows(contexts, written, chosen, scored), sft
+            rows, job = self.rows(self.maker(contexts, written), chosen, scored), sft
         keep_rows(self.folder / "rows.jsonl", rows)
         listed = [{"context": context, "candidate": candidate} for context, candidate in chosen]
         (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
@@ -239,7 +111,7 @@ class Round:
             "undecided": len(self.undecided),
             **({"screen": self.screening} if self.screening else {}),
             "rows": len(rows),
-            **({"rows_of_the_other": len(self.theirs)} if self.config.control_of else {}),
+            **({"rows_of_the_other": len(self.theirs)} if self.theirs is not None else {}),
             "outer_losses": training["losses"],
             "tokens": sum(row["tokens"] for row in tried.values()),
             # Of all workers together, whatever was interrupted in between.
@@ -576,76 +448,22 @@ class Round:
                 )
         return scored
 
-    def rows(
-        self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int]], scored: Sequence[Scored]
-    ) -> list[dict[str, Any]]:
-        """What the policy is trained on: the prompts of each selected self-edit and what was written to them.
+    def maker(self, contexts: Sequence[Any], written: Lessons) -> RowMaker:
+        """Of what the policy is trained on."""
+        return RowMaker(self.task, self.known, {context.id: context for context in contexts}, written, self.theirs)
 
-        ``item`` is the self-edit's place among the selected; with ``credit="lines"`` the context's. Of a control each item has as
-        many rows as in the run that it is held against, so there are as many steps of SFT.
-        """
-        by_id = {context.id: context for context in contexts}
-        theirs = self.theirs
+    def rows(self, maker: RowMaker, chosen: Sequence[tuple[str, int]], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+        """Self-edits whole, or by their lines."""
         if self.config.credit == "lines" and self.credit is not None:
-            return self.rows_of_lines(self.credit, by_id, written, chosen, scored, theirs)
-        rows: list[dict[str, Any]] = []
-        for item, (context_id, candidate) in enumerate(chosen):
-            own = self.answers(by_id[context_id], candidate, written)
-            if self.config.control_of:
-                count = sum(row["item"] == self.places_of[item] for row in theirs)
-                own = [own[at % len(own)] for at in range(count)] if own else []
-            rows += [row | {"item": item} for row in own]
-        return rows
+            asked = {context: self.exam.task.asked(examined) for context, examined in self.examined.items()}
+            seeded = {context: self.seed("control", context) for context in asked}
+            return maker.of_lines(chosen, scored, self.credit, asked, seeded)
+        return maker.of_edits(chosen, self.places_of)
 
-    @property
-    def theirs(self) -> list[dict[str, Any]]:
+    @cached_property
+    def theirs(self) -> list[dict[str, Any]] | None:
         """Of a control, the rows of the run that it is held against."""
-        return read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else []
-
-    def rows_of_lines(
-        self,
-        credit: Credit,
-        by_id: dict[str, Any],
-        written: Lessons,
-        chosen: Sequence[tuple[str, int]],
-        scored: Sequence[Scored],
-        theirs: Sequence[dict[str, Any]],
-    ) -> list[dict[str, Any]]:
-        """Of each context: lines of the selected that taught; of a control as many of any, to the other run's prompts."""
-        picked: dict[str, list[Candidate]] = defaultdict(list)
-        sources = {(one.context, one.candidate) for one in scored if one.usable} if self.config.control_of else set(chosen)
-        for one in scored:
-            if (one.context, one.candidate) in sources:
-                texts = written[one.context]["edits"][one.candidate]["texts"]
-                picked[one.context].append(Candidate(one.candidate, texts, one.gains))
-        rows: list[dict[str, Any]] = []
-        for item, (context_id, candidates) in enumerate(picked.items()):
-            context = by_id[context_id]
-            if self.config.control_of:
-                wanted = [row for row in theirs if row["context"] == context_id]
-                own = credit.random_rows(self.known, context, candidates, wanted, self.seed("control", context_id))
-            else:
-                own = credit.rows(self.known, context, self.exam.task.asked(self.examined[context_id]), candidates)
-            rows += [row | {"item": item} for row in own]
-        return rows
-
-    def answers(self, context: Any, candidate: int, written: Lessons) -> list[dict[str, Any]]:
-        """A self-edit's prompts with what was written to each."""
-        return answered(self.task, self.known, context, candidate, written[context.id]["edits"][candidate]["texts"])
-
-    def preferred_rows(
-        self, contexts: Sequence[Any], written: Lessons, chosen: Sequence[tuple[str, int, int]]
-    ) -> list[dict[str, Any]]:
-        """For DPO: the answers of each context's best self-edit over those of its worst, where both answer the same prompt."""
-        by_id = {context.id: context for context in contexts}
-        rows = []
-        for item, (context_id, best, worst) in enumerate(chosen):
-            refused = {json.dumps(row["messages"]): row["completion"] for row in self.answers(by_id[context_id], worst, written)}
-            for row in self.answers(by_id[context_id], best, written):
-                worse = refused.get(json.dumps(row["messages"]))
-                if worse is not None and worse != row["completion"]:
-                    rows.append(row | {"item": item, "refused": worse, "refused_candidate": worst})
-        return rows
+        return read_rows(Path(self.config.control_of) / self.folder.name / "rows.jsonl") if self.config.control_of else None
 
     def train_policy(self, job: Callable[..., list[float]], rows: Sequence[dict[str, Any]]) -> tuple[Policy, dict[str, Any]]:
         """The policy after SFT or DPO, and how that went; its folder appears whole or not at all, and isn't made twice."""
