@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
-# Where no bar can be drawn; the time left is by the speed over so many seconds (a passage may take minutes).
+# Seconds: from one line to the next where no bar can be drawn; of the past that the time left is told from, since one passage may
+# take minutes.
 SECONDS_A_LINE, SPEED_OVER = 60.0, 1800.0
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -153,7 +154,7 @@ class WorkBar(Progress):
     Args:
         what: is counted; may have {task.description} in it.
         console: to show it on.
-        clock: seconds.
+        clock: tells the time in seconds.
     """
 
     def __init__(self, what: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:

@@ -91,10 +91,10 @@ class Round:
         if self.config.algorithm == "dpo":
             preferred = preferences(scored, finalists(scored))
             chosen = [(context, best) for context, best, _ in preferred]
-            rows, job = self.maker(contexts, written).of_preferences(preferred), dpo
+            rows, job = self.row_maker(contexts, written).of_preferences(preferred), dpo
         else:
             chosen = self.select(scored)
-            rows, job = self.rows(self.maker(contexts, written), chosen, scored), sft
+            rows, job = self.rows(self.row_maker(contexts, written), chosen, scored), sft
         keep_rows(self.folder / "rows.jsonl", rows)
         listed = [{"context": context, "candidate": candidate} for context, candidate in chosen]
         (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
@@ -448,12 +448,12 @@ class Round:
                 )
         return scored
 
-    def maker(self, contexts: Sequence[Any], written: Lessons) -> RowMaker:
-        """Of what the policy is trained on."""
+    def row_maker(self, contexts: Sequence[Any], written: Lessons) -> RowMaker:
+        """What puts together the rows that the policy is trained on."""
         return RowMaker(self.task, self.known, {context.id: context for context in contexts}, written, self.theirs)
 
     def rows(self, maker: RowMaker, chosen: Sequence[tuple[str, int]], scored: Sequence[Scored]) -> list[dict[str, Any]]:
-        """Self-edits whole, or by their lines."""
+        """Rows for SFT: of the selected self-edits whole, or of their lines (``credit``)."""
         if self.config.credit == "lines" and self.credit is not None:
             asked = {context: self.exam.task.asked(examined) for context, examined in self.examined.items()}
             seeded = {context: self.seed("control", context) for context in asked}
