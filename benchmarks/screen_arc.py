@@ -4,8 +4,9 @@ r"""The split `laptop`: small puzzles that the embedded model solves after train
         --set edit.permutations=5 --set settings.batch_size=1 --set settings.rank=64 --set settings.alpha=128
 
 The rule: of ARC-AGI-1's training and of its evaluation tasks, the 20 each whose largest test, shown as digits with all
-demonstrations and its answer, has the fewest tokens (equals by id); of these, the tasks that a training run on the recipe
-HAND_MADE solves. The seed is SCREENING_SEED, which no table uses.
+demonstrations and its answer, has the fewest tokens (equals by id); of these, the tasks that a training run solves by HAND_MADE, by
+the same without augmentations (for rules in which a direction counts), or by that for two epochs (of what was near then). One run
+of this script for each recipe (--recipe, --tasks). The seed is SCREENING_SEED, which no table uses.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def test_arc_1_and_2_with_the_paper_s_splits() -> None:
     assert [len(load_puzzles("arc-2", split)) for split in ("train", "evaluation")] == [1000, 120]
     assert [puzzle.id for puzzle in load_puzzles("arc-1", "paper-train")] == list(PAPER_TRAIN)
     small = [{puzzle.id for puzzle in load_puzzles("arc-1", f"laptop-{part}")} for part in ("train", "eval")]
-    assert small[0] and small[1] and not small[0] & small[1]
+    assert len(small[0]) >= 7 and len(small[1]) >= 8 and not small[0] & small[1]
+    # They are one rule, turned by 180 degrees.
+    assert {"3c9b0459", "6150a2bd"} <= small[0]
     run = load_puzzles("arc-1", "paper-eval-run")
     assert len(run) == len(PAPER_EVAL_RUN) == 8 and next(p for p in run if p.id == "b1fc8b8e").test[1][1] is not None
     with pytest.raises(DataError, match="unknown split"):
