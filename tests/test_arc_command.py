@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from selfedit.config import ArcEvalConfig, ArcTrainConfig, RecipeConfig
 from selfedit.errors import DataError
 from selfedit.lm.load import identify
 from selfedit.puzzles import evaluate
-from selfedit.puzzles.evaluate import Lease, best_fixed, fixed_recipes, numbered, write_recipes
+from selfedit.puzzles.evaluate import Lease, _independent, best_fixed, fixed_recipes, numbered, write_recipes
 from selfedit.report import puzzles as pictures
 from selfedit.tasks.arc.data import load_puzzles, parse_puzzle
 from selfedit.tasks.arc.recipe import HAND_MADE, parse_recipe
@@ -88,8 +89,6 @@ def test_all_methods_side_by_side(command: Command, tiny_model: Path, puzzles: P
     rows = rows_of(trained / "trials.jsonl")
     rows[0]["sitting"]["answers"] = ["[[[3]]]"]
     run = tmp_path / "trained"
-    import shutil
-
     shutil.copytree(trained, run)
     (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     methods = "icl,random,ttt,best-fixed,seal-writer,seal,oracle"
@@ -157,8 +156,6 @@ def test_equal_recipes_get_trainings_of_their_own(command: Command, tiny_model: 
 
 
 def test_of_recipes_that_solved_as_much_the_fields_decide(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     puzzles = {puzzle.id: puzzle for puzzle in load_puzzles(str(run / "data.json"), "")}
@@ -228,8 +225,82 @@ def test_a_recipe_that_can_t_be_read_here_is_refused_before_anything_starts(
     config = ArcEvalConfig(methods=("best-fixed", "oracle"), fixed_of=str(run), oracle=json.dumps(hand_made(), indent=2))
     with pytest.raises(DataError, match=r"best-fixed, of .*0.004 is none of .*--unconstrained"):
         fixed_recipes(config)
-    found = fixed_recipes(config.model_copy(update={"edit": RecipeConfig(constrained=False)}))
-    assert found["oracle"] == HAND_MADE.text() and json.loads(found["best-fixed"]) == hand_made(learning_rate=0.004)
+    fixed, by_hand = fixed_recipes(config.model_copy(update={"edit": RecipeConfig(constrained=False)}))
+    assert by_hand == {"others": HAND_MADE.text()} and json.loads(fixed or "") == hand_made(learning_rate=0.004)
+
+
+def test_the_oracle_may_have_a_recipe_for_each_puzzle(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    own, other = hand_made(num_train_epochs=2), hand_made(num_train_epochs=3)
+    config = tmp_path / "eval.yaml"
+    config.write_text(json.dumps({"oracle": {"task6": own, "others": other}}))
+    flags = ("--data", puzzles, "--limit", 2, "--methods", "oracle", "--model", tiny_model, *SMALL)
+    done = command("eval", "arc", *flags, "--config", config, "--run", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "eval" / "table.json").read_text())["recipes"]
+    assert {row["puzzle"]: json.loads(row["recipe"]) for row in rows} == {"task5": other, "task6": own}
+    config.write_text(json.dumps({"oracle": {"task6": "nonsense"}}))
+    done = command("eval", "arc", *flags, "--config", config, "--run", tmp_path / "again")
+    assert done.returncode == 1 and "oracle, of task task6:" in done.stderr
+
+
+def test_a_run_that_tried_no_recipes_is_no_source_of_a_fixed_one(
+    command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", puzzles, "--limit", 1, "--model", tiny_model, *SMALL)
+    done = command("eval", "arc", *flags, "--methods", "icl", "--run", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr
+    done = command("eval", "arc", *flags, "--methods", "best-fixed", "--fixed-of", tmp_path / "eval", "--run", tmp_path / "again")
+    assert done.returncode == 1 and "no run of selfedit train arc" in done.stderr and "Extra inputs" not in done.stderr
+    (tmp_path / "eval" / "run.json").unlink()
+    with pytest.raises(DataError, match=r"no run of selfedit train arc"):
+        best_fixed(tmp_path / "eval")
+
+
+def test_a_trial_that_failed_counts_against_its_recipe_s_fields(tmp_path: Path) -> None:
+    better, worse, failing = hand_made(num_train_epochs=2), hand_made(num_train_epochs=3), hand_made(num_train_epochs=3)
+    failing["data_generation"] = failing["data_generation"] | {"use_size_augmentations": True}
+    run = made_run(tmp_path / "run", [("a", better, True, None), ("b", worse, True, None), ("c", failing, False, None)])
+    rows = rows_of(run / "trials.jsonl")
+    rows[2]["sitting"] = None
+    (run / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert json.loads(best_fixed(run)) == better
+
+
+def test_an_invalid_recipe_is_one_outcome_however_often_it_stands() -> None:
+    invalid = [{"recipe": "?", "run": number, "status": "invalid"} for number in (0, 1, 2)]
+    assert len({_independent(trial) for trial in invalid}) == 1
+    trained = [{"recipe": "{}", "run": number, "status": "ok"} for number in (0, 1, 0)]
+    assert len({_independent(trial) for trial in trained}) == 2
+    assert _independent({"recipe": None, "status": "too long"}) == (None, None)
+
+
+def test_solve_trains_as_eval_does(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
+    flags = ("--model", tiny_model, "--edits", 2, *SMALL)
+    done = command("eval", "arc", "--data", puzzles / "task5.json", "--methods", "icl,ttt", *flags, "--run", tmp_path / "eval")
+    assert done.returncode == 0, done.stderr
+    recipes, *trials = rows_of(tmp_path / "eval" / "trials.jsonl")
+    done = command("solve", puzzles / "task5.json", "--json", tmp_path / "s.json", *flags)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert [json.dumps(answer) for answer in result["before"]] == recipes["icl"]["sitting"]["answers"]
+    theirs = {row["recipe"]: row["sitting"]["answers"] for row in trials}
+    assert {row["recipe"]: [json.dumps(answer) for answer in row["after"]] for row in result["recipes"]} == theirs
+
+
+def test_a_run_of_the_outer_loop_goes_on_with_its_own_puzzles_only(
+    command: Command, trained: Path, tiny_model: Path, puzzles: Path, tmp_path: Path
+) -> None:
+    changed = tmp_path / "tasks"
+    shutil.copytree(puzzles, changed)
+    shutil.copytree(trained, tmp_path / "run")
+    for number in range(5, 9):
+        task = one(number)
+        task["test"][0]["output"] = [[4]]
+        (changed / f"task{number}.json").write_text(json.dumps(task))
+    before = (tmp_path / "run" / "data.json").read_text()
+    done = command("train", "arc", "--data", changed, "--run", tmp_path / "run", "--resume", "--workers", 0)
+    assert done.returncode == 1 and "aren't what they were" in done.stderr and "data.json" in done.stderr
+    assert (tmp_path / "run" / "data.json").read_text() == before
 
 
 def test_the_policy_writes_once_for_both_of_its_methods(lm: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,9 +384,8 @@ def test_a_puzzle_that_is_too_long_is_unsolved(command: Command, tiny_model: Pat
 def test_solve_shows_before_and_after(command: Command, tiny_model: Path, puzzles: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text(HAND_MADE.text())
-    small = SMALL[2:]
     done = command(
-        "solve", puzzles / "task5.json", "--model", tiny_model, "--recipe", recipe, "--json", tmp_path / "s.json", *small
+        "solve", puzzles / "task5.json", "--model", tiny_model, "--recipe", recipe, "--json", tmp_path / "s.json", *SMALL
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "s.json").read_text())

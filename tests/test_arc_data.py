@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def test_a_task_a_folder_and_kaggle_s_two_files(tmp_path: Path) -> None:
     (found,) = load_puzzles(str(many), "")
     assert found.id == "a1" and [wanted for _, wanted in found.test] == [((9, 9),), ((8,),)]
     check_solved([found])
+    # Data sets that overlap have a puzzle twice; two puzzles of one id are a fault.
+    check_solved([found, found])
+    with pytest.raises(DataError, match="task a1: two different puzzles"):
+        check_solved([found, replace(found, train=found.test)])
     with pytest.raises(DataError, match="task one, test 2: the field output is missing"):
         check_solved([single])
     with pytest.raises(DataError, match=r"of Kaggle's files give one itself, such as .*arc_challenges.json"):
@@ -41,6 +46,7 @@ def test_a_task_a_folder_and_kaggle_s_two_files(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda t: t.update(train=[]), "no demonstration pair"),
+        (lambda t: t.pop("train"), "no demonstration pair"),
         (lambda t: t.pop("test"), "no test"),
         (lambda t: t["train"][0].pop("output"), "train 1: the field output"),
         (lambda t: t["test"][1].pop("input"), "test 2: the field input"),

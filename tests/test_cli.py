@@ -22,6 +22,7 @@ from safetensors import safe_open
 from conftest import make_tiny_model
 from selfedit.cli.common import WorkBar
 from selfedit.keepers.routes import STATES
+from selfedit.lm.adapter import load_adapter
 from selfedit.memory.ledger import Memory
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -298,7 +299,6 @@ def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(comman
         assert who == "what was learnt about Topic 2"
     with model.to("qqqq") as who:
         assert all(layer.active is None for layer in layers.values()) and who.startswith("the base")
-    from selfedit.lm.adapter import load_adapter
 
     assert second.keys() == (own := load_adapter(folders[1]).weights).keys()
     assert all((second[name][0] == own[name][0]).all() for name in own)
@@ -338,11 +338,16 @@ def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, 
         (2, 4, 0.75, 0.0, True),
     ]
     assert "lost" in done.stdout and "memory consolidate" in done.stdout
-    done = command("memory", "consolidate", "--memory", taught, "--budget", 1, "--json", tmp_path / "c.json")
+    wrong = command("memory", "consolidate", "--memory", taught, "--set", "epoch=4")
+    assert wrong.returncode == 1 and "epoch: " in wrong.stderr and "Traceback" not in wrong.stderr
+    sets = ("--set", "rank=3", "--set", "epochs=2")
+    done = command("memory", "consolidate", "--memory", taught, "--budget", 1, *sets, "--json", tmp_path / "c.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "c.json").read_text())["accepted"] is True
     memory = Memory.open(taught)
     assert len(memory.state.slots) == 1 and memory.state.entries == (1, 2)
+    assert memory.state.slots[0].changed == {"rank": 3, "epochs": 2}
+    assert {adapter[0].shape[0] for adapter in load_adapter(memory.adapter_folders()[0]).weights.values()} == {3}
     again = command("memory", "consolidate", "--memory", taught)
     assert again.returncode == 1 and "nothing to put together" in again.stderr
     done = command("memory", "check", "--memory", taught)
@@ -432,7 +437,7 @@ def test_a_bank_s_exam_is_each_question_s_own_way(tiny_model: Path, apart: Path)
     from dataclasses import replace
 
     from selfedit.contexts import Passage, Question
-    from selfedit.lm.adapter import install, load_adapter
+    from selfedit.lm.adapter import install
     from selfedit.lm.load import load_model
     from selfedit.memory.compose import general_kept, kept_by, newest_answers, sample_kept, sit_kept
     from selfedit.tasks.general import right, sampled, sit_general

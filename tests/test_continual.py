@@ -150,6 +150,12 @@ def test_retention_takes_the_self_edit_with_the_best_reward(lm: Any) -> None:
     assert all(torch.equal(a[1], b[1]) for a, b in zip(*(h.adapters[1].weights.values() for h in (after, plain)), strict=True))
 
 
+def test_what_retention_notes_is_before_a_consolidation_wherever_it_stands_in_a_name(lm: Any) -> None:
+    held = [learnt(lm, name, LESSONS[:2], every=2)[0] for name in ("retention+consolidate", "consolidate+retention")]
+    noted = [[one.likelihood for one in of.lessons] for of in held]
+    assert noted[0] == noted[1] and all(len(of.adapters) == 1 for of in held)
+
+
 def test_retention_chooses_wherever_it_stands_in_a_name_and_trains_each_once(lm: Any) -> None:
     other = Document("qqqq", (Message("user", "Something else?"),))
     two = replace(LESSONS[0], edits=((other,), LESSONS[0].edits[0]))
@@ -409,8 +415,19 @@ def test_the_figures_of_hand_made_rows() -> None:
     to_base = {row["measure"]: row["mean"] for row in found["differences"] if row["control"] == "base"}
     assert to_base == pytest.approx({"general_share": -0.25, "general_right": merge["general_right"], "text_share": -0.25})
     differences = {row["measure"]: row["mean"] for row in found["differences"] if row["control"] == "merge"}
-    assert differences == pytest.approx({"immediate": 0, "retained": 1 / 3, "along": 2 / 3, "bare": -1 / 2, "retention": 1})
+    assert differences == pytest.approx(
+        {"immediate": 0, "retained": 1 / 3, "along": 2 / 3, "bare": -1 / 2, "retention": 1, "forgetting": -1 / 2}
+    )
     assert found["questions"] == found["counted"] == 8
+
+
+def test_methods_are_held_against_merge_wherever_it_stands_and_unfinished_sequences_left_out() -> None:
+    config, drawn, rows = hand_made()
+    turned = table(config.model_copy(update={"methods": ("replay", "merge")}), drawn, [], rows, ExactMatchGrader())
+    assert {row["control"] for row in turned["differences"]} == {"merge", "base"} and turned["control"] == "merge"
+    partly = table(config, drawn, [], rows[:-1], ExactMatchGrader())
+    assert partly["finished"] == {"merge": 1, "replay": 0} and list(partly["methods"]) == ["merge"]
+    assert not [row for row in partly["differences"] if row["control"] == "merge"]
 
 
 def test_what_was_right_before_a_consolidation_is_the_immediate() -> None:
@@ -573,6 +590,11 @@ def test_a_run_has_a_matrix_and_resumes(command: Command, tiny_model: Path, tmp_
     assert rows.count("\n") == 2 + 3 * 2 * 2
     other = command(*flags, "--run", run, "--resume", "--set", "keep.every=3")
     assert other.returncode == 1 and "keep.every=2, now 3" in other.stderr
+    asked = json.loads((run / "sequences.json").read_text())
+    next(iter(asked["questions"].values()))[0][0] = "another gold"
+    (run / "sequences.json").write_text(json.dumps(asked))
+    other = command("continual", "--run", run, "--resume")
+    assert other.returncode == 1 and "other questions" in other.stderr, "answers would be marked by golds of now"
 
 
 def test_kill_and_resume_end_in_the_same_rows(command: Command, tiny_model: Path, tmp_path: Path) -> None:

@@ -205,6 +205,15 @@ def test_a_text_without_spaces_is_split_too(lm: Any) -> None:
     assert all(len(lm.tokenizer(part.text)["input_ids"]) <= lm.window // 2 for part in parts)
 
 
+def test_a_part_of_a_long_text_has_the_sentences_of_the_whole(lm: Any) -> None:
+    """In Markdown a line break ends a sentence that no full stop does; a part of it does too."""
+    lines = [f"## Heading {n}\n\n- item {n} of the list\n- another item {n}" for n in range(60)]
+    text = "\n\n".join(lines)
+    parts = split_passage(lm, Passage("T", text))
+    assert len(parts) > 1 and all(len(lm.tokenizer(part.text)["input_ids"]) <= lm.window // 2 for part in parts)
+    assert [piece for part in parts for piece in passage_pieces(part.text)] == passage_pieces(text)
+
+
 def test_a_title_that_fills_the_window_is_an_error(lm: Any) -> None:
     title = "long " * 600
     with pytest.raises(DataError, match="shorter title"):

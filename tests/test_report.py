@@ -174,6 +174,21 @@ def test_a_summary_of_sequences_becomes_a_matrix(command: Command, tmp_path: Pat
     assert done.returncode == 1 and "std_over_sequences" in done.stderr
 
 
+def test_a_method_that_only_a_later_run_has_is_held_against_the_first_run_s(tmp_path: Path) -> None:
+    def run(name: str, **accuracy: tuple[float, ...]) -> RunData:
+        passages = [
+            {"id": str(at), "title": str(at), "methods": {method: {"accuracy": of[at]} for method, of in accuracy.items()}}
+            for at in range(3)
+        ]
+        return RunData(name, tmp_path, "puzzles", {}, table={"methods": {method: {} for method in accuracy}, "passages": passages})
+
+    found = comparison([run("first", icl=(0.0, 0.0, 0.0), ttt=(0.2, 0.4, 0.0)), run("later", seal=(0.6, 0.8, 0.1))])
+    assert found is not None
+    listed = {row[1]: (row[0], row[2], row[3]) for row in found.rows}
+    assert listed["seal - icl, solved"] == ("later - first", 3, listed["seal - icl, solved"][2])
+    assert listed["seal - ttt, solved"][2].startswith("+30.0 ["), "0.4, 0.4 and 0.1"
+
+
 def test_a_second_policy_s_share_of_the_first_one_s_gain(tmp_path: Path) -> None:
     """Its writer gains .1 where the first one's gains .2: half, over passages."""
     runs = []

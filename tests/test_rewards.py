@@ -602,7 +602,11 @@ def test_rewards_are_compared_on_the_same_trials(
     by_name = {row["name"]: row for row in table["rows"]}
     assert {*REWARD_EXAMS, "gradient (labelled)", "ridge (self-quiz)"} <= set(by_name)
     assert by_name["accuracy"]["n"] == by_name["self-quiz"]["n"] == 2 and by_name["accuracy"]["reliability"]["trials"] == 12
-    assert by_name["accuracy"]["picked_minus_accuracy"]["mean"] == 0
+    assert by_name["accuracy"]["accuracy"]["minus_labelled"]["mean"] == 0
+    assert by_name["likelihood"]["likelihood"]["minus_labelled"]["mean"] == 0
+    assert by_name["gradient (labelled)"]["halves"]["n"] == 2 and by_name["length (labelled)"]["halves"] is None
+    assert [name for name, row in by_name.items() if row["named"]] == ["self-quiz-likelihood", "in-context (labelled)"]
+    assert {"self-quiz", "agreement"} >= set(table["overlap"]) > set()
     assert {row["screen"] for row in table["two_stage"]} == {*FEATURES, "ridge", "random"}
     for row in rows_of(tmp_path / "run" / "trials.jsonl"):
         seen = {one["question"] for one in row["exams"]["first half"]}
@@ -623,9 +627,10 @@ def by_hand(worth: list[list[float]], rewards: list[list[float]], looks: list[fl
     features = [dict.fromkeys(FEATURES, 0.0) | {"gradient": value} for value in looks]
     looking = {"labelled": dict.fromkeys(FEATURES, Cost(0.25, 8))}
     named = {"accuracy": [rewards] * 2, "likelihood": [rewards] * 2, "mixed": [rewards] * 2}
+    outcomes = {"accuracy": [worth] * 2, "likelihood": [worth] * 2}
     whole, making = dict.fromkeys(named, rewards), dict.fromkeys((*REWARD_EXAMS.values(),), Cost())
     seen, sitting = {"labelled": [features] * 2}, {"labelled": Cost(1.0, 50, 20)}
-    return Measured([worth] * 2, named, named, whole, seen, None, making, sitting, looking, Cost(2.0), Cost(3.0, 150), 100.0)
+    return Measured(outcomes, named, named, whole, seen, {}, making, sitting, looking, Cost(2.0), Cost(3.0, 150), 100.0)
 
 
 def test_equal_worths_are_no_rank() -> None:
@@ -633,8 +638,8 @@ def test_equal_worths_are_no_rank() -> None:
     other = by_hand([[0, 0], [1, 1]], [[1, 1], [2, 2]], [0.0, 1.0])
     table = summarise([same, other], RewardBenchConfig(edits=2, screened=1))
     (accuracy,) = [row for row in table["rows"] if row["name"] == "accuracy"]
-    assert accuracy["rank_correlation"]["n"] == 1 and accuracy["n"] == 2
-    assert accuracy["rank_correlation"]["mean"] == pytest.approx(1)
+    assert accuracy["accuracy"]["rank_correlation"]["n"] == 1 and accuracy["n"] == 2
+    assert accuracy["accuracy"]["rank_correlation"]["mean"] == pytest.approx(1)
 
 
 def test_a_half_is_marked_with_the_whole_exam() -> None:
@@ -658,8 +663,10 @@ def test_a_half_is_marked_with_the_whole_exam() -> None:
         "trials": [trial], "sittings": sat,
     }  # fmt: skip
     found = Measured.of(row)
-    assert found.worth == [[[0.0]], [[0.5]]], "ruby is no answer, onyx is one"
-    assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["gradient"] == Cost(0.5, 6, 2)
+    assert found.worth["accuracy"] == [[[0.0]], [[0.5]]], "ruby is no answer, onyx is one"
+    assert found.worth["likelihood"] == [[[0.0]], [[0.0]]], "as likely as before"
+    assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["length"] == Cost(0.5, 6, 2)
+    assert found.looking["labelled"]["gradient"] == Cost(1.0, 12, 4), "a run asks all questions"
     assert found.sitting["labelled"] == Cost(1.0, 12, 4) and found.training == Cost(3.0, 8, 0)
 
 
@@ -668,20 +675,38 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     lucky = by_hand([[1, 0], [0.5, 0.5], [0, 1]], [[3, 1], [2, 2], [1, 3]], [0.0, 5.0, 1.0])
     table = summarise([lucky, lucky], RewardBenchConfig(edits=3, screened=1))
     rows = {row["name"]: row for row in table["rows"]}
-    assert rows["accuracy"]["picked"]["mean"] == 0 and rows["accuracy"]["rank_correlation"]["mean"] == -1
-    assert rows["gradient (labelled)"]["picked"]["mean"] == 0.5 and table["average"]["mean"] == 0.5
+    of = rows["accuracy"]["accuracy"]
+    assert of["picked"]["mean"] == 0 and of["rank_correlation"]["mean"] == -1 and of["share"] is None
+    assert rows["gradient (labelled)"]["accuracy"]["picked"]["mean"] == 0.5 and table["average"]["mean"] == 0.5
     assert rows["accuracy"]["seconds_a_passage"]["mean"] == 13 and rows["gradient (labelled)"]["seconds_a_passage"]["mean"] == 0.75
     assert rows["accuracy"]["read_tokens_a_passage"]["mean"] == 650 and rows["accuracy"]["written_tokens_a_passage"]["mean"] == 80
     by_accuracy = [row for row in table["two_stage"] if row["by"] == "accuracy"]
     (gradient,) = [row for row in by_accuracy if row["screen"] == "gradient"]
     (random,) = [row for row in by_accuracy if row["screen"] == "random"]
-    assert random["picked"]["mean"] == 0.5 and random["cost_share"] == pytest.approx(1 / 3)
-    assert gradient["picked"]["mean"] == 0.5 and gradient["minus_training_all"]["mean"] == 0.5
+    assert random["accuracy"]["picked"]["mean"] == 0.5 and random["cost_share"] == pytest.approx(1 / 3)
+    assert gradient["accuracy"]["picked"]["mean"] == 0.5 and gradient["accuracy"]["minus_training_all"]["mean"] == 0.5
+    assert gradient["accuracy"]["all_minus_one"]["mean"] == -0.5
     assert gradient["cost_share"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
     assert gradient["cost_share_written"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)
-    assert gradient["minus_random"]["mean"] == 0 and random["minus_random"] is None
+    assert gradient["accuracy"]["minus_random"]["mean"] == 0 and random["accuracy"]["minus_random"] is None
     (ridge,) = [row for row in by_accuracy if row["screen"] == "ridge"]
     assert ridge["cost_share"] == pytest.approx((4 + 3 * 0.25 * len(FEATURES)) / 12)
+
+
+def test_how_much_of_the_labelled_gain_a_pick_has() -> None:
+    """Where labels gain something for certain over chance, and by the jackknife over passages."""
+    # The labelled reward picks what is worth 1 of (0, .5, 1); the look picks the middle one.
+    passages = [by_hand([[0, 0], [0.5, 0.5], [1, 1]], [[1, 1], [2, 2], [3, 3]], [0.0, 5.0, 1.0]) for _ in range(3)]
+    rows = {row["name"]: row for row in summarise(passages, RewardBenchConfig(edits=3, screened=1))["rows"]}
+    assert rows["likelihood"]["accuracy"]["share"]["mean"] == pytest.approx(1)
+    assert rows["gradient (labelled)"]["likelihood"]["share"]["mean"] == pytest.approx(0)
+
+
+def test_ridge_is_judged_on_passages_that_it_was_not_fitted_on() -> None:
+    table = summarise([by_hand([[0, 0], [1, 1]], [[1, 1], [2, 2]], [0.0, 1.0])] * 7, RewardBenchConfig(edits=2, screened=1))
+    rows = {row["name"]: row["n"] for row in table["rows"]}
+    assert rows["ridge (labelled)"] == 4 and rows["gradient (labelled)"] == 7
+    assert {row["n"] for row in table["two_stage"] if row["screen"] == "ridge"} == {4}
 
 
 def test_a_run_in_two_stages_pays_for_all_looks_and_for_ties() -> None:
@@ -693,6 +718,11 @@ def test_a_run_in_two_stages_pays_for_all_looks_and_for_ties() -> None:
     assert share["gradient", 1] == pytest.approx((0.5 * (2 * whole + looked) + 0.5 * (each + looked)) / (1.5 * whole))
     assert share["gradient", 2] == pytest.approx(
         (0.5 * (2 * whole + looked) + 0.5 * (2 * each + looked + 2 * each)) / (1.5 * whole)
+    )
+    # The same of 50 passages with 15 self-edits each, 4 of which are the first ones.
+    planned = [row for row in table["two_stage"] if (row["screen"], row["count"], row["by"]) == ("gradient", 1, "accuracy")]
+    assert planned[0]["cost_share_planned"] == pytest.approx(
+        (0.08 * (2 * 60 + 15 * 0.25) + 0.92 * (each + 15 * 0.25)) / (1.08 * 60)
     )
     # Of three choices of two one has both of those that tie.
     assert share["random", 2] == pytest.approx((0.5 * 2 * whole + 0.5 * (2 * each + 2 / 3 * each)) / (1.5 * whole))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -414,7 +415,7 @@ class TrainConfig(OuterConfig):
 class RecipeConfig(Writing):
     """How a puzzle's recipe is written, what it may name, and how puzzles are shown and answered (paper section 4.2)."""
 
-    sampling: Sampling = Sampling(temperature=1.0, again="unreadable")
+    sampling: Sampling = Sampling(temperature=1.0, top_p=1.0, again="unreadable")
     rendering: Annotated[Rendering, Field(description="how grids are written; python-list is the paper's")] = "digits"
     constrained: Annotated[
         bool,
@@ -497,7 +498,13 @@ class ArcEvalConfig(Frozen):
         ),
     ] = 1
     writer: Annotated[str, Field(description="run of selfedit train arc, or a policy's folder: for seal and seal-writer")] = ""
-    oracle: Annotated[str, Field(description="the recipe of the method oracle, as JSON; default: the hand-made one")] = ""
+    oracle: Annotated[
+        str | dict[str, str],
+        Field(
+            description="the recipe of the method oracle, as JSON; or such recipes by a puzzle's id, 'others' for those not named; "
+            "default: the hand-made one"
+        ),
+    ] = ""
     fixed_of: Annotated[str, Field(description="run whose most successful recipe is best-fixed; default: the writer's")] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
@@ -509,6 +516,16 @@ class ArcEvalConfig(Frozen):
     @classmethod
     def _plain_settings(cls, value: Settings) -> Settings:
         return _plain(_no_lesson(value, "a puzzle's adapter answers that puzzle alone"), NO_VIEW_OF_PUZZLES)
+
+    @field_validator("oracle", mode="before")
+    @classmethod
+    def _recipes_as_text(cls, value: Any) -> Any:
+        """Recipes may stand in a YAML file, or behind ``--set``, as what they are and not as a string."""
+        if not isinstance(value, dict):
+            return value
+        if "data_generation" in value:
+            return json.dumps(value)
+        return {name: json.dumps(recipe) if isinstance(recipe, dict) else recipe for name, recipe in value.items()}
 
     @field_validator("methods")
     @classmethod
@@ -636,6 +653,10 @@ class RewardBenchConfig(Frozen):
     edits: Annotated[int, Field(ge=2, le=64, description="self-edits a passage")] = 8
     repeats: Annotated[int, Field(ge=2, le=16, description="seeds of training of each")] = 2
     screened: Annotated[int, Field(ge=1, le=64, description="self-edits that a screen lets through")] = 2
+    named: Annotated[
+        tuple[str, ...],
+        Field(description="a screen and a reward named before anything is measured: the best of the others is the best of many"),
+    ] = ("in-context", "self-quiz-likelihood")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     quiz: QuizConfig = QuizConfig()

@@ -26,17 +26,19 @@ from selfedit import seeds
 from selfedit.config import ContinualConfig
 from selfedit.contexts import Passage
 from selfedit.edits import Document
-from selfedit.errors import DataError, InvalidEditError
+from selfedit.errors import DataError, InvalidEditError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders import Grader
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
+from selfedit.lm.null_space import familiar_of
 from selfedit.matrix import BASE_METHOD, FORMS, shown, table
 from selfedit.runs import Log, Policy, Run, policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.general.rehearsal import asked_digest, familiar, rehearsals
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -48,6 +50,7 @@ def continual(
     run: Run,
     workers: int | None,
     told: Callable[[int, int], None],
+    so_far: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Runs what is missing of a run and returns its table.
 
@@ -58,6 +61,7 @@ def continual(
         run: the run's folder; finished commits are not done again.
         workers: processes; a commit is one job, sequences go side by side.
         told: called with the number of commits and baselines done, and of all.
+        so_far: called with the table of what is whole each time that a method has gone through a sequence.
 
     Raises:
         DataError: too few passages, an unknown method, a run of other passages or of another writer.
@@ -71,6 +75,8 @@ def continual(
     told(len(run.rows), total)
     choice = ModelChoice(config.model, config.device, config.dtype)
     with LocalExecutor(choice, workers) as executor:
+        # Made once, so that no commit's time has it.
+        result(executor.submit(prepare, config))
         edits = _written(executor, config, [passage for sequence in drawn for passage in sequence], edits_log, policy)
         done = {(row["method"], row["sequence"], row["step"]) for row in run.rows}
         waiting: dict[Future[Any], tuple[str, int]] = {}
@@ -80,6 +86,8 @@ def continual(
             step = next((step for step in steps if (method, at, step) not in done), None)
             if step is None:
                 shutil.rmtree(_states(run, method, at), ignore_errors=True)
+                if method != BASE_METHOD and (BASE_METHOD, 0, 0) in done and (BASE_METHOD, at, 0) in done:
+                    so_far(table(config, drawn, asked_elsewhere(others), run.rows, grader))
                 return
             own = {passage.id: edits[passage.id] for passage in drawn[at]}
             lease = Commit(config, method, at, step, tuple(drawn[at]), others, str(_states(run, method, at)), own)
@@ -128,9 +136,16 @@ def check_run(run: Run, drawn: Sequence[Sequence[Passage]], others: Sequence[Pas
     ids = {
         "sequences": [[passage.id for passage in sequence] for sequence in drawn],
         "elsewhere": [[passage.id, passage.questions[0].question] for passage in others],
+        # An exam that has been sat is marked by these.
+        "questions": {
+            passage.id: [[*one.golds, one.question, *one.paraphrases] for one in passage.questions]
+            for passage in (*(one for sequence in drawn for one in sequence), *others)
+        },
     }
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != ids:
-        raise DataError(f"{run.folder}: was made with other passages; bring the data back, or give another --run")
+        raise DataError(
+            f"{run.folder}: was made with other passages or other questions; bring the data back, or give another --run"
+        )
     file.write_text(json.dumps(ids) + "\n", encoding="utf-8")
     written = Log(run.folder / "edits.jsonl")
     for row in (*written.rows, *run.rows):
@@ -225,6 +240,15 @@ def asked_elsewhere(others: Sequence[Passage]) -> list[Asked]:
     return [Asked(passage.questions[0], group, paraphrase=False) for group, passage in enumerate(others)]
 
 
+def prepare(lm: LanguageModel, config: ContinualConfig) -> None:
+    """A job: makes what some methods need of the base and keep in the cache, whoever asks for it first."""
+    ways = [way.settings(config.settings) for way in (keeper(method, config.keep) for method in config.methods) if way.trains]
+    if any(way.rehearsal or way.null_space for way in ways) or config.keep.sleep_share:
+        rehearsals(lm)
+    if any(way.null_space for way in ways):
+        familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
+
+
 def write(lm: LanguageModel, passage: Passage, config: ContinualConfig, policy: str | None) -> list[str]:
     """A job: a passage's self-edits, by the base or a policy."""
     with policy_standing(lm, policy):
@@ -282,7 +306,10 @@ def commit(lm: LanguageModel, lease: Commit) -> dict[str, Any]:
         seed = seeds.derive(config.seed, lease.sequence, passage.id, "train")
         learnt, cost, accepted = method.learn(lm, before, lesson, config.settings, seed)
         held = method.settle(lm, learnt, config.settings, seed, cost) if accepted else learnt
-    save_held(states / f"{step:03d}", held, origins, lm.name)
+    try:
+        save_held(states / f"{step:03d}", held, origins, lm.name)
+    except (OSError, shutil.Error) as error:
+        raise DataError(f"{states}: the commit can't be kept ({error}); free space, and go on with --resume") from error
     shutil.rmtree(states / f"{step - 2:03d}", ignore_errors=True)
     old = {id(adapter) for adapter in before.adapters}
     row: dict[str, Any] = {
@@ -380,10 +407,19 @@ def _linked(source: str, target: str) -> None:
 
 
 def load_held(folder: Path, lm: LanguageModel, lease: Commit) -> tuple[Held, dict[int, Path]]:
-    """A state, and where each of its adapters lies."""
-    known = json.loads((folder / "held.json").read_text(encoding="utf-8"))
-    places = sorted(path for path in folder.iterdir() if path.is_dir())
-    adapters = [load_adapter(path) if any(path.iterdir()) else Adapter({}, 1.0) for path in places]
+    """A state, and where each of its adapters lies.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        known = json.loads((folder / "held.json").read_text(encoding="utf-8"))
+        places = sorted(path for path in folder.iterdir() if path.is_dir())
+        adapters = [load_adapter(path) if any(path.iterdir()) else Adapter({}, 1.0) for path in places]
+    except (OSError, ValueError, MemoryStoreError) as error:
+        raise DataError(
+            f"{folder}: can't be read ({error}); delete {folder.parent}, and --resume begins that sequence again"
+        ) from error
     by_id = {passage.id: passage for passage in lease.passages}
     lessons = tuple(
         Lesson(

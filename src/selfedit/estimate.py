@@ -117,8 +117,9 @@ def estimate_continual(config: ContinualConfig, known: Identity) -> Estimate:
     parts = [method.split("+") for method in config.methods]
     lessons = config.sequences * config.passages
     trained = [names for names in parts if not set(names) & {"retrieve", "context"}]
-    # A consolidation trains on everything so far, half of the sequence on average.
-    sleeps = (config.passages // config.keep.every) * config.passages / 2
+    # A consolidation trains on everything so far, half of the sequence on average, by epochs of its own.
+    epochs = (config.keep.sleep_epochs or config.settings.epochs) / config.settings.epochs
+    sleeps = (config.passages // config.keep.every) * config.passages / 2 * epochs
     each = [
         lessons * (config.edits + 1 if "retention" in names and config.edits > 1 else 1)
         + config.sequences * sleeps * ("consolidate" in names)

@@ -25,23 +25,32 @@ from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
 BASE_METHOD = "base"
 # Where a row keeps the exam in each form.
 FORMS: dict[str, ExamForm] = {"sittings": "titled", "bare": "bare"}
-# Whose cost a commit's is held against.
-COST_CONTROL = "merge"
+# What methods and their costs are held against, where the run has it; methods otherwise against the run's first one.
+CONTROL = "merge"
 # Share of a quiz that methods see which decide by it.
 SHOWN = 0.5
-# What methods are held against the first one by, and in which unit.
+# What methods are held against the control by, and in which unit.
 TESTED = {
     "immediate": "points",
     "retained": "points",
     "along": "points",
     "bare": "points",
     "retention": "points",
+    "forgetting": "points",
     "general": "nats",
     "general_right": "points",
     "text": "nats",
+    "locality": "points",
+    "locality_logprob": "nats",
 }
 # What the base's own figure is taken off already: as shares of it, or points.
-AGAINST_BASE = {"general_share": "%", "general_right": "points", "text_share": "%"}
+AGAINST_BASE = {
+    "general_share": "%",
+    "general_right": "points",
+    "text_share": "%",
+    "locality": "points",
+    "locality_logprob": "nats",
+}
 # What lies beyond a sequence.
 BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
 
@@ -73,7 +82,10 @@ def table(
     rows: Sequence[dict[str, Any]],
     grader: Grader,
 ) -> dict[str, Any]:
-    """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the first method.
+    """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the control.
+
+    A sequence that a method hasn't gone through yet is left out of its figures; ``n`` is of those planned, ``finished`` how many
+    each method has.
 
     ``immediate``: share right just after a passage's own commit, before a consolidation that it sets off; ``retained``: after the
     last one; both of the counted questions that the base got wrong. ``along``: the same over all exams after later commits, not the
@@ -90,8 +102,8 @@ def table(
     jackknife's error; a consolidation is shared out over the commits of its sequence. ``routed, found``: at the last step's exam;
     ``routed_bare, found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
 
-    The control of a difference is ``config.methods[0]``, and of what became of general knowledge the base too; a sequence without
-    one of the two figures is left out of it.
+    The control of a difference is ``merge``, in a run without it the first method, and of what became of general knowledge the base
+    too; a sequence without one of the two figures is left out of it.
     """
     base = {row["sequence"]: row for row in rows if row["method"] == BASE_METHOD}
     figures: dict[str, dict[int, dict[str, float]]] = {}
@@ -102,21 +114,24 @@ def table(
         happened = {name for row in rows if row["method"] == method for name in row["happened"]}
         for at, sequence in enumerate(drawn):
             own = {row["step"]: row for row in rows if row["method"] == method and row["sequence"] == at}
-            if len(own) < len(sequence):
+            if len(own) < len(sequence) or not {0, at} <= base.keys():
                 continue
             found, matrix = _sequence(config, own | {0: base[at]}, sequence, grader, happened)
             figures[method][at] = found | _beyond(own[len(sequence)], base[0], elsewhere, grader)
             matrices[method].append(matrix)
     means = {method: _means(list(of.values())) | _to_merge(figures, method) for method, of in figures.items()}
+    control = CONTROL if CONTROL in config.methods else config.methods[0]
     return {
         "config": config.model_dump(mode="json"),
         "n": config.sequences,
+        "finished": {method: len(of) for method, of in figures.items()},
+        "control": control,
         "related": related(drawn),
         "questions": sum(len(exam_questions(passage.questions)) for sequence in drawn for passage in sequence),
         "counted": sum(len(_counted(config, passage)) for sequence in drawn for passage in sequence),
-        "methods": means,
+        "methods": {method: of for method, of in means.items() if of},
         "matrix": {method: _over_sequences(of) for method, of in matrices.items()},
-        "differences": _differences(figures, config.methods[0]),
+        "differences": _differences(figures, control),
     }
 
 
@@ -229,9 +244,9 @@ def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 def _to_merge(figures: dict[str, dict[int, dict[str, float]]], method: str) -> dict[str, dict[str, Any]]:
     """What a commit costs over one of ``merge``, of the sequences that both have gone through; nothing where that says nothing."""
-    of, control = figures[method], figures.get(COST_CONTROL, {})
+    of, control = figures[method], figures.get(CONTROL, {})
     found = {}
-    for name in ("tokens", "seconds") if method != COST_CONTROL else ():
+    for name in ("tokens", "seconds") if method != CONTROL else ():
         ratio = jackknife([(of[at][name], control[at][name]) for at in of if at in control], _ratio)
         if not math.isnan(ratio.mean):
             found[f"{name}_to_merge"] = asdict(ratio)

@@ -156,30 +156,11 @@ def rewards_command(
 
 def show_rewards(result: dict[str, Any]) -> None:
     """Prints the tables."""
-    average, best = result["average"], result["best"]
-    out.print(
-        f"{result['passages']} passages, {result['edits']} self-edits each, {result['repeats']} seeds; the model's own quiz: "
-        f"{result['with_quiz']} passages. Accuracy on questions that chose nothing: of all self-edits {_figure(average)}, of "
-        f"the best by that same accuracy {_figure(best)}.",
-        highlight=False,
-    )
     from selfedit.report.read import RunData
-    from selfedit.report.rewards import rewards_table, stages_table
+    from selfedit.report.rewards import rewards_tables
 
-    run = RunData("", Path(), "rewards", {}, table=result)
-    print_table(rewards_table(run))
-    print_table(stages_table(run))
-    out.print(
-        f"one training: {result['training_seconds']['mean']:.1f} s, {result['training_tokens']['mean']:,.0f} labelled tokens; "
-        f"share of the model's questions that ask what an unseen one asks: {_figure(result['overlap'])}",
-        highlight=False,
-    )
-
-
-def _figure(mean: dict[str, Any]) -> str:
-    if not mean["n"]:
-        return "-"
-    return f"{mean['mean']:.3f}" + (f" ± {mean['se']:.3f}" if mean["n"] > 1 else "")
+    for table in rewards_tables(RunData("", Path(), "rewards", {}, table=result)):
+        print_table(table)
 
 
 def show(result: dict[str, Any], quick: bool) -> None:

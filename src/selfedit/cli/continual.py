@@ -121,7 +121,10 @@ def continual_command(
         def told(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of)
 
-        result = continual(resolved, list(found.values()), make_grader(resolved.grader, resolved.judge), opened, workers, told)
+        grading = make_grader(resolved.grader, resolved.judge)
+        result = continual(
+            resolved, list(found.values()), grading, opened, workers, told, lambda table: write_json(folder / "table.json", table)
+        )
     write_json(folder / "table.json", result)
     if json_file is not None:
         write_json(json_file, result)
@@ -185,11 +188,13 @@ def show(result: dict[str, Any]) -> None:
     out.print("own passage: questions routed to it, or that found it; tokens, seconds, MB: a commit's:", highlight=False)
     out.print(commits)
     if result["differences"]:
-        first = config["methods"][0]
-        out.print(f"Paired differences to {first}, or to the base, 95 % interval, two-sided sign-flip p (retention: jackknife):")
+        out.print(
+            f"Paired differences to {result['control']}, or to the base, 95 % interval, two-sided sign-flip p (retention: "
+            "jackknife):"
+        )
         differences = _columns("n", "difference", "p")
         for row in result["differences"]:
-            to_base = " to the base" if row["control"] != first else ""
+            to_base = " to the base" if row["control"] != result["control"] else ""
             label = f"{row['method']}: {row['measure']}{to_base}, {row['unit']}"
             scale, digits = (1, 3) if row["unit"] == "nats" else (100, 1)
             differences.add_row(escape(label), str(row["n"]), *interval_cells(row, scale, digits))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
 from selfedit.cli.evaluate import mean_cell
 from selfedit.config import DEFAULT_MODEL
-from selfedit.stats import paired_difference
+from selfedit.stats import Difference, paired_difference
 
 
 def eval_general_command(
@@ -35,7 +35,7 @@ def eval_general_command(
     from selfedit.memory.compose import general_kept, kept_by
     from selfedit.memory.ledger import Base, Memory
     from selfedit.runs import policy_of
-    from selfedit.tasks.general import General, marked, sit_general
+    from selfedit.tasks.general import General, by_item, marked, sit_general
 
     opened = Memory.open(memory) if memory else None
     with err.status("loading the model") as status:
@@ -56,33 +56,49 @@ def eval_general_command(
                 sat["writer"] = sit_general(lm)
     found: dict[str, dict[str, Any]] = {name: marked(one) for name, one in sat.items()}
     for name in [name for name in found if name != "base"]:
-        change = paired_difference(sat[name].log_probabilities, sat["base"].log_probabilities)
-        found[name]["change"] = change
+        now, before = by_item(sat[name]), by_item(sat["base"])
+        found[name]["change"] = {key: paired_difference(now[key], before[key]) for key in now}
     show(found)
     if json_file is not None:
         write_json(json_file, {name: {key: _plain(value) for key, value in of.items()} for name, of in found.items()})
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
-    """One row each; the change is paired by item."""
-    table = narrow_table()
-    for name in ("", "right %", "log-prob", "change", "perplexity"):
+    """One row each, then the changes, each paired by item."""
+    table, changes = narrow_table(), narrow_table()
+    for name in ("", "right %", "log-prob", "perplexity"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in ("", "right, points", "log-prob", "text"):
+        changes.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, of in found.items():
-        change = of.get("change")
         table.add_row(
             escape(name),
             mean_cell(asdict(of["right"]), 100, 1),
             mean_cell(asdict(of["logprob"]), 1, 2),
-            f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" if change else "",
             f"{of['perplexity']:.2f} ± {of['perplexity'] * of['loss'].se:.2f}",
         )
+        if "change" in of:
+            change = of["change"]
+            changes.add_row(
+                escape(name),
+                _with_interval(change["right"], 100, 1),
+                _with_interval(change["logprob"], 1, 3),
+                _with_interval(change["text"], 1, 3),
+            )
     n = next(iter(found.values()))["n"]
-    out.print(
-        f"{n} questions and sentences to complete; mean ± standard error; log-prob: of the right answer; change: paired, 95 %"
-    )
+    out.print(f"{n} questions and sentences to complete; mean ± standard error; log-prob: of the right answer")
     out.print(table)
+    if changes.row_count:
+        out.print("Changes to the base, paired by question or text, 95 % intervals; log-prob and text (a token's) in nats:")
+        out.print(changes)
+
+
+def _with_interval(change: Difference, scale: float, digits: int) -> str:
+    low, high = scale * change.low, scale * change.high
+    return f"{scale * change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
     return asdict(value) if hasattr(value, "__dataclass_fields__") else value

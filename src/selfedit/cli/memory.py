@@ -10,12 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from selfedit.cli.common import check_writable, err, make_grader, narrow_table, out, write_json
-from selfedit.config import GraderName, JudgeConfig, LearnConfig
+from selfedit.cli.common import build_config, check_writable, err, make_grader, narrow_table, out, write_json
+from selfedit.config import GraderName, JudgeConfig, LearnConfig, Settings
 from selfedit.errors import DataError, MemoryStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from selfedit.graders import Grader
 
@@ -118,6 +118,12 @@ def consolidate_command(
     budget: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="By how much the share right over all entries may fall; else nothing changes.")
     ] = 0.05,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of this training, such as epochs=4, learning_rate=4e-3, rank=64; else the last lesson's."
+        ),
+    ] = None,
     grader: GraderChoice = None,
     model: Model = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
@@ -131,9 +137,12 @@ def consolidate_command(
     from selfedit.memory.rebuild import consolidate
 
     check_writable(json_file)
+    changed = settings_from(sets or [])
     opened = Memory.open(memory)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
-        found = consolidate(opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model)
+        found = consolidate(
+            opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model, changed
+        )
     out.print(before_and_after(found["entries"]))
     verdict = "Consolidated" if found["accepted"] else "Nothing changed: too much would be lost"
     out.print(f"{verdict}; right over all entries: {found['before']:.0%} before, {found['after']:.0%} after", highlight=False)
@@ -168,6 +177,16 @@ def check_command(
         out.print(f"selfedit memory consolidate --memory {memory} trains all of it together", highlight=False, markup=False)
     if json_file is not None:
         write_json(json_file, rows)
+
+
+def settings_from(sets: Sequence[str]) -> dict[str, Any]:
+    """The settings of a training that are named, and no others.
+
+    Raises:
+        DataError: an unknown one, or a value out of bounds; names it.
+    """
+    named = [text.partition("=")[0] for text in sets]
+    return build_config(Settings, None, {}, list(sets)).model_dump(include=set(named))
 
 
 def before_and_after(rows: list[dict[str, Any]]) -> Table:

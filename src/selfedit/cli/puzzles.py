@@ -74,7 +74,7 @@ def eval_arc_command(
     - best-fixed: the one recipe that solved most puzzles of a training run, no model in it
     - seal: the trained writer (--writer) writes, and is trained on the items
     - seal-writer: the trained writer writes, the base is trained on the items
-    - oracle: the hand-made one
+    - oracle: a hand-made one; --set oracle=JSON another, or by a puzzle's id
 
     Example: selfedit eval arc --methods icl,random,ttt,best-fixed,seal,oracle --writer runs/arc
     """
@@ -137,7 +137,10 @@ def warn_of_others(resolved: ArcEvalConfig, name: str) -> None:
     file = next((of / "run.json" for of in (Path(name), *Path(name).resolve().parents[:2]) if (of / "run.json").is_file()), None)
     if not name or file is None:
         return
-    theirs = build_config(ArcTrainConfig, file, {}, [])
+    try:
+        theirs = build_config(ArcTrainConfig, file, {}, [])
+    except DataError as error:
+        raise DataError(f"{file.parent}: no run of selfedit train arc; give such a run's folder") from error
     for section in ("edit", "settings"):
         if other := first_difference(getattr(theirs, section), getattr(resolved, section), ("sampling.temperature",)):
             key, before, now = other
@@ -208,6 +211,7 @@ def solve_command(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    workers: WorkersOption = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings of eval arc.")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="Any setting of eval arc: edit.most_tokens=10000.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write recipes and answers there.")] = None,
@@ -231,8 +235,15 @@ def solve_command(
     else:
         puzzle = one_puzzle(file)
     given = read_recipe(recipe, resolved.edit) if recipe else None
-    with err.status("loading the model") as status:
-        result = solve(resolved, puzzle, given, status.update)
+    with WorkBar("{task.description}") as bar:
+        task = bar.add_task("loading the model", total=None)
+        result = solve(
+            resolved,
+            puzzle,
+            given,
+            workers,
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+        )
     out.print(f"[bold]{escape(puzzle.id)}[/]: {len(puzzle.train)} examples, {len(puzzle.test)} tests", highlight=False)
     for number, (shown, answer) in enumerate(puzzle.train, start=1):
         out.print(_side_by_side([(f"example {number}", shown), ("", answer)]))

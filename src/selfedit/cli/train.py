@@ -283,15 +283,17 @@ def _train_on(
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.outer.draw import check_begun, draw
+    from selfedit.outer.draw import check_begun, check_same_contexts, draw
     from selfedit.outer.loop import train
 
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     drawn_by_round = draw(resolved, contexts)
     check_begun(folder, drawn_by_round)
+    drawn = stored([context for part in drawn_by_round for context in part])
+    check_same_contexts(folder, drawn)
     opened, resolved = open_run(folder, resolved, resume)
-    write_json(folder / "data.json", stored([context for part in drawn_by_round for context in part]))
+    write_json(folder / "data.json", drawn)
     with WorkBar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head, made = "", 0

@@ -77,6 +77,8 @@ class Keeper:
     trains: ClassVar[bool] = True
     # The setting that its hook ``settings`` sets, which no other part may set too; empty: none.
     sets: ClassVar[str] = ""
+    # Whether its ``settle`` puts something else in the place of what was learnt; the other parts settle before it.
+    replacing: ClassVar[bool] = False
 
     def settings(self, settings: Settings) -> Settings:
         """How a lesson is trained."""
@@ -180,7 +182,7 @@ class Method:
     def settle(self, lm: LanguageModel, held: Held, settings: Settings, seed: int, cost: Cost) -> Held:
         """What is held after the commit, such as one adapter in the place of all; adds to its cost."""
         settings = self.settings(settings)
-        for part in self.parts:
+        for part in sorted(self.parts, key=lambda part: part.replacing):
             held = part.settle(lm, held, self, settings, seeds.derive(seed, "settle"), cost)
         return held
 

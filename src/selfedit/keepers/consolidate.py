@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from selfedit.config import Settings
 from selfedit.edits import TrainingPlan
@@ -29,6 +30,7 @@ class Consolidate(Keeper):
     epochs: int
     rate: float
     share: float
+    replacing: ClassVar[bool] = True
 
     def settle(self, lm: LanguageModel, held: Held, method: Method, settings: Settings, seed: int, cost: Cost) -> Held:
         """One adapter for all lessons; if it diverges, or a gate refuses it, everything stays for another ``every`` commits."""

@@ -19,7 +19,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from selfedit.errors import MemoryStoreError
 
-FORMAT = 2
+FORMAT = 3
 _SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE entries (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
@@ -46,10 +46,17 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One adapter of a state: the entries that it holds (several after a consolidation), its folder's name under ``adapters``."""
+    """One adapter of a state.
+
+    Attributes:
+        entries: those that it holds; several after a consolidation.
+        folder: its name under ``adapters``.
+        changed: settings of the consolidation that aren't those of the newest entry's lesson.
+    """
 
     entries: tuple[int, ...]
     folder: str
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,12 +383,12 @@ def _make_ledger(folder: Path, ledger: Path, base: Base, keep: str) -> None:
 
 def _state(store: sqlite3.Connection, number: int) -> State:
     row = store.execute("SELECT id, parent, change, adapters FROM states WHERE id = ?", (number,)).fetchone()
-    slots = tuple(Slot(tuple(slot["entries"]), slot["folder"]) for slot in json.loads(row[3]))
+    slots = tuple(Slot(tuple(slot["entries"]), slot["folder"], slot["changed"]) for slot in json.loads(row[3]))
     return State(row[0], row[1], row[2], slots)
 
 
 def _add_state(store: sqlite3.Connection, parent: State, change: str, slots: tuple[Slot, ...]) -> int:
-    adapters = json.dumps([{"entries": slot.entries, "folder": slot.folder} for slot in slots])
+    adapters = json.dumps([asdict(slot) for slot in slots])
     cursor = store.execute("INSERT INTO states (parent, change, adapters) VALUES (?, ?, ?)", (parent.id, change, adapters))
     return int(cursor.lastrowid or 0)
 

@@ -77,17 +77,23 @@ def undo_earlier(
         for one in remaining:
             progress(f"training entry {one} again: {records[one]['title']}")
         folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        build([records[one] for one in remaining], still, known.name, [] if bank else places, folder, memory.keep)
+        below = [] if bank else places
+        build([records[one] for one in remaining], still, known.name, below, folder, memory.keep, slot.changed)
         places.append(folder)
         built.append((folder, folder.name))
-        kept.append(Slot(tuple(remaining), folder.name))
+        kept.append(Slot(tuple(remaining), folder.name, slot.changed))
     after = exams(kept_in(memory.keep, kept, places, still), known.name, still, graders)
     memory.replace(f"undo entry {entry}", kept, built)
     return _beside(still, before, after)
 
 
 def consolidate(
-    memory: Memory, graders: Graders, progress: Callable[[str], None], budget: float, model: str | None = None
+    memory: Memory,
+    graders: Graders,
+    progress: Callable[[str], None],
+    budget: float,
+    model: str | None = None,
+    changed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One fresh adapter from the base on all stored self-edits takes the place of all others, if little is lost by it.
 
@@ -100,6 +106,7 @@ def consolidate(
         progress: called with a line for each stage.
         budget: by how much the mean share right may fall, in [0, 1]; 1 asks nothing of the single entries either.
         model: the memory's base under another name.
+        changed: settings of the training that are to be other than the newest entry's.
 
     Returns:
         ``{before, after, accepted, entries: [{entry, title, n, before, after}]}``: shares right.
@@ -120,9 +127,9 @@ def consolidate(
     try:
         folder = scratch / f"consolidated-{state.id}"
         progress(f"training one adapter on {sum(len(record['documents']) for record in records.values())} lessons")
-        build(list(records.values()), {}, known.name, [], folder, memory.keep)
+        build(list(records.values()), {}, known.name, [], folder, memory.keep, changed or {})
         progress("sitting them again")
-        slot = Slot(state.entries, folder.name)
+        slot = Slot(state.entries, folder.name, dict(changed or {}))
         after = exams(kept_in(memory.keep, [slot], [folder], records), known.name, records, graders)
         rows = _beside(records, before, after)
         means = [fmean(values.values()) for values in (before, after)]
@@ -217,27 +224,30 @@ def build(
     stack: Sequence[Path],
     folder: Path,
     keep: str,
+    changed: Mapping[str, Any],
 ) -> None:
     """Trains one adapter on the stored plans of some entries, on top of a stack, into a folder.
 
     Args:
         known: entries whose lessons may be replayed, by number.
         keep: the kind of memory.
+        changed: settings of a consolidation that are other than the newest entry's.
     """
     choice = ModelChoice(model, dtype=records[0]["config"]["dtype"], stack=tuple(str(path) for path in stack))
     plans = [plan_of(record, known if len(records) == 1 else {}) for record in records]
     with LocalExecutor(choice, 1) as executor:
-        result(executor.submit(train_again, together(plans), str(folder)))
+        result(executor.submit(train_again, together(plans, changed), str(folder)))
         if keep == "bank":
             result(executor.submit(keep_states, [passage_of(record) for record in records], str(folder)))
 
 
-def together(plans: Sequence[TrainingPlan]) -> TrainingPlan:
-    """One plan of several: all documents, each with its own passage in view, and the newest one's settings."""
+def together(plans: Sequence[TrainingPlan], changed: Mapping[str, Any]) -> TrainingPlan:
+    """One plan of several: all documents, each with its own passage in view; the newest one's settings, but for those changed."""
     if len(plans) == 1:
         return plans[0]
+    settings = Settings.model_validate(plans[-1].settings.model_dump() | dict(changed))
     documents = tuple(document for plan in plans for document in plan.documents)
-    return TrainingPlan(documents, plans[-1].settings, seeds.derive(plans[-1].seed, "consolidate"))
+    return TrainingPlan(documents, settings, seeds.derive(plans[-1].seed, "consolidate"))
 
 
 def train_again(lm: LanguageModel, plan: TrainingPlan, folder: str) -> None:

@@ -26,15 +26,15 @@ def draw(config: OuterConfig, contexts: Sequence[Sequence[Any]]) -> list[list[An
         rounds = taken(Path(config.control_of), config.rounds)
         missing = {row["context"] for rows in rounds for row in rows} - set(by_id)
         if missing:
-            raise DataError(f"{config.control_of}: took passages that {', '.join(config.data)} doesn't have; give the same --data")
+            raise DataError(f"{config.control_of}: took contexts that {', '.join(config.data)} doesn't have; give the same --data")
         return [[by_id[context] for context in dict.fromkeys(row["context"] for row in rows)] for rows in rounds]
     shuffled = [sorted(part, key=lambda context: seeds.derive(config.seed, "draw", context.id)) for part in contexts]
     in_turn = {context.id: context for row in itertools.zip_longest(*shuffled) for context in row if context is not None}
     order, needed = list(in_turn.values()), config.rounds * config.contexts
     if len(order) < needed:
         raise DataError(
-            f"{config.rounds} rounds of {config.contexts} need {needed} passages and {', '.join(config.data)} has {len(order)}; "
-            "give fewer rounds or passages, or more data"
+            f"{config.rounds} rounds of {config.contexts} need {needed} contexts and {', '.join(config.data)} has {len(order)}; "
+            "give fewer rounds, fewer a round, or more data"
         )
     return [order[at : at + config.contexts] for at in range(0, needed, config.contexts)]
 
@@ -52,6 +52,33 @@ def check_begun(folder: Path, drawn: Sequence[Sequence[Any]]) -> None:
                 f"{file}: round {number} has {len(strangers)} contexts that would not be drawn for it now; give --data as it was: "
                 "a run that has begun takes no more or other data"
             )
+
+
+def check_same_contexts(folder: Path, drawn: Any) -> None:
+    """That contexts which a run's ``data.json`` has are still what they were, questions and solutions too.
+
+    Args:
+        folder: the run's, which may be new.
+        drawn: what ``data.json`` will be: puzzles by id, or a list of passages.
+
+    Raises:
+        DataError: one has changed.
+    """
+    file = folder / "data.json"
+    if not file.is_file():
+        return
+    before, now = (_by_name(data) for data in (json.loads(file.read_text()), drawn))
+    if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
+        raise DataError(
+            f"{file}: {len(changed)} contexts, {sorted(changed)[0][:80]!r} among them, aren't what they were when the run began; "
+            "give --data as it was, or another --run"
+        )
+
+
+def _by_name(stored: Any) -> dict[str, Any]:
+    """What is kept of each context, by its id or, of a passage, by its title and text."""
+    plain = json.loads(json.dumps(stored))
+    return plain if isinstance(plain, dict) else {f"{one['title']}: {one['context']}": one for one in plain}
 
 
 def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:

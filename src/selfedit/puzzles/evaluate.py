@@ -2,7 +2,8 @@
 
 ``icl`` answers in context, nothing trained; ``random`` a uniform valid recipe; ``ttt`` recipes of the untrained writer;
 ``best-fixed`` the one recipe that solved most training puzzles of a run, no model in it; ``seal`` the trained policy writes and is
-trained on the items, as in the paper; ``seal-writer`` it writes and the base is trained; ``oracle`` the hand-made recipe.
+trained on the items, as in the paper; ``seal-writer`` it writes and the base is trained; ``oracle`` a hand-made recipe, one for
+all puzzles or each puzzle's own.
 Nothing is selected: a method is the mean of its recipes.
 
 Departures from the paper: (1) equal recipes of a puzzle share one training run of the same student, whoever wrote them, and
@@ -70,7 +71,7 @@ class Lease:
 
     Attributes:
         policy: folder of the trained writer; None where no method needs one.
-        fixed: the recipe of each method that has one for all puzzles.
+        fixed: the recipe of each method that nobody writes.
     """
 
     config: ArcEvalConfig
@@ -97,8 +98,7 @@ def evaluate(
     Raises:
         DataError: no policy, no recipe for ``best-fixed`` or ``oracle``, or rows of another policy.
     """
-    recipes = fixed_recipes(config)
-    fixed = recipes.get("best-fixed")
+    fixed, by_hand = fixed_recipes(config)
     known = identify(config.model)
     policy = policy_of(config.writer, known.fingerprint) if set(BY_POLICY) & set(config.methods) else BASE
     for row in run.rows:
@@ -112,8 +112,10 @@ def evaluate(
     with LocalExecutor(choice, workers) as executor:
         written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
         told(len(run.rows), len(puzzles))
-        waiting = [(Lease(config, puzzle, policy.folder, recipes),) for puzzle in puzzles if puzzle.id not in written]
-        for row in executor.map(write_recipes, waiting):
+        waiting = [
+            Lease(config, puzzle, policy.folder, _given(puzzle, fixed, by_hand)) for puzzle in puzzles if puzzle.id not in written
+        ]
+        for row in executor.map(write_recipes, [(lease,) for lease in waiting]):
             run.append(row | origin)
             told(len(run.rows), len(puzzles))
         written = {row["puzzle"]: row for row in run.rows if row["kind"] == "recipes"}
@@ -212,21 +214,35 @@ def check_same(folder: Path, puzzles: Sequence[Puzzle]) -> None:
         )
 
 
-def fixed_recipes(config: ArcEvalConfig) -> dict[str, str]:
-    """The recipes of those methods that have one for all puzzles, in their own form.
+# The oracle's recipe of the puzzles that it names none for.
+OTHERS = "others"
+
+
+def fixed_recipes(config: ArcEvalConfig) -> tuple[str | None, dict[str, str]]:
+    """The recipe of ``best-fixed`` and those of ``oracle`` by puzzle, ``OTHERS`` for the rest, in their own form.
 
     Raises:
         DataError: no run for ``best-fixed``, or a recipe that can't be read as far as the settings let recipes go.
     """
-    found = {}
+    fixed, by_hand = None, {}
     if "best-fixed" in config.methods:
         run = config.fixed_of or config.writer
         remedy = f"give --unconstrained or --set edit.extended=true, if {run} had it, or another --fixed-of"
-        found["best-fixed"] = _read(config, best_fixed(Path(run)), f"best-fixed, of {run}", remedy)
+        fixed = _read(config, best_fixed(Path(run)), f"best-fixed, of {run}", remedy)
     if "oracle" in config.methods:
         remedy = f"give --set oracle=... a recipe such as {HAND_MADE.text()}, or leave it out for the hand-made one"
-        found["oracle"] = _read(config, config.oracle or HAND_MADE.text(), "oracle", remedy)
-    return found
+        given = config.oracle if isinstance(config.oracle, dict) else {OTHERS: config.oracle or HAND_MADE.text()}
+        by_hand = {
+            name: _read(config, text, "oracle" if name == OTHERS else f"oracle, of task {name}", remedy)
+            for name, text in ({OTHERS: HAND_MADE.text()} | given).items()
+        }
+    return fixed, by_hand
+
+
+def _given(puzzle: Puzzle, fixed: str | None, by_hand: dict[str, str]) -> dict[str, str]:
+    """The recipes for a puzzle that nobody writes, by method."""
+    found = {"best-fixed": fixed} if fixed is not None else {}
+    return found | ({"oracle": by_hand.get(puzzle.id, by_hand[OTHERS])} if by_hand else {})
 
 
 def _read(config: ArcEvalConfig, text: str, what: str, remedy: str) -> str:
@@ -243,9 +259,13 @@ def best_fixed(run: Path) -> str:
     run, by the mean over its fields of the share solved of the trials with that value. Equal recipes of a puzzle that share one
     training are one trial.
 
+    A trial that was invalid or diverged has solved nothing.
+
     Raises:
         DataError: no such run, or nothing was solved in it.
     """
+    if not any(run.glob("round-*/edits.jsonl")):
+        raise DataError(f"{run}: no run of selfedit train arc that has tried recipes; give --fixed-of such a run's folder")
     rows = read_rows(run / "trials.jsonl")
     written = {(one["context"], at): edit["text"] for path in sorted(run.glob("round-*/edits.jsonl")) for one in read_rows(path)
                for at, edit in enumerate(one["edits"])}  # fmt: skip
@@ -263,7 +283,7 @@ def best_fixed(run: Path) -> str:
         right = sat is not None and solved(puzzles[row["context"]], [attempts_of(answer) for answer in sat["answers"]])
         tried[recipe] += 1
         hits[recipe] += right
-        if sat is not None and _is_recipe(recipe):
+        if _is_recipe(recipe):
             for field in _fields_of(recipe):
                 fields[field].append(right)
         if right:
@@ -388,9 +408,7 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
         methods[method] = {m: asdict(mean_and_error(of)) for m, of in kept.items() if of}
         clusters = [[one["accuracy"] for one in of[method]] for of in graded]
         flat = [value for cluster in clusters for value in cluster]
-        trained = sum(
-            len({(trial["recipe"], trial.get("run")) for trial in row["trials"] if trial["method"] == method}) for row in rows
-        )
+        trained = sum(len({_independent(trial) for trial in row["trials"] if trial["method"] == method}) for row in rows)
         intervals[method] = {
             "solved": int(sum(flat)),
             "runs": len(flat),
@@ -432,6 +450,11 @@ def table(config: ArcEvalConfig, puzzles: Sequence[Puzzle], rows: Sequence[dict[
             for at, puzzle in enumerate(puzzles)
         ],
     }
+
+
+def _independent(trial: dict[str, Any]) -> tuple[str | None, int | None]:
+    """What tells a trial's outcome from others of its puzzle: its recipe and training; what is invalid is so at once."""
+    return trial["recipe"], trial["run"] if trial["status"] != "invalid" and "run" in trial else None
 
 
 def entropy(texts: Sequence[str]) -> float | None:

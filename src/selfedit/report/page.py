@@ -19,7 +19,7 @@ from selfedit.report.continual import continual_pictures, kept_differences_table
 from selfedit.report.plots import Picture, pictures_of
 from selfedit.report.puzzles import galleries, puzzle_pictures, recipes_table, solved_table
 from selfedit.report.read import RunData, read_run
-from selfedit.report.rewards import rewards_table, stages_table
+from selfedit.report.rewards import rewards_tables
 
 
 def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def _tables(run: RunData) -> list[tables.Table]:
     if run.kind == "continual":
         return [table for table in (kept_table(run), kept_differences_table(run)) if table.rows]
     if run.kind == "rewards":
-        return [rewards_table(run), stages_table(run)]
+        return rewards_tables(run)
     if run.kind == "puzzles":
         return [solved_table(run), tables.differences_table(run)]
     if run.kind == "eval":

@@ -25,6 +25,8 @@ from selfedit.tasks.arc.recipe import EPOCHS, LEARNING_RATES, SWITCHES, Recipe, 
 
 # Puzzles whose grids are shown, and the size of a cell in the page's pixels.
 SHOWN, CELL = 12, 9
+# The ends of the map that colours recipes by success.
+SOLVED, UNSOLVED = mpl.colormaps["RdYlGn"](1.0), mpl.colormaps["RdYlGn"](0.0)
 
 
 def solved_table(run: RunData) -> Table:
@@ -37,6 +39,7 @@ def solved_table(run: RunData) -> Table:
             (
                 method,
                 f"{spread['solved']}/{spread['runs']}",
+                str(spread["trained"]),
                 f"{100 * of['accuracy']['mean']:.1f}",
                 _range(spread["wilson"]),
                 _range(spread["bootstrap"]) if spread["bootstrap"] else None,
@@ -52,10 +55,11 @@ def solved_table(run: RunData) -> Table:
     return Table(
         f"Puzzles solved, {title(table['config']['data'], table['config']['split'])}",
         f"{table['n']} puzzles, {table['questions']} tests, seed {table['config']['seed']}. A run solves a puzzle if each of its "
-        "tests is among two attempts. Wilson's interval takes different recipes as independent; the other draws whole puzzles. "
+        "tests is among two attempts. Wilson's interval takes the different trainings of a puzzle as independent, equal ones and "
+        "equal invalid recipes as one; the other draws whole puzzles. "
         "Cells: right ones in a test's better attempt. Bits: entropy of the recipes over all puzzles.",
         (
-            "method", "solved", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "readable %",
+            "method", "solved", "different", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "readable %",
             "bits", "tokens", "seconds",
         ),
         tuple(rows),
@@ -117,7 +121,8 @@ def recipes_picture(run: RunData) -> Picture | None:
     what = "method" if run.kind == "puzzles" else "round"
     caption = (
         f"{run.name}: recipes by {what}. Above: learning rate and epochs; size: how often; green: solved, red: not, share by "
-        "share. Below: share of each group's augmentations that are on, and of recipes with loss on all tokens."
+        "share. Below: share of each group's augmentations that are on, and of recipes with loss on all tokens; green: of those "
+        "that solved."
     )
     return picture_of(figure, f"recipes-{run.name}", caption)
 
@@ -203,13 +208,18 @@ def _scatter(axes: Any, method: str, recipes: Sequence[tuple[Recipe, bool]], rat
 def _switches(axes: Any, recipes: Sequence[tuple[Recipe, bool]]) -> None:
     # Of an extended recipe the augmentations that it names one by one count: a group is on as far as they are.
     on = [
-        [sum(name in recipe.names for name in GROUPS[group]) / len(GROUPS[group]) for group in SWITCHES.values()]
+        [
+            *(sum(name in recipe.names for name in GROUPS[group]) / len(GROUPS[group]) for group in SWITCHES.values()),
+            float(recipe.training.strategy == "train_using_all_tokens"),
+        ]
         for recipe, _ in recipes
     ]
-    every = [recipe.training.strategy == "train_using_all_tokens" for recipe, _ in recipes]
-    shares = [*np.mean(np.array(on, dtype=float), axis=0), float(np.mean(every))]
-    axes.bar(range(len(shares)), shares, color=COLOURS[0], width=0.6)
-    axes.set_xticks(range(len(shares)), [*SWITCHES.values(), "all tokens"], rotation=60)
+    every, right = np.array(on), np.array([solved for _, solved in recipes])
+    places = range(every.shape[1])
+    green = every[right].sum(axis=0) / len(recipes)
+    axes.bar(places, green, color=SOLVED, width=0.6)
+    axes.bar(places, every.mean(axis=0) - green, bottom=green, color=UNSOLVED, width=0.6)
+    axes.set_xticks(places, [*SWITCHES.values(), "all tokens"], rotation=60)
     axes.set_ylim(0, 1)
 
 

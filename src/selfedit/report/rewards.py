@@ -2,68 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 
+# How a self-edit's worth is called, and by how many digits it is shown.
+OUTCOMES = {"accuracy": "accuracy", "likelihood": "the golds' likelihood"}
 
-def rewards_table(run: RunData) -> Table:
-    """Each reward and screen by the self-edit that it takes."""
+
+def rewards_tables(run: RunData) -> list[Table]:
+    """Each reward and screen by the self-edit that it takes, by either outcome, and what it costs."""
     table = run.table or {}
+    first, second = (_worth_table(table, outcome) for outcome in OUTCOMES)
+    first = replace(first, note=f"{_notes(table)} {first.note}")
+    return [first, second, _cost_table(table), _stages_table(table), _shares_table(table)]
+
+
+def _notes(table: dict[str, Any]) -> str:
+    overlap = ", ".join(f"{exam} {_mean(of, 2)}" for exam, of in table["overlap"].items() if of["n"]) or "-"
+    return (
+        f"Accuracy of all self-edits {_mean(table['average'], 3)}, of the best by it {_mean(table['best'], 3)}. The "
+        f"model's own quiz: {table['with_quiz']} of {table['passages']} passages. One training: "
+        f"{table['training_seconds']['mean']:.1f} s, {table['training_tokens']['mean']:,.0f} labelled tokens. Share of an exam's "
+        f"own questions that ask what a labelled one asks: {overlap}."
+    )
+
+
+def _named(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]} *" if row["named"] else str(row[name])
+
+
+def _worth_table(table: dict[str, Any], outcome: str) -> Table:
     rows = []
     for row in table["rows"]:
-        single = row["reliability"]["single"] if row["reliability"] else None
-        against = (_interval(row["picked_minus_random"]), _interval(row["picked_minus_accuracy"]))
-        cost = [_mean(row[f"{kind}_a_passage"], 0) for kind in ("seconds", "trained_tokens", "read_tokens", "written_tokens")]
-        reliability = None if single is None else f"{single:.2f}"
-        rows.append(
-            (row["name"], row["n"], reliability, _mean(row["rank_correlation"], 2), _mean(row["picked"], 3), *against, *cost)
-        )
+        of, own = row[outcome], row["reliability"]
+        reliable = None if own is None or own["single"] is None else f"{own['single']:.2f}"
+        reliable = reliable if row["halves"] is None else _mean(row["halves"], 2)
+        found = (_mean(of["rank_correlation"], 2), _mean(of["picked"], 3), _interval(of["minus_random"]))
+        rows.append((_named(row, "name"), row["n"], reliable, *found, _interval(of["minus_labelled"]), _interval(of["share"], "")))
     return Table(
-        f"Rewards and screens on {table['passages']} passages",
-        f"{table['edits']} self-edits each, {table['repeats']} seeds; to write: {table['writing']['seconds']:.0f} seconds, "
-        f"{table['writing']['written']:.0f} tokens a passage. Reliability: of one run. Picked: accuracy of the self-edit "
-        "taken, on questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it "
-        "within a passage, where not all are worth the same. Paired differences, "
-        "to a random self-edit and to the labelled accuracy's pick, with 95 % intervals. Seconds and tokens: a passage, exams made "
-        "and sat, trainings or looks; trained: labelled ones, read: passed through the model in all, written: decoded.",
-        (
-            *("reward", "n", "reliability", "rank", "picked", "minus random", "minus accuracy"),
-            *("seconds", "trained", "read", "written"),
-        ),
+        f"Rewards and screens by {OUTCOMES[outcome]}, {table['passages']} passages",
+        f"{table['edits']} self-edits each, {table['repeats']} seeds. Picked: {OUTCOMES[outcome]} of the self-edit taken, on "
+        "questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it within a "
+        "passage, where not all are worth the same. Paired differences, to a random self-edit and to the pick of the labelled "
+        f"reward {outcome}, with 95 % intervals; share: of what that pick gains over a random self-edit, on the same passages, if "
+        "that gain's interval is above zero. Reliability: of one run's reward; of a look: rank correlation of its two halves. "
+        "*: named before anything was measured; the best of the others is the best of many.",
+        ("reward", "n", "reliability", "rank", "picked", "minus random", f"minus {outcome}'s", "share"),
         tuple(rows),
     )
 
 
-def stages_table(run: RunData) -> Table:
-    """Training only what looks best, against training all."""
-    table = run.table or {}
+def _cost_table(table: dict[str, Any]) -> Table:
+    kinds = ("seconds", "trained_tokens", "read_tokens", "written_tokens")
+    return Table(
+        "What rewards and screens cost",
+        f"Seconds and tokens a passage: exams made and sat, trainings or looks; trained: labelled ones, read: passed through the "
+        f"model in all, written: decoded. The self-edits themselves: {table['writing']['seconds']:.0f} seconds, "
+        f"{table['writing']['written']:.0f} tokens written.",
+        ("reward", "n", "seconds", "trained", "read", "written"),
+        tuple((_named(row, "name"), row["n"], *(_mean(row[f"{kind}_a_passage"], 0) for kind in kinds)) for row in table["rows"]),
+    )
+
+
+def _stages_table(table: dict[str, Any]) -> Table:
     rows = [
         (
-            row["screen"],
-            row["by"],
-            row["count"],
-            row["n"],
-            _mean(row["picked"], 3),
-            _interval(row["minus_training_all"]),
-            _interval(row["minus_random"]),
-            *(_share(row[name]) for name in ("cost_share", "cost_share_written", "cost_share_run")),
+            *(_named(row, "screen"), row["by"], row["count"], row["n"]),
+            *(_mean(row["accuracy"]["picked"], 3), *(_interval(row["accuracy"][name]) for name in DIFFERENCES)),
+            *(_interval(row["likelihood"][name]) for name in DIFFERENCES[:2]),
         )
         for row in table["two_stage"]
     ]
     return Table(
         f"Only {table['screened']} of {table['edits']} are trained, or fewer",
-        "Of the few that look best, which are trained, the best by the reward is taken. Cost: trainings and exams of the few and "
-        "looks at all, as a share of training all; with writing: what writing took added on both sides; of a run: over so many, "
-        "the first of which are looked at, tried whole and twice, and with those trained again that tie for the best. Random: the "
-        "mean over all choices of so many.",
+        "Of the few that look best, which are trained, the best by the reward is taken. Random: the mean over all choices of so "
+        "many. All - one: what training all gains over one self-edit at random; where that is next to nothing, losing nothing "
+        "against it says nothing of a screen. The last two: by the golds' likelihood.",
         (
-            *("screen", "by", "trained", "n", "picked", "minus training all", "minus random"),
-            *("of its cost", "with writing", "of a run"),
+            *("screen", "by", "trained", "n", "picked", "minus training all", "minus random", "all - one"),
+            *("minus training all'", "minus random'"),
         ),
         tuple(rows),
     )
+
+
+def _shares_table(table: dict[str, Any]) -> Table:
+    shares = ("cost_share", "cost_share_written", "cost_share_run", "cost_share_planned")
+    return Table(
+        "What training only a few costs",
+        "Trainings and exams of the few and looks at all, as a share of training all; with writing: what writing took added on "
+        "both sides; of a run: over so many passages, the first of which are looked at, tried whole and twice, and with those "
+        "trained again that tie for the best; of a larger run: the same over 50 passages with 15 self-edits each.",
+        ("screen", "by", "trained", "of its cost", "with writing", "of a run", "of a larger run"),
+        tuple(
+            (_named(row, "screen"), row["by"], row["count"], *(_share(row[name]) for name in shares)) for row in table["two_stage"]
+        ),
+    )
+
+
+DIFFERENCES = ("minus_training_all", "minus_random", "all_minus_one")
 
 
 def _mean(value: dict[str, Any], digits: int) -> str | None:
@@ -72,11 +112,11 @@ def _mean(value: dict[str, Any], digits: int) -> str | None:
     return f"{value['mean']:.{digits}f}" + (f" ± {value['se']:.{digits}f}" if value["se"] is not None and value["n"] > 1 else "")
 
 
-def _interval(value: dict[str, Any] | None) -> str | None:
+def _interval(value: dict[str, Any] | None, sign: str = "+") -> str | None:
     if value is None or value["mean"] is None:
         return None
-    interval = "" if value["low"] is None else f" [{value['low']:+.3f}, {value['high']:+.3f}]"
-    return f"{value['mean']:+.3f}{interval}"
+    interval = "" if value["low"] is None else f" [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    return f"{value['mean']:{sign}.3f}{interval}"
 
 
 def _share(value: float | None) -> str | None:

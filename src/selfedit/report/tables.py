@@ -192,6 +192,7 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
                 rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
         for method in ("seal-writer", "seal"):
             rows += _share_of_gain(first, other, method)
+        rows += _new_methods(first, other)
     if not rows:
         return None
     return Table(
@@ -202,6 +203,27 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
         ("runs", "what", "n", "difference", "p"),
         tuple(rows),
     )
+
+
+def _new_methods(first: RunData, other: RunData) -> list[tuple[Any, ...]]:
+    """What only a later run on puzzles tried, against its controls in the first one, on the same puzzles."""
+    if first.kind != "puzzles":
+        return []
+    # Here, since other runs need no torch.
+    from selfedit.puzzles.evaluate import CONTROLS
+
+    known = (first.table or {})["methods"]
+    rows: list[tuple[Any, ...]] = []
+    for method in (method for method in (other.table or {})["methods"] if method not in known):
+        for control in (control for control in CONTROLS[method] if control in known):
+            theirs, ours = _of_method(other, method), _of_method(first, control)
+            shared = [key for key in theirs if key in ours]
+            if len(shared) > 1:
+                found = paired_difference([theirs[key] for key in shared], [ours[key] for key in shared])
+                row = {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}
+                label = f"{method} - {control}, solved"
+                rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
+    return rows
 
 
 def _share_of_gain(first: RunData, other: RunData, method: str) -> list[tuple[Any, ...]]:

@@ -58,7 +58,7 @@ def load_puzzles(name: str, split: str) -> list[Puzzle]:
             raise DataError(f"{path}: no .json file in the folder")
         return [parse_puzzle(_one_task(_read(file), file), file.stem, str(file)) for file in files]
     data = _read(path)
-    if isinstance(data, dict) and "train" in data:
+    if isinstance(data, dict) and {"train", "test"} & set(data):
         return [parse_puzzle(data, path.stem, str(path))]
     if not isinstance(data, dict) or not data:
         raise DataError(f"{path}: neither a task with train and test, nor an object of tasks by id")
@@ -123,9 +123,11 @@ def as_json(puzzles: Sequence[Puzzle]) -> dict[str, Any]:
 
 def check_solved(puzzles: Sequence[Puzzle]) -> None:
     """Raises DataError for a puzzle without a test's solution, which can be solved but not scored, and for two of one id."""
-    for number, puzzle in enumerate(puzzles):
-        if any(other.id == puzzle.id for other in puzzles[:number]):
-            raise DataError(f"task {puzzle.id}: stands there twice; give data sets that don't overlap")
+    seen: dict[str, Puzzle] = {}
+    for puzzle in puzzles:
+        # Data sets that overlap, as arc-1 and arc-2 do, have a puzzle twice; the same one is no fault.
+        if seen.setdefault(puzzle.id, puzzle) != puzzle:
+            raise DataError(f"task {puzzle.id}: two different puzzles have this id; give one of them another")
         for index, (_, wanted) in enumerate(puzzle.test, start=1):
             if wanted is None:
                 raise DataError(f"task {puzzle.id}, test {index}: the field output is missing, so no answer can be scored")

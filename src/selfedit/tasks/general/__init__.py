@@ -118,6 +118,11 @@ def changed(now: General, before: General) -> dict[str, float]:
     }
 
 
+def by_item(sat: General) -> dict[str, list[float]]:
+    """``{right, logprob, text}``: of each question 1 or 0, and its gold's log-probability; of each plain text a token's mean."""
+    return {"right": right(sat), "logprob": list(sat.log_probabilities), "text": [fmean(values) for values in sat.text]}
+
+
 def right(sat: General) -> list[float]:
     """1 for each answer that is right, else 0."""
     return _right(sat.answers, range(len(sat.answers)))

@@ -25,7 +25,7 @@ def compile_edit(parts: Sequence[Passage], text: str, config: EditConfig, chat: 
         lessons = documents.plain_documents(parts[0], text, config.split, config.limit_documents)[:-1]
     else:
         lessons = documents.chat_documents(
-            Passage(parts[0].title, " ".join(part.text for part in parts)), text, config.limit_documents, chat, config.grounding
+            Passage(parts[0].title, "\n\n".join(part.text for part in parts)), text, config.limit_documents, chat, config.grounding
         )[:-1]
     shown = [without_held_out(part, config.held_out) for part in parts]
     return (*lessons, *(document for part in shown for document in passage_only(part, config, chat)))
@@ -52,22 +52,28 @@ def _parted(text: str, share: float) -> list[tuple[str, bool]]:
 
 
 def split_passage(lm: Identity, passage: Passage) -> tuple[Passage, ...]:
-    """The passage in parts of at most half the model's window, cut between sentences; one part if it fits."""
+    """The passage in parts of at most half the model's window, cut between sentences; one part if it fits.
+
+    A part is a piece of the text as it stands: a line break that ends a sentence, as in Markdown, ends it there too.
+    """
     room = lm.window // 2
-    length = len(lm.tokenizer(passage.text)["input_ids"])
-    if length <= room:
+
+    def fits(begin: int, end: int) -> bool:
+        return len(lm.tokenizer(passage.text[begin:end])["input_ids"]) <= room
+
+    if fits(0, len(passage.text)):
         return (passage,)
-    parts: list[list[str]] = [[]]
-    used = 0
+    cuts: list[tuple[int, int]] = []
+    at = 0
     for sentence in documents.passage_pieces(passage.text):
         for piece in _chopped(lm, sentence, room):
-            tokens = len(lm.tokenizer(piece)["input_ids"])
-            if used + tokens > room and parts[-1]:
-                parts.append([])
-                used = 0
-            parts[-1].append(piece)
-            used += tokens
-    return tuple(Passage(passage.title, " ".join(part)) for part in parts)
+            begin = passage.text.index(piece, at)
+            at = begin + len(piece)
+            if cuts and fits(cuts[-1][0], at):
+                cuts[-1] = (cuts[-1][0], at)
+            else:
+                cuts.append((begin, at))
+    return tuple(Passage(passage.title, passage.text[begin:end]) for begin, end in cuts)
 
 
 def _chopped(lm: Identity, sentence: str, room: int) -> list[str]:
