@@ -38,7 +38,7 @@ def test_dry_run_of_every_recipe(recipe: Path) -> None:
     resolved, asked = yaml.safe_load(done.stdout), yaml.safe_load(recipe.read_text())
     for key, value in asked.items():
         kept = resolved[key]
-        if key == "oracle":
+        if key == "oracle" and isinstance(kept, dict):
             # Recipes stand in the settings as text.
             kept = {name: json.loads(text) for name, text in kept.items()}
         assert value.items() <= kept.items() or key in ("edit", "corpus") if isinstance(value, dict) else kept == value, key
