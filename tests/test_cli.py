@@ -325,8 +325,10 @@ def test_a_bank_of_one_consolidated_adapter_gives_single_entries_back(command: C
     done = command("memory", "undo", 1, "--memory", apart)
     assert done.returncode == 0 and "training entry 2 again" in done.stderr, done.stderr
     assert [slot.entries for slot in Memory.open(apart).state.slots] == [(2,)]
-    done = command("eval", "general", "--memory", apart)
-    assert done.returncode == 0 and "memory" in done.stdout, done.stderr
+    done = command("eval", "general", "--memory", apart, "--json", apart / "general.json")
+    assert done.returncode == 0 and "memory" in done.stdout and "right, points" in done.stdout, done.stderr
+    change = json.loads((apart / "general.json").read_text())["memory"]["change"]
+    assert change["right"]["n"] == change["logprob"]["n"] >= 200 > change["text"]["n"] > 1
 
 
 def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, tmp_path: Path) -> None:

@@ -426,7 +426,7 @@ def test_methods_are_held_against_merge_wherever_it_stands_and_unfinished_sequen
     turned = table(config.model_copy(update={"methods": ("replay", "merge")}), drawn, [], rows, ExactMatchGrader())
     assert {row["control"] for row in turned["differences"]} == {"merge", "base"} and turned["control"] == "merge"
     partly = table(config, drawn, [], rows[:-1], ExactMatchGrader())
-    assert partly["finished"] == {"merge": 1, "replay": 0} and list(partly["methods"]) == ["merge"]
+    assert partly["methods"]["merge"]["immediate"]["n"] == 1 and list(partly["methods"]) == ["merge"]
     assert not [row for row in partly["differences"] if row["control"] == "merge"]
 
 

@@ -48,9 +48,6 @@ def test_eval_general_compares_a_memory_with_its_base(
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "g.json").read_text())
     assert found["base"]["n"] >= 200 and found["base"]["perplexity"] > 1 and "perplexity" in done.stdout
-    if "memory" in found:
-        change = found["memory"]["change"]
-        assert change["right"]["n"] == change["logprob"]["n"] >= 200 > change["text"]["n"] > 1 and "right, points" in done.stdout
     missing = command("eval", "general", "--memory", tmp_path / "none")
     assert missing.returncode == 1 and "no memory there" in missing.stderr
 

@@ -184,9 +184,10 @@ def test_a_method_that_only_a_later_run_has_is_held_against_the_first_run_s(tmp_
 
     found = comparison([run("first", icl=(0.0, 0.0, 0.0), ttt=(0.2, 0.4, 0.0)), run("later", seal=(0.6, 0.8, 0.1))])
     assert found is not None
-    listed = {row[1]: (row[0], row[2], row[3]) for row in found.rows}
-    assert listed["seal - icl, solved"] == ("later - first", 3, listed["seal - icl, solved"][2])
-    assert listed["seal - ttt, solved"][2].startswith("+30.0 ["), "0.4, 0.4 and 0.1"
+    listed = {row[1]: row for row in found.rows}
+    assert list(listed) == ["seal - icl, solved", "seal - ttt, solved"]
+    assert listed["seal - icl, solved"][0] == "later - first" and listed["seal - icl, solved"][2] == 3
+    assert listed["seal - ttt, solved"][3].startswith("+30.0 ["), "0.4, 0.4 and 0.1"
 
 
 def test_a_second_policy_s_share_of_the_first_one_s_gain(tmp_path: Path) -> None:

@@ -379,6 +379,7 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "edits": config.edits,
         "repeats": config.repeats,
         "screened": config.screened,
+        "planned": {"edits": PLANNED_EDITS, "passages": PLANNED_PASSAGES},
         "rows": rows,
         "average": asdict(mean_and_error([_average(one, "accuracy") for one in several])),
         "best": asdict(mean_and_error([fmean(max(map(fmean, of)) for of in one.worth["accuracy"]) for one in several])),

@@ -33,12 +33,12 @@ from selfedit.keepers import keeper
 from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
-from selfedit.lm.null_space import familiar_of
 from selfedit.matrix import BASE_METHOD, FORMS, shown, table
 from selfedit.runs import Log, Policy, Run, policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
-from selfedit.tasks.general.rehearsal import asked_digest, familiar, rehearsals
+from selfedit.tasks.general.jobs import known_to
+from selfedit.tasks.general.rehearsal import rehearsals
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -50,7 +50,7 @@ def continual(
     run: Run,
     workers: int | None,
     told: Callable[[int, int], None],
-    so_far: Callable[[dict[str, Any]], None] = lambda found: None,
+    so_far: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Runs what is missing of a run and returns its table.
 
@@ -75,8 +75,9 @@ def continual(
     told(len(run.rows), total)
     choice = ModelChoice(config.model, config.device, config.dtype)
     with LocalExecutor(choice, workers) as executor:
-        # Made once, so that no commit's time has it.
-        result(executor.submit(prepare, config))
+        if len(run.rows) < total:
+            # Made once, so that no commit's time has it.
+            result(executor.submit(prepare, config))
         edits = _written(executor, config, [passage for sequence in drawn for passage in sequence], edits_log, policy)
         done = {(row["method"], row["sequence"], row["step"]) for row in run.rows}
         waiting: dict[Future[Any], tuple[str, int]] = {}
@@ -86,8 +87,6 @@ def continual(
             step = next((step for step in steps if (method, at, step) not in done), None)
             if step is None:
                 shutil.rmtree(_states(run, method, at), ignore_errors=True)
-                if method != BASE_METHOD and (BASE_METHOD, 0, 0) in done and (BASE_METHOD, at, 0) in done:
-                    so_far(table(config, drawn, asked_elsewhere(others), run.rows, grader))
                 return
             own = {passage.id: edits[passage.id] for passage in drawn[at]}
             lease = Commit(config, method, at, step, tuple(drawn[at]), others, str(_states(run, method, at)), own)
@@ -109,6 +108,8 @@ def continual(
                 run.append(row | {"policy": policy.digest})
                 done.add((method, at, row["step"]))
                 told(len(run.rows), total)
+                if row["step"] == config.passages:
+                    so_far(table(config, drawn, asked_elsewhere(others), run.rows, grader))
                 next_step(method, at)
             more()
     return table(config, drawn, asked_elsewhere(others), run.rows, grader)
@@ -246,7 +247,7 @@ def prepare(lm: LanguageModel, config: ContinualConfig) -> None:
     if any(way.rehearsal or way.null_space for way in ways) or config.keep.sleep_share:
         rehearsals(lm)
     if any(way.null_space for way in ways):
-        familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
+        known_to(lm)
 
 
 def write(lm: LanguageModel, passage: Passage, config: ContinualConfig, policy: str | None) -> list[str]:

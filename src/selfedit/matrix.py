@@ -84,8 +84,8 @@ def table(
 ) -> dict[str, Any]:
     """By method: the matrix and what it comes to; means and standard errors over sequences; differences to the control.
 
-    A sequence that a method hasn't gone through yet is left out of its figures; ``n`` is of those planned, ``finished`` how many
-    each method has.
+    A sequence that a method hasn't gone through yet is left out of its figures, which have an ``n`` each; the table's is of those
+    planned.
 
     ``immediate``: share right just after a passage's own commit, before a consolidation that it sets off; ``retained``: after the
     last one; both of the counted questions that the base got wrong. ``along``: the same over all exams after later commits, not the
@@ -124,7 +124,6 @@ def table(
     return {
         "config": config.model_dump(mode="json"),
         "n": config.sequences,
-        "finished": {method: len(of) for method, of in figures.items()},
         "control": control,
         "related": related(drawn),
         "questions": sum(len(exam_questions(passage.questions)) for sequence in drawn for passage in sequence),

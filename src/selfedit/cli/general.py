@@ -10,9 +10,9 @@ import typer
 from rich.markup import escape
 
 from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
-from selfedit.cli.evaluate import mean_cell
+from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import DEFAULT_MODEL
-from selfedit.stats import Difference, paired_difference
+from selfedit.stats import paired_difference
 
 
 def eval_general_command(
@@ -81,9 +81,9 @@ def show(found: dict[str, dict[str, Any]]) -> None:
             change = of["change"]
             changes.add_row(
                 escape(name),
-                _with_interval(change["right"], 100, 1),
-                _with_interval(change["logprob"], 1, 3),
-                _with_interval(change["text"], 1, 3),
+                interval_cells(asdict(change["right"]), 100, 1)[0],
+                interval_cells(asdict(change["logprob"]), 1, 3)[0],
+                interval_cells(asdict(change["text"]), 1, 3)[0],
             )
     n = next(iter(found.values()))["n"]
     out.print(f"{n} questions and sentences to complete; mean ± standard error; log-prob: of the right answer")
@@ -91,11 +91,6 @@ def show(found: dict[str, dict[str, Any]]) -> None:
     if changes.row_count:
         out.print("Changes to the base, paired by question or text, 95 % intervals; log-prob and text (a token's) in nats:")
         out.print(changes)
-
-
-def _with_interval(change: Difference, scale: float, digits: int) -> str:
-    low, high = scale * change.low, scale * change.high
-    return f"{scale * change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _plain(value: Any) -> Any:

@@ -81,7 +81,7 @@ def undo_earlier(
         build([records[one] for one in remaining], still, known.name, below, folder, memory.keep, slot.changed)
         places.append(folder)
         built.append((folder, folder.name))
-        kept.append(Slot(tuple(remaining), folder.name, slot.changed))
+        kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
     after = exams(kept_in(memory.keep, kept, places, still), known.name, still, graders)
     memory.replace(f"undo entry {entry}", kept, built)
     return _beside(still, before, after)

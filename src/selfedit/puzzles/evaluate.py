@@ -329,7 +329,7 @@ def try_recipes(
     plans, rows = {}, {}
     for recipe in recipes:
         try:
-            plans[recipe] = task.compile(lm, puzzle, recipe[0], config.settings, _training_seed(config, puzzle, recipe))
+            plans[recipe] = task.compile(lm, puzzle, recipe[0], config.settings, training_seed(config, puzzle, recipe))
         except InvalidEditError as error:
             rows[recipe] = _row("", recipe[0], "invalid", str(error))
     with policy_standing(lm, policy):
@@ -346,7 +346,8 @@ def try_recipes(
     return [rows[recipe] | common | {"run": recipe[1]} for recipe in recipes]
 
 
-def _training_seed(config: ArcEvalConfig, puzzle: Puzzle, recipe: Numbered) -> int:
+def training_seed(config: ArcEvalConfig, puzzle: Puzzle, recipe: Numbered) -> int:
+    """Of one of a recipe's trainings: of its items and its adapter."""
     return seeds.derive(config.seed, puzzle.id, "train", *recipe)
 
 
@@ -369,7 +370,7 @@ def _drawn(lm: LanguageModel, task: ArcTask, puzzle: Puzzle, config: ArcEvalConf
     for _ in range(DRAWS):
         text = random_recipe(generator, config.edit.extended).text()
         try:
-            task.compile(lm, puzzle, text, config.settings, _training_seed(config, puzzle, (text, 0)))
+            task.compile(lm, puzzle, text, config.settings, training_seed(config, puzzle, (text, 0)))
         except InvalidEditError:
             continue
         return text

@@ -13,7 +13,7 @@ from selfedit.errors import DataError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers
 from selfedit.lm.load import Identity, identify
 from selfedit.lm.stack import slots_that_fit
-from selfedit.puzzles.evaluate import Lease, try_recipes, write_recipes
+from selfedit.puzzles.evaluate import Lease, training_seed, try_recipes, write_recipes
 from selfedit.runs import policy_of
 from selfedit.tasks.arc.recipe import HAND_MADE
 from selfedit.tasks.arc.task import ArcTask
@@ -95,8 +95,9 @@ def solve(
 
 
 def _steps(task: ArcTask, known: Identity, puzzle: Puzzle, text: str, config: ArcEvalConfig) -> int:
+    """Optimiser steps of a recipe's training; none of one that can't be compiled."""
     try:
-        return task.compile(known, puzzle, text, config.settings, config.seed).steps
+        return task.compile(known, puzzle, text, config.settings, training_seed(config, puzzle, (text, 0))).steps
     except InvalidEditError:
         return 0
 

@@ -55,11 +55,11 @@ def solved_table(run: RunData) -> Table:
     return Table(
         f"Puzzles solved, {title(table['config']['data'], table['config']['split'])}",
         f"{table['n']} puzzles, {table['questions']} tests, seed {table['config']['seed']}. A run solves a puzzle if each of its "
-        "tests is among two attempts. Wilson's interval takes the different trainings of a puzzle as independent, equal ones and "
-        "equal invalid recipes as one; the other draws whole puzzles. "
+        "tests is among two attempts. Trained: different trainings, equal ones and equal invalid recipes once; Wilson's interval "
+        "takes them as independent; the other draws whole puzzles. "
         "Cells: right ones in a test's better attempt. Bits: entropy of the recipes over all puzzles.",
         (
-            "method", "solved", "different", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "readable %",
+            "method", "solved", "trained", "%", "Wilson 95 %", "by puzzle 95 %", "tests %", "cells %", "valid %", "readable %",
             "bits", "tokens", "seconds",
         ),
         tuple(rows),

@@ -8,8 +8,9 @@ from typing import Any
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table
 
-# How a self-edit's worth is called, and by how many digits it is shown.
+# How a self-edit's worth by each outcome is called.
 OUTCOMES = {"accuracy": "accuracy", "likelihood": "the golds' likelihood"}
+DIFFERENCES = ("minus_training_all", "minus_random", "all_minus_one")
 
 
 def rewards_tables(run: RunData) -> list[Table]:
@@ -95,15 +96,13 @@ def _shares_table(table: dict[str, Any]) -> Table:
         "What training only a few costs",
         "Trainings and exams of the few and looks at all, as a share of training all; with writing: what writing took added on "
         "both sides; of a run: over so many passages, the first of which are looked at, tried whole and twice, and with those "
-        "trained again that tie for the best; of a larger run: the same over 50 passages with 15 self-edits each.",
+        f"trained again that tie for the best; of a larger run: the same over {table['planned']['passages']} passages with "
+        f"{table['planned']['edits']} self-edits each.",
         ("screen", "by", "trained", "of its cost", "with writing", "of a run", "of a larger run"),
         tuple(
             (_named(row, "screen"), row["by"], row["count"], *(_share(row[name]) for name in shares)) for row in table["two_stage"]
         ),
     )
-
-
-DIFFERENCES = ("minus_training_all", "minus_random", "all_minus_one")
 
 
 def _mean(value: dict[str, Any], digits: int) -> str | None:

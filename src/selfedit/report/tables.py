@@ -192,7 +192,6 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
                 rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
         for method in ("seal-writer", "seal"):
             rows += _share_of_gain(first, other, method)
-        rows += _new_methods(first, other)
     if not rows:
         return None
     return Table(
@@ -203,27 +202,6 @@ def comparison(runs: Sequence[RunData]) -> Table | None:
         ("runs", "what", "n", "difference", "p"),
         tuple(rows),
     )
-
-
-def _new_methods(first: RunData, other: RunData) -> list[tuple[Any, ...]]:
-    """What only a later run on puzzles tried, against its controls in the first one, on the same puzzles."""
-    if first.kind != "puzzles":
-        return []
-    # Here, since other runs need no torch.
-    from selfedit.puzzles.evaluate import CONTROLS
-
-    known = (first.table or {})["methods"]
-    rows: list[tuple[Any, ...]] = []
-    for method in (method for method in (other.table or {})["methods"] if method not in known):
-        for control in (control for control in CONTROLS[method] if control in known):
-            theirs, ours = _of_method(other, method), _of_method(first, control)
-            shared = [key for key in theirs if key in ours]
-            if len(shared) > 1:
-                found = paired_difference([theirs[key] for key in shared], [ours[key] for key in shared])
-                row = {"n": found.n, "mean": found.mean, "low": found.low, "high": found.high}
-                label = f"{method} - {control}, solved"
-                rows.append((f"{other.name} - {first.name}", label, found.n, _interval(row), _p(found.p)))
-    return rows
 
 
 def _share_of_gain(first: RunData, other: RunData, method: str) -> list[tuple[Any, ...]]:
@@ -285,6 +263,10 @@ def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], 
             for m in methods
             for name, title in measures.items()
         ]
+        if first.kind == "puzzles":
+            pairs += [
+                (f"{m} - {control}, solved", _of_method(first, control), _of_method(other, m)) for m, control in _new(first, other)
+            ]
         return [pair for pair in pairs if pair[1] and pair[2]]
     found = []
     for ours, theirs in zip(first.rounds, other.rounds, strict=False):
@@ -292,6 +274,16 @@ def _pairs(first: RunData, other: RunData) -> list[tuple[str, dict[str, float], 
         for figure, title in (("accuracy", "right"), ("coverage", "gold answers covered"), ("unfaithful", "words not from it")):
             found.append((f"round {ours.number}, {title}", of_passages(ours.edits, figure), of_passages(theirs.edits, figure)))
     return found
+
+
+def _new(first: RunData, other: RunData) -> list[tuple[str, str]]:
+    """Methods that only a later run on puzzles has, each with its controls that the first one has."""
+    # Here, since other runs need no torch.
+    from selfedit.puzzles.evaluate import CONTROLS
+
+    known = (first.table or {})["methods"]
+    added = [method for method in (other.table or {})["methods"] if method not in known]
+    return [(method, control) for method in added for control in CONTROLS[method] if control in known]
 
 
 def _of_method(run: RunData, method: str, measure: str = "accuracy") -> dict[str, float]:

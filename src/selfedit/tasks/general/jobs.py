@@ -11,9 +11,14 @@ import torch
 from selfedit.edits import TrainingPlan
 from selfedit.lm.adapter import Adapter, load_adapter
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.null_space import familiar_of, fixed_downs
+from selfedit.lm.null_space import Familiar, familiar_of, fixed_downs
 from selfedit.lm.train_many import Job
 from selfedit.tasks.general.rehearsal import asked_digest, familiar, rows_of
+
+
+def known_to(lm: LanguageModel) -> Mapping[str, Familiar]:
+    """What is familiar to the base, by module: of what it is asked and says; made once and kept in the cache."""
+    return familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
 
 
 def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[Adapter] = ()) -> list[Job]:
@@ -37,7 +42,7 @@ def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[
             continue
         if stand is None:
             stand = [*(load_adapter(Path(folder)) for folder in lm.stack), *earlier]
-            known = familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
+            known = known_to(lm)
         own = tuple(row for row in rows if row.epoch is None)
         # Repeats of a self-edit read alike.
         key = own, settings.targets, settings.layers, settings.rank, settings.null_space
