@@ -125,8 +125,10 @@ def test_datasets_by_content(tmp_path: Path) -> None:
         load_dataset(str(flat))
     with pytest.raises(DataError, match="no such data set"):
         load_dataset("nothing.json")
-    with pytest.raises(DataError, match="no split"):
-        load_dataset("almanac", "valid")
+    for name, split in (("almanac", "valid"), ("almanac:valid", "dev")):
+        with pytest.raises(DataError, match="no split 'valid'"):
+            load_dataset(name, split)
+    assert load_dataset("almanac:dev", "train") == almanac("dev")
 
 
 def test_a_text_that_comes_twice_puts_its_questions_together(tmp_path: Path) -> None:

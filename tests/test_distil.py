@@ -281,7 +281,10 @@ def test_an_entry_trained_again_has_the_same_teacher(command: Command, learnt: P
     assert difference(again(plan, first), load_adapter(second)) <= 1e-5
     plain = replace(plan, settings=plan.settings.model_copy(update={"distil": 0.0}))
     assert difference(again(plain, first), load_adapter(second)) > 1e-4
-    assert {one.view for one in together([plan_of(records[1], {}), plan_of(records[2], {})], {}).documents} == {TOWER.view, BRIDGE.view}
+    assert {one.view for one in together([plan_of(records[1], {}), plan_of(records[2], {})], {}).documents} == {
+        TOWER.view,
+        BRIDGE.view,
+    }
 
     done = command("memory", "undo", 1, "--memory", learnt)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from selfedit.config import (
+    REWARD_EXAMS,
     ArcEvalConfig,
     ArcTrainConfig,
     ContinualConfig,
@@ -71,8 +72,11 @@ def estimate_training(config: TrainConfig, known: Identity) -> Estimate:
     tried = min(config.screened, config.edits) if config.screen else config.edits
     runs = first * config.edits * max(2, config.repeats) + (config.contexts - first) * tried * config.repeats
     trials = 0 if config.rule == "random" else config.rounds * runs
-    flops = trials * (_trial(shape, config.settings, config.edit)) / TRAINING_SHARE
-    flops += trials * _exam(shape) / WRITING_SHARE + edits * _writing(shape, config.edit) / WRITING_SHARE
+    # A look of a screen is about an epoch.
+    looks = edits / config.settings.epochs if config.screen else 0
+    quizzes = QUIZ_EDITS * config.rounds * config.contexts if REWARD_EXAMS.get(config.reward) == "self-quiz" else 0
+    flops = (trials + looks) * _trial(shape, config.settings, config.edit) / TRAINING_SHARE
+    flops += (trials * _exam(shape) + (edits + quizzes) * _writing(shape, config.edit)) / WRITING_SHARE
     rows = config.rounds * config.contexts * REQUESTS
     per_row = shape.step(config.outer, READ + WRITTEN, WRITTEN)
     workers = default_workers(config.device)

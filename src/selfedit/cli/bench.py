@@ -88,7 +88,7 @@ def inner_command(
 @app.command("rewards")
 def rewards_command(
     data: Annotated[str | None, typer.Option(help="Data sets with questions, by commas: almanac, squad, JSON files.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad (or almanac:dev).")] = None,
     passages: Annotated[int | None, typer.Option(help="Passages, each with 4 questions or more.")] = None,
     edits: Annotated[int | None, typer.Option(help="Self-edits a passage.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Seeds of training of each self-edit.")] = None,

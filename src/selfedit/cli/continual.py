@@ -42,7 +42,7 @@ from selfedit.config import ContinualConfig
 
 def continual_command(
     data: Annotated[str | None, typer.Option(help="Data sets by commas: almanac, squad, JSON files.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad (or almanac:dev).")] = None,
     methods: Annotated[str | None, typer.Option(help="Ways of keeping (below), by commas; several at once joined by +.")] = None,
     sequences: Annotated[int | None, typer.Option(help="Sequences, each of other passages.")] = None,
     passages: Annotated[int | None, typer.Option(help="Passages a sequence.")] = None,

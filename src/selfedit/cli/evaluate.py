@@ -50,7 +50,7 @@ def _eval() -> None:
 @app.command("knowledge")
 def knowledge_command(
     data: Annotated[str | None, typer.Option(help="almanac, squad, or a JSON file (flat form or SQuAD's).")] = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad (or almanac:dev).")] = None,
     methods: Annotated[str | None, typer.Option(help="Methods (below), joined by commas.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "--n", min=0, help="The first so many passages; 0: all.")] = None,
     setting: Annotated[str | None, typer.Option(help="single: an adapter a passage; corpus: one for all passages.")] = None,
@@ -118,7 +118,8 @@ def knowledge_command(
         print_config(resolved)
         from selfedit.estimate import estimate_evaluation
 
-        count = resolved.limit or (len(load_dataset(resolved.data, resolved.split)) if resolved.data != "squad" else 0)
+        here = resolved.data.partition(":")[0] != "squad"
+        count = resolved.limit or (len(load_dataset(resolved.data, resolved.split)) if here else 0)
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))
         return
     from selfedit.corpus import evaluate_corpus, trainings

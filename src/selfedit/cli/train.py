@@ -56,7 +56,7 @@ def _train() -> None:
 @app.command("knowledge")
 def knowledge_command(
     data: Annotated[str | None, typer.Option(help="Data sets by commas: almanac, squad, JSON files.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test, for almanac and squad (or almanac:dev).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds, each with new passages.")] = None,
     passages: Annotated[int | None, typer.Option(help="Passages a round.")] = None,
     edits: Annotated[int | None, typer.Option(help="Self-edits a passage.")] = None,

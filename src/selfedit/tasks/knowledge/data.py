@@ -62,13 +62,18 @@ def load_quiz(file: Path) -> tuple[Question, ...]:
 def load_dataset(name: str, split: str | None = None) -> list[Passage]:
     """A data set: ``almanac``, ``squad`` (through the library datasets), or a JSON file in the flat or the SQuAD form.
 
+    Args:
+        name: ``almanac`` and ``squad`` may name their own split: ``almanac:dev``.
+        split: of those that name none.
+
     Raises:
         DataError: unknown, unreadable or malformed; names file and field.
     """
-    if name == "almanac":
-        return almanac(split or "test")
-    if name == "squad":
-        return _squad_from_hub(split or "validation")
+    known, _, own = name.partition(":")
+    if known == "almanac":
+        return almanac(own or split or "test")
+    if known == "squad":
+        return _squad_from_hub(own or split or "validation")
     file = Path(name)
     if not file.exists():
         raise DataError(f"{name}: no such data set; give almanac, squad, or a JSON file of {{title, context, questions}} items")
