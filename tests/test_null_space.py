@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,7 +19,21 @@ from selfedit.errors import DataError
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Held, Lesson
 from selfedit.lm import train_many as engine
-from selfedit.lm.adapter import adapted_layers, install, install_saved_stack, new_adapter, save_adapter, standing
+from selfedit.lm.adapter import (
+    Adapter,
+    Directions,
+    adapted_layers,
+    install,
+    install_saved_stack,
+    install_stack,
+    load_adapter,
+    new_adapter,
+    save_adapter,
+    shrunk,
+    shrunk_gradient,
+    standing,
+    summed,
+)
 from selfedit.lm.batch import Row
 from selfedit.lm.load import LanguageModel, load_model
 from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_downs, principal
@@ -58,8 +74,8 @@ def square_of(inputs: Moments) -> torch.Tensor:
 
 def said(job: Job, name: str, inputs: Moments) -> float:
     """Mean square of what an adapter's A makes of inputs."""
-    assert job.downs is not None
-    return inputs.mean_square(job.downs[name]).item()
+    assert job.directions is not None
+    return inputs.mean_square(job.directions.downs[name]).item()
 
 
 def test_a_covariance_s_power_is_that_of_the_whole_matrix() -> None:
@@ -148,8 +164,8 @@ def test_gaps_in_the_base_s_own_texts_are_familiar(tiny_model: Path, cache: Path
 def test_an_adapter_reads_its_lesson_and_not_what_is_familiar(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     (job,) = jobs_of(lm, [plan(lesson("Alder", "red"), lesson("Birch", "blue"))])
-    assert job.downs is not None
-    plain = Job(job.rows, job.settings, job.seed, {n: a for n, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()})
+    assert job.directions is not None
+    plain = Job(job.rows, job.settings, job.seed, Directions({n: a for n, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()}))
     ratios = []
     familiar = [Row(row.ids, 0) for row in rehearsals(lm)[:20]]
     for group, own in inputs_of(lm, job.rows).items():
@@ -170,30 +186,104 @@ def test_what_earlier_lessons_read_is_read_less(tiny_model: Path, cache: Path) -
         assert said(after, group[0], old) < said(alone, group[0], old)
 
 
-@pytest.mark.parametrize("tokens", [384, 24])
+@pytest.mark.parametrize(("tokens", "dead_zone"), [(384, 0.0), (24, 0.0), (384, 0.5), (24, 0.5)])
 def test_a_given_a_stays_and_stacked_equals_alone(
-    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, dead_zone: float
 ) -> None:
     monkeypatch.setattr(engine, "CPU_TOKENS", tokens)  # So few that a step has several parts.
     lm = load_model(str(tiny_model), "cpu", "float32")
-    plans = [plan(lesson("Alder", "red"), lesson("Birch", "blue"), seed=seed) for seed in (1, 2)]
-    fixed = jobs_of(lm, plans)
+    quiet = SETTINGS.model_copy(update={"dead_zone": dead_zone})
+    documents = (lesson("Alder", "red"), lesson("Birch", "blue"))
+    fixed = jobs_of(lm, [TrainingPlan(documents, quiet, seed) for seed in (1, 2)])
     mixed = [fixed[0], Job(tuple(rows_of(lm)), SETTINGS.model_copy(update={"null_space": 0.0}), 3), fixed[1]]
     # Two slots, so that one is handed from a job whose A stays to one whose A is trained, or the other way round.
     for job, found in zip(mixed, train_many(lm, mixed, 2), strict=True):
-        alone = train(lm, job.rows, job.settings, job.seed, job.downs)
+        alone = train(lm, job.rows, job.settings, job.seed, job.directions)
         install(lm, None)
         for name, (down, up) in found.adapter.weights.items():  # type: ignore[union-attr]
             assert torch.allclose(up, alone.adapter.weights[name][1], atol=1e-5) and up.any()
             assert torch.allclose(down, alone.adapter.weights[name][0], atol=1e-5)
-            start = new_adapter(lm, job.settings, seeds.derive(job.seed, "init"), job.downs).weights[name][0]
-            assert torch.equal(down, start) == (job.downs is not None)
-    assert all(torch.equal(fixed[0].downs[name], fixed[1].downs[name]) for name in fixed[0].downs or {})  # type: ignore[index]
+            start = new_adapter(lm, job.settings, seeds.derive(job.seed, "init"), job.directions).weights[name][0]
+            assert torch.equal(down, start) == (job.directions is not None)
+    first, second = (job.directions for job in fixed)
+    assert first is not None and second is not None and bool(first.floors) == bool(dead_zone)
+    assert all(torch.equal(down, second.downs[name]) for name, down in first.downs.items())
+
+
+def test_the_dead_zone_s_gradient_is_autograd_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 3, 4, generator=generator, dtype=torch.float32).requires_grad_()
+    floors = torch.tensor([[0.0], [2.0], [6.0]])
+    dy = torch.randn(6, 3, 4, generator=generator)
+    y = shrunk(z, floors)
+    y.backward(dy)  # type: ignore[no-untyped-call]
+    assert z.grad is not None and torch.allclose(shrunk_gradient(dy, z.detach(), floors), z.grad, atol=1e-5)
+    silent = z.detach().square().sum(-1) <= floors[:, 0]
+    assert 0 < silent.sum() < silent.numel() and not y[silent].any() and y[~silent].all()
+    assert torch.equal(y[:, 0], z[:, 0]) and not shrunk_gradient(dy, z.detach(), floors)[silent].any()
+    nothing = torch.zeros(1, 3, 4)
+    assert not shrunk(nothing, floors).any() and torch.equal(shrunk_gradient(dy[:1], nothing, floors)[:, 0], dy[:1, 0])
+
+
+def test_adapters_with_a_dead_zone_stand_are_saved_and_no_sum_of_weights(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    quiet = SETTINGS.model_copy(update={"dead_zone": 0.5})
+    plans = [TrainingPlan((lesson("Alder", "red"), lesson("Birch", "blue")), quiet, 1), plan(lesson("Rowan", "green"))]
+    floored, plain = (one.adapter for one in train_many(lm, jobs_of(lm, plans), 2))  # type: ignore[union-attr]
+    small = new_adapter(lm, SETTINGS.model_copy(update={"rank": 2}), 5)
+    small.floors = dict.fromkeys(small.weights, 0.1)
+    for _, up in small.weights.values():
+        up.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    assert floored.floors and not plain.floors
+    save_adapter(floored, tmp_path / "one", lm.name)
+    again = load_adapter(tmp_path / "one")
+    assert again.floors == pytest.approx(floored.floors) and again.scale == floored.scale
+    with pytest.raises(KeyError, match="SELFEDIT_FLOORED_LORA"):
+        peft.PeftConfig.from_pretrained(tmp_path / "one")
+    with pytest.raises(ValueError, match="no sum of weights"):
+        summed([plain, floored])
+
+    ids = torch.tensor([lm.tokenizer("What colour is Alder? It is red")["input_ids"]])
+
+    def states(*below: Adapter, active: Adapter | None = None) -> torch.Tensor:
+        with torch.no_grad(), standing(lm, below):
+            install(lm, active)
+            found: torch.Tensor = lm.model.base_model(input_ids=ids).last_hidden_state
+            install(lm, None)
+        return found
+
+    one, other = states(floored, plain, small), states(plain, small, active=floored)
+    assert torch.allclose(one, other, atol=1e-4) and not torch.allclose(one, states(plain, small), atol=1e-3)
+    assert torch.allclose(states(small, floored), states(small, active=again), atol=1e-4), "ranks that differ are padded"
+    loud = replace(floored, floors=dict.fromkeys(floored.floors, 1e9))
+    assert torch.equal(states(loud), states()), "below the floor not a bit is changed"
+    before = states(floored, plain, small)
+    install_stack(lm, [floored, plain, small])
+    assert torch.allclose(states(), before, atol=1e-4)
+
+
+def test_a_lesson_on_top_of_one_with_a_dead_zone_is_trained_as_alone(tiny_model: Path, cache: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    beneath = new_adapter(lm, SETTINGS, 7)
+    beneath.floors = dict.fromkeys(beneath.weights, 0.05)
+    for _, up in beneath.weights.values():
+        up.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    settings = SETTINGS.model_copy(update={"dead_zone": 0.2})
+    with standing(lm, [beneath]):
+        jobs = jobs_of(lm, [TrainingPlan((lesson(*one),), settings, 1) for one in (("Alder", "red"), ("Birch", "blue"))], [beneath])
+        alone = [train(lm, job.rows, job.settings, job.seed, job.directions) for job in jobs]
+        install(lm, None)
+        stacked = train_many(lm, jobs, 2)
+    for one, other in zip(alone, stacked, strict=True):
+        for name, (_, up) in one.adapter.weights.items():
+            assert up.any() and torch.allclose(up, other.adapter.weights[name][1], atol=1e-5)  # type: ignore[union-attr]
 
 
 def test_what_is_familiar_is_made_once_and_read_again(tiny_model: Path, cache: Path) -> None:
     def downs(lm: LanguageModel) -> dict[str, torch.Tensor]:
-        return dict(jobs_of(lm, [plan(lesson("Alder", "red"))])[0].downs or {})
+        (job,) = jobs_of(lm, [plan(lesson("Alder", "red"))])
+        assert job.directions is not None
+        return dict(job.directions.downs)
 
     made = downs(load_model(str(tiny_model), "cpu", "float32"))
     (file,) = (cache / "familiar").glob("*.safetensors")
@@ -213,7 +303,7 @@ def test_without_familiar_directions_it_is_the_lesson_s_principal_ones(lm: Langu
     for group in groups:
         width = square_of(groups[group]).shape[0]
         flat |= {name: Familiar(torch.zeros(1, width), torch.zeros(1), torch.tensor(0.0)) for name in group}
-    downs = fixed_downs(lm, rows, settings, flat)
+    downs = fixed_downs(lm, rows, settings, flat).downs
     for group, own in groups.items():
         _, vectors = torch.linalg.eigh(square_of(own))
         down = torch.nn.functional.normalize(downs[group[0]], dim=1)
@@ -237,10 +327,10 @@ def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_m
     faster = keeper("null-space", KeepConfig(null_space_rate=0.05)).parts[0].settings(plain)
     assert (faster.learning_rate, faster.null_space) == (0.05, KeepConfig().null_space)
     (alone,) = jobs_of(lm, [plan(*lessons[1].edits[0])])
-    assert alone.downs is not None
-    for name, down in alone.downs.items():
+    assert alone.directions is not None
+    for name, down in alone.directions.downs.items():
         assert torch.equal(found["bank+null-space"][1].weights[name][0], down)
-    assert any(not torch.equal(found["null-space"][1].weights[name][0], down) for name, down in alone.downs.items())
+    assert any(not torch.equal(found["null-space"][1].weights[name][0], down) for name, down in alone.directions.downs.items())
 
 
 def test_an_earlier_adapter_of_any_layer_with_the_same_input_counts(tiny_model: Path, cache: Path) -> None:
@@ -248,9 +338,9 @@ def test_an_earlier_adapter_of_any_layer_with_the_same_input_counts(tiny_model: 
     (job,) = jobs_of(lm, [plan(lesson("Alder", "red"))])
     earlier = new_adapter(lm, SETTINGS.model_copy(update={"targets": "v_proj,up_proj"}), 1)
     (after,) = jobs_of(lm, [plan(lesson("Alder", "red"))], [earlier])
-    assert job.downs is not None and after.downs is not None
-    for name, down in job.downs.items():
-        assert torch.equal(down, after.downs[name]) == name.endswith(("o_proj", "down_proj")), name
+    assert job.directions is not None and after.directions is not None
+    for name, down in job.directions.downs.items():
+        assert torch.equal(down, after.directions.downs[name]) == name.endswith(("o_proj", "down_proj")), name
 
 
 def test_more_earlier_directions_than_the_width_are_avoided_by_how_often_they_are_read() -> None:
@@ -269,9 +359,9 @@ def test_a_stack_s_adapters_count_as_earlier(tiny_model: Path, cache: Path, tmp_
         (beside,) = jobs_of(lm, [second], [earlier.adapter])  # type: ignore[union-attr]
     install_saved_stack(lm, [str(tmp_path / "one")])
     (stacked,) = jobs_of(lm, [second])
-    assert beside.downs is not None and stacked.downs is not None
-    for name, down in beside.downs.items():
-        other = stacked.downs[name]
+    assert beside.directions is not None and stacked.directions is not None
+    for name, down in beside.directions.downs.items():
+        other = stacked.directions.downs[name]
         assert torch.allclose(down.T @ down, other.T @ other, rtol=1e-2, atol=1e-3), name
 
 
@@ -281,15 +371,17 @@ def test_a_training_without_its_directions_is_refused(lm: LanguageModel) -> None
         train_many(lm, [Job(rows, SETTINGS, 0)], 1)
     with pytest.raises(ValueError, match="no directions are given"):
         train(lm, rows, SETTINGS, 0)
-    downs = {name: a for name, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()}
+    given = Directions({name: a for name, (a, _) in new_adapter(lm, SETTINGS, 0).weights.items()})
     decaying = SETTINGS.model_copy(update={"weight_decay": 0.1})
     with pytest.raises(ValueError, match="would shrink an A"):
-        train_many(lm, [Job(rows, decaying, 0, downs)], 1)
+        train_many(lm, [Job(rows, decaying, 0, given)], 1)
 
 
 def test_it_is_refused_where_it_would_do_nothing() -> None:
     with pytest.raises(ValidationError, match="weight_decay is"):
         Settings(null_space=0.01, weight_decay=0.1)
+    with pytest.raises(ValidationError, match="but A is trained"):
+        Settings(dead_zone=0.5)
     with pytest.raises(ValidationError, match="null_space is"):
         OuterConfig.model_validate({"outer": {"null_space": 0.01}})
     with pytest.raises(ValidationError, match="null_space is"):

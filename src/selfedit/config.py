@@ -112,9 +112,20 @@ class Settings(Frozen):
             "has (0.01); 0: an ordinary LoRA",
         ),
     ] = 0.0
+    dead_zone: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10,
+            description="with null_space: where A reads less than this share of what it reads of a lesson on average, the adapter "
+            "says nothing; 0: always something",
+        ),
+    ] = 0.0
 
     @model_validator(mode="after")
     def _undecayed(self) -> Settings:
+        if self.dead_zone and not self.null_space:
+            raise ValueError(f"dead_zone is {self.dead_zone}, but A is trained; give null_space=0.01 too")
         if self.null_space and self.weight_decay:
             raise ValueError(f"weight_decay is {self.weight_decay}, but null_space holds A as it is; give one of them as 0")
         return self
@@ -143,7 +154,7 @@ def _plain(settings: Settings, reason: str) -> Settings:
 
 def _no_lesson(settings: Settings, reason: str) -> Settings:
     """The settings of a training that is no lesson. Raises ValueError if they ask for what spares general knowledge."""
-    for name in ("rehearsal", "null_space"):
+    for name in ("rehearsal", "null_space", "dead_zone"):
         if value := getattr(settings, name):
             raise ValueError(f"{name} is {value}, but {reason}; give 0")
     return settings
@@ -559,6 +570,7 @@ class KeepConfig(Frozen):
         0.01
     )
     null_space_rate: Annotated[float, Field(ge=0, le=0.1, description="null-space: learning rate; 0: settings.learning_rate")] = 0.0
+    dead_zone: Annotated[float, Field(ge=0, le=10, description="null-space: in the place of settings.dead_zone")] = 0.3
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4
     threshold: Annotated[float, Field(ge=-1, le=1, description="bank: likeness below which the base answers")] = THRESHOLD
@@ -680,7 +692,7 @@ class CorpusConfig(Frozen):
 
     @model_validator(mode="after")
     def _no_adapter_in_full(self) -> CorpusConfig:
-        adapters = {"rank", "alpha", "targets", "layers", "dropout", "null_space"}
+        adapters = {"rank", "alpha", "targets", "layers", "dropout", "null_space", "dead_zone"}
         named = sorted({key for variant in self.variants for key in variant} & adapters)
         if self.full and named:
             raise ValueError(f"full trains all weights, so that variants of {', '.join(named)} would be equal rows; leave them out")

@@ -15,13 +15,16 @@ class NullSpace(Keeper):
 
     Attributes:
         damping: ``Settings.null_space``.
+        dead_zone: ``Settings.dead_zone``.
         rate: learning rate, which may be higher where so little is disturbed; 0: the settings'.
     """
 
     damping: float
+    dead_zone: float = 0.0
     rate: float = 0.0
     sets: ClassVar[str] = "null_space"
 
     def settings(self, settings: Settings) -> Settings:
-        """The settings with its damping and its learning rate."""
-        return settings.model_copy(update={"null_space": self.damping, "learning_rate": self.rate or settings.learning_rate})
+        """The settings with its damping, its dead zone and its learning rate."""
+        own = {"null_space": self.damping, "dead_zone": self.dead_zone, "learning_rate": self.rate or settings.learning_rate}
+        return settings.model_copy(update=own)

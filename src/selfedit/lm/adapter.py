@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from selfedit.lm.load import Identity, LanguageModel, load_model
 
 # Above this rank a frozen sum of adapters costs more than a dense copy of the weights.
 LARGEST_STACK_RANK = 256
+# What an adapter with floors calls itself where PEFT's have LORA.
+FLOORED = "SELFEDIT_FLOORED_LORA"
 
 
 @dataclass
@@ -32,11 +34,14 @@ class Adapter:
         weights: module name -> (A (r, in), B (out, r)).
         alpha: the update is (alpha / rank) * B @ A.
         dropout: share of the input dropped while training.
+        floors: module name -> the squared length of A x up to which the adapter adds nothing there (``shrunk``); without them it is
+            plain LoRA.
     """
 
     weights: dict[str, tuple[torch.Tensor, torch.Tensor]]
     alpha: float
     dropout: float = 0.0
+    floors: dict[str, float] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -54,16 +59,93 @@ class Adapter:
         return [tensor for pair in self.weights.values() for tensor in pair]
 
 
+@dataclass(frozen=True)
+class Directions:
+    """Where an adapter reads, chosen before its training.
+
+    Attributes:
+        downs: each module's A (r, in), which stays as it is.
+        floors: as an adapter's.
+    """
+
+    downs: Mapping[str, torch.Tensor]
+    floors: Mapping[str, float] = field(default_factory=dict)
+
+
+def shrunk(z: torch.Tensor, floors: torch.Tensor) -> torch.Tensor:
+    """What passes of z = A x (..., r): z times max(0, 1 - floor / |z|^2), the non-negative garrote (Breiman 1995) of a block.
+
+    Nothing passes up to the floor, everything where the floor is 0; it is continuous, so rounding switches nothing on.
+
+    Args:
+        z: of one adapter, or of several in a dimension of their own.
+        floors: one for each, (..., 1), in float32.
+    """
+    return z * (1.0 - floors / _energy(z)).clamp(min=0.0).to(z.dtype)
+
+
+def shrunk_gradient(dy: torch.Tensor, z: torch.Tensor, floors: torch.Tensor) -> torch.Tensor:
+    """The gradient of ``shrunk`` in z, given that of its result."""
+    energy = _energy(z)
+    passing = (1.0 - floors / energy).clamp(min=0.0)
+    slope = torch.where(passing > 0, 2.0 * floors / energy / energy, 0.0)
+    return dy * passing.to(z.dtype) + z * ((dy * z).sum(-1, keepdim=True) * slope.to(z.dtype))
+
+
+def _energy(z: torch.Tensor) -> torch.Tensor:
+    return z.float().square().sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+@dataclass(frozen=True)
+class Beneath:
+    """A frozen sum of J adapters in one layer.
+
+    Attributes:
+        down, up: (J * r, in) and (out, J * r), B times its scale; with floors those of lower rank are padded with zeros.
+        floors: (J, 1) in float32; None: none has any.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    floors: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, adapters: Sequence[Adapter], name: str, lm: LanguageModel) -> Beneath:
+        """The sum of those adapters that have the module, one at least, on the model's device and in its precision."""
+        present = [adapter for adapter in adapters if name in adapter.weights]
+        pairs = [(down, up * adapter.scale) for adapter in present for down, up in (adapter.weights[name],)]
+        floors = [adapter.floors.get(name, 0.0) for adapter in present]
+        if any(floors):
+            rank = max(len(down) for down, _ in pairs)
+            pairs = [(F.pad(down, (0, 0, 0, rank - len(down))), F.pad(up, (0, rank - len(down)))) for down, up in pairs]
+        return cls(
+            torch.cat([down for down, _ in pairs]).to(lm.device, lm.dtype),
+            torch.cat([up for _, up in pairs], dim=1).to(lm.device, lm.dtype),
+            torch.tensor(floors, device=lm.device)[:, None] if any(floors) else None,
+        )
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> what B gets, (..., J * r)."""
+        z = F.linear(x, self.down)
+        return z if self.floors is None else shrunk(self.apart(z), self.floors).flatten(-2)
+
+    def apart(self, z: torch.Tensor) -> torch.Tensor:
+        """(..., J * r) -> (..., J, r), of adapters with floors."""
+        assert self.floors is not None
+        return z.reshape(*z.shape[:-1], len(self.floors), -1)
+
+
 class AdaptedLinear(nn.Module):
-    """A frozen linear layer plus a frozen low-rank sum (earlier adapters) plus at most one adapter that may be in training."""
+    """A frozen linear layer plus frozen sums (earlier adapters) plus at most one adapter that may be in training."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
         # The weights as they were loaded; in a list, so that they are no parameter of their own.
         self.original = [base.weight]
-        self.frozen: tuple[torch.Tensor, torch.Tensor] | None = None  # (R, in), (out, R)
+        self.frozen: tuple[Beneath, ...] = ()
         self.active: tuple[torch.Tensor, torch.Tensor] | None = None  # (r, in), (out, r)
+        self.floor: torch.Tensor | None = None  # (1,), the active one's
         self.scale = 1.0
         self.dropout = 0.0
         # K adapters at once (lm/stack.py), each on its own rows; then none is active.
@@ -74,18 +156,21 @@ class AdaptedLinear(nn.Module):
         if self.slots is not None:
             return self.slots(self, x)
         y: torch.Tensor = self.base(x)
-        if self.frozen is not None:
-            y = y + F.linear(F.linear(x, self.frozen[0]), self.frozen[1])
+        for beneath in self.frozen:
+            y = y + F.linear(beneath.read(x), beneath.up)
         if self.active is not None:
             down, up = self.active
-            z = x.to(down.dtype)
+            x = x.to(down.dtype)
             if self.dropout and self.training:
-                z = F.dropout(z, self.dropout)
-            y = y + (F.linear(F.linear(z, down), up) * self.scale).to(y.dtype)
+                x = F.dropout(x, self.dropout)
+            z = F.linear(x, down)
+            if self.floor is not None:
+                z = shrunk(z, self.floor)
+            y = y + (F.linear(z, up) * self.scale).to(y.dtype)
         return y
 
 
-def new_adapter(lm: LanguageModel, settings: Settings, seed: int, downs: Mapping[str, torch.Tensor] | None = None) -> Adapter:
+def new_adapter(lm: LanguageModel, settings: Settings, seed: int, directions: Directions | None = None) -> Adapter:
     """A fresh adapter: A as given, or uniform in +-1/sqrt(in) (PEFT's default); B zero.
 
     It has a generator of its own, so neighbours don't matter.
@@ -94,13 +179,13 @@ def new_adapter(lm: LanguageModel, settings: Settings, seed: int, downs: Mapping
     weights = {}
     for name, layer in adapted_layers(lm, settings.targets, settings.layers).items():
         base = layer.base
-        if downs is not None:
-            down = downs[name].clone()
+        if directions is not None:
+            down = directions.downs[name].clone()
         else:
             bound = 1.0 / math.sqrt(base.in_features)
             down = torch.empty(settings.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         weights[name] = (down.to(lm.device), torch.zeros(base.out_features, settings.rank, device=lm.device))
-    return Adapter(weights, settings.alpha, settings.dropout)
+    return Adapter(weights, settings.alpha, settings.dropout, dict(directions.floors) if directions is not None else {})
 
 
 def target_names(targets: str) -> set[str]:
@@ -146,24 +231,39 @@ def install(lm: LanguageModel, adapter: Adapter | None) -> None:
         for name, pair in adapter.weights.items():
             layers[name].active = (pair[0].to(lm.device), pair[1].to(lm.device))
             layers[name].scale, layers[name].dropout = adapter.scale, adapter.dropout
+            floor = adapter.floors.get(name)
+            layers[name].floor = torch.tensor([floor], device=lm.device) if floor else None
 
 
 def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
-    """Adds a frozen sum of adapters beneath the active one; above ``LARGEST_STACK_RANK`` it is merged into dense copies.
+    """Adds a frozen sum of adapters beneath the active one.
+
+    Those without floors are merged into dense copies if their ranks come to more than ``LARGEST_STACK_RANK``.
 
     May be called once on a freshly loaded model.
     """
     layers = _wrapped(lm)
-    for name in {name: None for adapter in adapters for name in adapter.weights}:
-        present = [adapter for adapter in adapters if name in adapter.weights]
-        down = torch.cat([adapter.weights[name][0] for adapter in present])
-        up = torch.cat([adapter.weights[name][1] * adapter.scale for adapter in present], dim=1)
-        layer = layers[name]
-        if down.shape[0] > LARGEST_STACK_RANK:
-            dense = layer.base.weight + (up @ down).to(lm.device, lm.dtype)
-            layer.base.weight = nn.Parameter(dense, requires_grad=False)
-        else:
-            layer.frozen = (down.to(lm.device, lm.dtype), up.to(lm.device, lm.dtype))
+    plain, floored = _by_floors(adapters)
+    for part in (plain, floored):
+        for name in {name: None for adapter in part for name in adapter.weights}:
+            layer, rank = layers[name], sum(adapter.rank for adapter in part if name in adapter.weights)
+            if part is plain and rank > LARGEST_STACK_RANK:
+                _merge(lm, layer, part, name)
+            else:
+                layer.frozen = (*layer.frozen, Beneath.of(part, name, lm))
+
+
+def _by_floors(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[Adapter]]:
+    """Those that are plain LoRA, and the others."""
+    return [one for one in adapters if not one.floors], [one for one in adapters if one.floors]
+
+
+def _merge(lm: LanguageModel, layer: AdaptedLinear, adapters: Sequence[Adapter], name: str) -> None:
+    """A dense copy of a layer's weights with what adapters without floors add to it."""
+    present = [(*adapter.weights[name], adapter.scale) for adapter in adapters if name in adapter.weights]
+    down = torch.cat([down.to(lm.device) for down, _, _ in present])
+    up = torch.cat([up.to(lm.device) * scale for _, up, scale in present], dim=1)
+    layer.base.weight = nn.Parameter(layer.base.weight + (up @ down).to(lm.dtype), requires_grad=False)
 
 
 def install_saved_stack(lm: LanguageModel, folders: Sequence[str]) -> None:
@@ -174,7 +274,9 @@ def install_saved_stack(lm: LanguageModel, folders: Sequence[str]) -> None:
 
 @contextmanager
 def standing(lm: LanguageModel, adapters: Sequence[Adapter], alone: bool = False) -> Iterator[None]:
-    """Adds adapters to the base for a while: a policy. On a CPU as dense copies, since a low-rank sum costs time at every step.
+    """Adds adapters to the base for a while: a policy.
+
+    On a CPU those without floors as dense copies, since a low-rank sum costs time at every step.
 
     Args:
         alone: whether the frozen stack is left out meanwhile.
@@ -184,20 +286,14 @@ def standing(lm: LanguageModel, adapters: Sequence[Adapter], alone: bool = False
     try:
         if alone:
             for layer in layers.values():
-                layer.frozen, layer.base.weight = None, layer.original[0]
-        for name in {name: None for adapter in adapters for name in adapter.weights}:
-            layer = layers[name]
-            for adapter in (adapter for adapter in adapters if name in adapter.weights):
-                down, up = (tensor.to(lm.device) for tensor in adapter.weights[name])
-                if lm.device.type == "cpu":
-                    dense = layer.base.weight + (adapter.scale * (up @ down)).to(lm.dtype)
-                    layer.base.weight = nn.Parameter(dense, requires_grad=False)
-                    continue
-                downs, ups = [down.to(lm.dtype)], [(up * adapter.scale).to(lm.dtype)]
-                if layer.frozen is not None:
-                    downs.insert(0, layer.frozen[0])
-                    ups.insert(0, layer.frozen[1])
-                layer.frozen = (torch.cat(downs), torch.cat(ups, dim=1))
+                layer.frozen, layer.base.weight = (), layer.original[0]
+        plain, floored = _by_floors(adapters)
+        for part in (plain, floored):
+            for name in {name: None for adapter in part for name in adapter.weights}:
+                if part is plain and lm.device.type == "cpu":
+                    _merge(lm, layers[name], part, name)
+                else:
+                    layers[name].frozen = (*layers[name].frozen, Beneath.of(part, name, lm))
         yield
     finally:
         for name, layer in layers.items():
@@ -210,7 +306,9 @@ def policy_standing(lm: LanguageModel, folder: str | None, alone: bool = False) 
 
 
 def summed(adapters: Sequence[Adapter]) -> Adapter:
-    """One adapter that adds what all of them add; its rank is the sum of theirs."""
+    """One adapter that adds what all of them add; its rank is the sum of theirs; none has floors."""
+    if any(adapter.floors for adapter in adapters):
+        raise ValueError("adapters with floors are no sum of weights")
     weights = {}
     rank = sum(adapter.rank for adapter in adapters)
     for name in {name: None for adapter in adapters for name in adapter.weights}:
@@ -228,6 +326,8 @@ def summed(adapters: Sequence[Adapter]) -> Adapter:
 
 def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
     """Writes PEFT's two files, ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    An adapter with floors is of a kind that PEFT doesn't know, so that PEFT refuses it rather than answer by it as by plain LoRA.
 
     Raises:
         MemoryStoreError: no space left, or another fault of the disk.
@@ -248,6 +348,8 @@ def save_adapter(adapter: Adapter, folder: Path, base_model: str) -> None:
         "bias": "none",
         "inference_mode": True,
     }
+    if adapter.floors:
+        config |= {"peft_type": FLOORED, "floors": adapter.floors}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -272,15 +374,18 @@ def load_adapter(folder: Path) -> Adapter:
             if key.endswith(".lora_A.weight"):
                 name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
                 weights[name] = (down.float(), tensors[key.replace(".lora_A.", ".lora_B.")].float())
-        return Adapter(weights, float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        floors = {str(name): float(floor) for name, floor in config.get("floors", {}).items()}
+        return Adapter(weights, float(config["lora_alpha"]), float(config.get("lora_dropout", 0.0)), floors)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise MemoryStoreError(
             f"{folder}: the adapter can't be read ({error}); put its two files back, or take the entry out with memory undo"
         ) from error
 
 
 def merged_state(lm: LanguageModel, adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
-    """The base's state dict under its original names with the adapters added to its weights, in float32 sums."""
+    """The base's state dict under its original names with the adapters added to its weights, in float32 sums; none has floors."""
+    if any(adapter.floors for adapter in adapters):
+        raise ValueError("adapters with floors are no sum of weights")
     state = {name.replace(".base.", "."): tensor for name, tensor in lm.model.state_dict().items()}
     for adapter in adapters:
         for name, (down, up) in adapter.weights.items():

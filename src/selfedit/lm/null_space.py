@@ -2,14 +2,16 @@
 
 LoRA's A is chosen before training and stays: the directions in which the lesson stands out most from what is familiar, by the
 generalised eigenvectors of both covariances; B alone is trained. On what is familiar such an adapter then says little, so it
-changes little, though nothing familiar is trained on. InfLoRA (arXiv 2404.00228) keeps A orthogonal to what earlier tasks read
+changes little, though nothing familiar is trained on; with a dead zone it says nothing at all where what A reads is less than a
+share of what it reads of the lesson (``adapter.shrunk``). InfLoRA (arXiv 2404.00228) keeps A orthogonal to what earlier tasks read
 and takes the new task's principal directions; LoRA-Null (2503.02659) and AlphaEdit (2410.02355) keep it in the null space of what
 the model knows; orthogonal weight modification (1810.01256) came first.
 
 Departures: (1) no direction is shut out: each counts by how little of it is familiar, by a damped inverse square root, since a
 small model's inputs fill their whole width; (2) only the largest eigenvalues of what is familiar are kept, the others by their
 mean; (3) what earlier lessons read is taken from their adapters' A, no text of theirs is read again; (4) of what is familiar, the
-places at which an answer is foretold weigh as much as all together, else what all answers have in common would stand out.
+places at which an answer is foretold weigh as much as all together, else what all answers have in common would stand out;
+(5) the dead zone, which none of them has.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, standing
+from selfedit.lm.adapter import AdaptedLinear, Adapter, Directions, adapted_layers, install, layer_index, standing
 from selfedit.lm.batch import Row
 from selfedit.lm.flat import parts_of, read_flat
 from selfedit.lm.load import LanguageModel, made_once
@@ -124,8 +126,8 @@ def _spectrum(square: torch.Tensor, count: int) -> Spectrum:
 
 def fixed_downs(
     lm: LanguageModel, rows: Iterable[Row], settings: Settings, familiar: Mapping[str, Familiar], earlier: Sequence[Adapter] = ()
-) -> dict[str, torch.Tensor]:
-    """A (r, in) of each adapted layer for a training on rows; modules of one input have equal ones.
+) -> Directions:
+    """A (r, in) of each adapted layer for a training on rows, and its floor; modules of one input have equal ones.
 
     Each direction is as long as its neighbours where nothing is familiar, and all together give the rows' inputs the mean square
     that a fresh LoRA's A gives them. Rows that bring fewer directions than the rank leave the last ones 0.
@@ -133,7 +135,7 @@ def fixed_downs(
     Args:
         lm: the model that is trained on, with whatever stands.
         rows: what is trained on; counted are the inputs that a labelled token is foretold from, but for a sequence's first.
-        settings: rank, targets, layers, and ``null_space``, the damping.
+        settings: rank, targets, layers, ``null_space``, the damping, and ``dead_zone``.
         familiar: for each linear layer.
         earlier: adapters whose directions count as familiar.
 
@@ -142,6 +144,7 @@ def fixed_downs(
     """
     damping = settings.null_space
     found: dict[str, torch.Tensor] = {}
+    floors: dict[str, float] = {}
     for group, inputs in _inputs(lm, rows, adapted_layers(lm, settings.targets, settings.layers)).items():
         known = familiar[group[0]]
         size = inputs.mean_square()
@@ -160,7 +163,9 @@ def fixed_downs(
         wanted = settings.rank * size / 3  # of A uniform in +-1/sqrt(in)
         down_ri = down_ri * (wanted / inputs.mean_square(down_ri)).sqrt()
         found |= {name: down_ri.clone() for name in group}
-    return found
+        if settings.dead_zone:
+            floors |= dict.fromkeys(group, settings.dead_zone * wanted.item())
+    return Directions(found, floors)
 
 
 def _avoiding(reads: Sequence[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

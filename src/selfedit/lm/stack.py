@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 
 from selfedit.config import Settings
 from selfedit.errors import ModelError
-from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, target_names
+from selfedit.lm.adapter import AdaptedLinear, Adapter, adapted_layers, install, layer_index, shrunk, shrunk_gradient, target_names
 from selfedit.lm.load import Identity, LanguageModel, resolve_device
 
 ATTENTION = "selfedit_documents"
@@ -159,10 +159,11 @@ class Slots:
         self.generators: list[torch.Generator | None] = [None] * count
         # Whether a slot's A stays as it is: its gradients stay 0.
         self.fixed_downs = [False] * count
+        self.floors: list[dict[str, float]] = [{} for _ in range(count)]
 
     def put(self, slot: int, adapter: Adapter, fixed_downs: bool = False) -> None:
         """Copies an adapter into a slot."""
-        self.fixed_downs[slot] = fixed_downs
+        self.fixed_downs[slot], self.floors[slot] = fixed_downs, adapter.floors
         if self.grads_KP is not None:
             self.grads_KP[slot].zero_()
         self.scales[slot], self.dropouts[slot] = adapter.scale, adapter.dropout if self.grads_KP is not None else 0.0
@@ -178,7 +179,7 @@ class Slots:
             name: (down_Kri[slot, : settings.rank].clone(), up_Kor[slot, :, : settings.rank].clone())
             for name, (down_Kri, up_Kor) in self._views(self.values_KP).items()
         }
-        return Adapter(weights, settings.alpha, settings.dropout)
+        return Adapter(weights, settings.alpha, settings.dropout, self.floors[slot])
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -187,7 +188,7 @@ class Slots:
         values = self._views(self.values_KP)
         grads = self._views(self.grads_KP) if self.grads_KP is not None else {}
         for name, layer in self.layers.items():
-            layer.slots = SlotLinear(self, *values[name], *grads.get(name, (None, None)))
+            layer.slots = SlotLinear(self, name, *values[name], *grads.get(name, (None, None)))
         try:
             yield
         finally:
@@ -258,12 +259,13 @@ class SlotLinear:
     def __init__(
         self,
         slots: Slots,
+        name: str,
         down_Kri: torch.Tensor,
         up_Kor: torch.Tensor,
         down_grad_Kri: torch.Tensor | None,
         up_grad_Kor: torch.Tensor | None,
     ) -> None:
-        self.slots = slots
+        self.slots, self.name = slots, name
         # One view a slot, made once: making them anew at each pass costs as much as the small products.
         self.down, self.up = down_Kri.unbind(), up_Kor.unbind()
         self.down_grad = () if down_grad_Kri is None else down_grad_Kri.unbind()
@@ -278,6 +280,14 @@ class SlotLinear:
     def scaled_ups(self, stream: Stream, dtype: torch.dtype) -> torch.Tensor:
         """B of the slots in the stream times each slot's scale, (K, out, r)."""
         return torch.stack([self.up[slot] * self.slots.scales[slot] for slot, _, _ in stream.segments]).to(dtype)
+
+    def floors(self, stream: Stream, device: torch.device) -> torch.Tensor | None:
+        """The floor of each row of the stream (T, 1), in float32; None: none has any."""
+        floors = [self.slots.floors[slot].get(self.name, 0.0) for slot, _, _ in stream.segments]
+        if not any(floors):
+            return None
+        lengths = torch.tensor([end - begin for _, begin, end in stream.segments], device=device)
+        return torch.tensor(floors, device=device).repeat_interleave(lengths)[:, None]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
@@ -298,7 +308,7 @@ def grouped(x_Ti: torch.Tensor, own: SlotLinear, stream: Stream) -> bool:
 
 
 class _SlotProduct(torch.autograd.Function):
-    """y = x W' + b + sum of frozen adapters + scale_k (x_k A_k') B_k' for the rows of each slot k."""
+    """y = x W' + b + sums of frozen adapters + scale_k shrunk(x_k A_k') B_k' for the rows of each slot k."""
 
     @staticmethod
     def forward(
@@ -306,40 +316,53 @@ class _SlotProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         masks: dict[int, torch.Tensor] = {}
         y_To: torch.Tensor = layer.base(x_Ti)
-        if layer.frozen is not None:
-            y_To.addmm_(x_Ti @ layer.frozen[0].T, layer.frozen[1].T)
+        beneath = [x_Ti @ one.down.T for one in layer.frozen]
+        for one, z in zip(layer.frozen, beneath, strict=True):
+            y_To.addmm_(z if one.floors is None else shrunk(one.apart(z), one.floors).flatten(-2), one.up.T)
+        # Where there are floors their gradient takes what was read.
+        ctx.beneath = [None if one.floors is None else z for one, z in zip(layer.frozen, beneath, strict=True)]
+        ctx.floors = floors_T1 = own.floors(stream, x_Ti.device)
         ctx.layer, ctx.own, ctx.stream, ctx.masks, ctx.grouped = layer, own, stream, masks, grouped(x_Ti, own, stream)
         if ctx.grouped:
             z_Tr = F.grouped_mm(x_Ti, own.downs(stream, x_Ti.dtype).transpose(1, 2), offs=stream.ends)
             ctx.save_for_backward(x_Ti, z_Tr)
+            if floors_T1 is not None:
+                z_Tr = shrunk(z_Tr, floors_T1)
             return y_To.add_(F.grouped_mm(z_Tr, own.scaled_ups(stream, x_Ti.dtype).transpose(1, 2), offs=stream.ends))
         z_Tr = x_Ti.new_empty(len(x_Ti), own.slots.rank)
-        for slot, x, y, z in stream.by_slot(x_Ti, y_To, z_Tr):
+        for slot, x, z in stream.by_slot(x_Ti, z_Tr):
             share, generator = own.slots.dropouts[slot], own.slots.generators[slot]
             if share and generator is not None:
                 masks[slot] = keep_mask(x, share, generator)
                 x = x * masks[slot]
             torch.mm(x, own.down[slot].to(x.dtype).T, out=z)
-            y.addmm_(z, own.up[slot].to(x.dtype).T, alpha=own.slots.scales[slot])
         ctx.save_for_backward(x_Ti, z_Tr)
+        for slot, y, z in stream.by_slot(y_To, z_Tr if floors_T1 is None else shrunk(z_Tr, floors_T1)):
+            y.addmm_(z, own.up[slot].to(z.dtype).T, alpha=own.slots.scales[slot])
         return y_To
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
         (g_To,) = gradients
         x_Ti, z_Tr = ctx.saved_tensors
-        layer, own, stream, masks = ctx.layer, ctx.own, ctx.stream, ctx.masks
+        layer, own, stream, masks, floors_T1 = ctx.layer, ctx.own, ctx.stream, ctx.masks, ctx.floors
+        read_Tr = z_Tr if floors_T1 is None else shrunk(z_Tr, floors_T1)
         dx_Ti = None
         if ctx.needs_input_grad[0]:
             dx_Ti = g_To @ layer.base.weight
-            if layer.frozen is not None:
-                dx_Ti.addmm_(g_To @ layer.frozen[1], layer.frozen[0])
+            for one, z in zip(layer.frozen, ctx.beneath, strict=True):
+                dz = g_To @ one.up
+                if z is not None:
+                    dz = shrunk_gradient(one.apart(dz), one.apart(z), one.floors).flatten(-2)
+                dx_Ti.addmm_(dz, one.down)
         beta = 1.0 if stream.adding else 0.0
         if ctx.grouped:
             g_To = g_To.contiguous()
             dz_Tr = F.grouped_mm(g_To, own.scaled_ups(stream, g_To.dtype), offs=stream.ends)
+            if floors_T1 is not None:
+                dz_Tr = shrunk_gradient(dz_Tr, z_Tr, floors_T1)
             down_grads_Kri = F.grouped_mm(dz_Tr.T, x_Ti, offs=stream.ends)
-            up_grads_Kor = F.grouped_mm(g_To.T, z_Tr, offs=stream.ends)
+            up_grads_Kor = F.grouped_mm(g_To.T, read_Tr, offs=stream.ends)
             for at, (slot, _, _) in enumerate(stream.segments):
                 if not own.slots.fixed_downs[slot]:
                     _add(own.down_grad[slot], down_grads_Kri[at], beta)
@@ -347,12 +370,16 @@ class _SlotProduct(torch.autograd.Function):
             if dx_Ti is not None:
                 dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
             return dx_Ti, None, None, None, None
-        for slot, g, x, z, dx in stream.by_slot(g_To, x_Ti, z_Tr, g_To if dx_Ti is None else dx_Ti):
+        floors = [None] * len(stream.segments) if floors_T1 is None else [one for _, one in stream.by_slot(floors_T1)]
+        parts = stream.by_slot(g_To, x_Ti, z_Tr, read_Tr, g_To if dx_Ti is None else dx_Ti)
+        for (slot, g, x, z, read, dx), floor in zip(parts, floors, strict=True):
             scale, down, up = own.slots.scales[slot], own.down[slot].to(g.dtype), own.up[slot].to(g.dtype)
             dz = g @ up
+            if floor is not None:
+                dz = shrunk_gradient(dz, z, floor)
             if slot in masks:
                 x = x * masks[slot]
-            _add_product(own.up_grad[slot], g.T, z, beta, scale)
+            _add_product(own.up_grad[slot], g.T, read, beta, scale)
             if not own.slots.fixed_downs[slot]:
                 _add_product(own.down_grad[slot], dz.T, x, beta, scale)
             if dx_Ti is None:

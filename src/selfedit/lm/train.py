@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from selfedit import progress, seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.lm.adapter import Adapter, first_layer, install, new_adapter
+from selfedit.lm.adapter import Adapter, Directions, first_layer, install, new_adapter
 from selfedit.lm.batch import IGNORED, Row, pad, soft_targets
 from selfedit.lm.load import LanguageModel
 
@@ -36,9 +36,7 @@ class Trained:
     tokens: int = 0
 
 
-def train(
-    lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int, downs: Mapping[str, torch.Tensor] | None = None
-) -> Trained:
+def train(lm: LanguageModel, rows: Sequence[Row], settings: Settings, seed: int, directions: Directions | None = None) -> Trained:
     """Trains a fresh adapter on rows and leaves it installed (paper section 3.1, the inner update SFT(theta, SE)).
 
     AdamW (betas .9 and .999, eps 1e-8), gradient clipped by norm, loss averaged over an optimiser step's labelled tokens; each
@@ -49,7 +47,7 @@ def train(
         rows: tokenised documents.
         settings: how.
         seed: of the initial weights, the order and dropout.
-        downs: each module's A, which then stays as it is (``lm/null_space.py``).
+        directions: each module's A, which then stays as it is (``lm/null_space.py``).
 
     Departures: (1) the reference code pads each row to 2048 tokens and trains on the padding; here rows are padded to the
     longest of their batch, without loss. (2) Its seeds come from the clock.
@@ -57,14 +55,14 @@ def train(
     Raises:
         DivergedError: the loss stopped being finite.
     """
-    check_downs(settings, downs)
-    adapter = new_adapter(lm, settings, seeds.derive(seed, "init"), downs)
+    check_directions(settings, directions)
+    adapter = new_adapter(lm, settings, seeds.derive(seed, "init"), directions)
     first = first_layer(adapter)
     install(lm, None)
     prefixes = frozen_prefixes(lm, rows, first)
     install(lm, adapter)
     lm.model.train(settings.dropout > 0)
-    trained = adapter.parameters if downs is None else [up for _, up in adapter.weights.values()]
+    trained = adapter.parameters if directions is None else [up for _, up in adapter.weights.values()]
     losses, tokens = descend(
         lm, trained, rows, settings, seed, lambda batch: loss_sum(lm, batch, prefixes, first), lambda row: row.labelled
     )
@@ -72,11 +70,11 @@ def train(
     return Trained(adapter, losses, tokens)
 
 
-def check_downs(settings: Settings, downs: Mapping[str, torch.Tensor] | None) -> None:
+def check_directions(settings: Settings, directions: Directions | None) -> None:
     """Raises ValueError if settings and what is given of A don't go together."""
-    if settings.null_space and downs is None:
+    if settings.null_space and directions is None:
         raise ValueError(f"null_space is {settings.null_space}, but no directions are given; make jobs by tasks/general/jobs.py")
-    if downs is not None and settings.weight_decay:
+    if directions is not None and settings.weight_decay:
         raise ValueError(f"weight_decay is {settings.weight_decay}, which would shrink an A that is to stay as it is; give 0")
 
 

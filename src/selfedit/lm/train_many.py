@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch import nn
 from selfedit import seeds
 from selfedit.config import Settings
 from selfedit.errors import DivergedError
-from selfedit.lm.adapter import new_adapter
+from selfedit.lm.adapter import Directions, new_adapter
 from selfedit.lm.batch import Row, SoftTargets, soft_targets
 from selfedit.lm.flat import Prefixes, parts_of, reading
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import Slots, document_attention
-from selfedit.lm.train import Trained, check_downs, learning_rate_factor, schedule_steps
+from selfedit.lm.train import Trained, check_directions, learning_rate_factor, schedule_steps
 
 # Logits are made for so many positions at a time: with a vocabulary of 50,000, 50 MB.
 HEAD_CHUNK = 256
@@ -42,13 +42,13 @@ class Job:
         rows: tokenised documents.
         settings: how.
         seed: of the initial weights, the order of documents, dropout.
-        downs: each module's A (r, in), which then stays as it is (``lm/null_space.py``); None: drawn by the seed, and trained.
+        directions: each module's A, which then stays as it is (``lm/null_space.py``); None: drawn by the seed, and trained.
     """
 
     rows: tuple[Row, ...]
     settings: Settings
     seed: int
-    downs: Mapping[str, torch.Tensor] | None = field(default=None, compare=False)
+    directions: Directions | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -93,7 +93,7 @@ def train_many(
     if any(row.labelled < 1 for job in jobs for row in job.rows):
         raise ValueError("a document without a token that carries loss teaches nothing; leave it out")
     for job in jobs:
-        check_downs(job.settings, job.downs)
+        check_directions(job.settings, job.directions)
     targets, layers = shapes.pop()
     slots = Slots(lm, targets, layers, max(job.settings.rank for job in jobs), min(count, len(jobs)), training=True)
     prefixes = Prefixes(lm, slots.first)
@@ -117,7 +117,8 @@ def train_many(
 
 def _seat(lm: LanguageModel, slots: Slots, slot: int, index: int, job: Job) -> _Working:
     settings = job.settings
-    slots.put(slot, new_adapter(lm, settings, seeds.derive(job.seed, "init"), job.downs), fixed_downs=job.downs is not None)
+    adapter = new_adapter(lm, settings, seeds.derive(job.seed, "init"), job.directions)
+    slots.put(slot, adapter, fixed_downs=job.directions is not None)
     slots.generators[slot] = torch.Generator().manual_seed(seeds.derive(job.seed, "dropout"))
     weights = nn.Parameter(slots.values_KP[slot])
     weights.grad = slots.grads_KP[slot] if slots.grads_KP is not None else None

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfedit.edits import TrainingPlan
-from selfedit.lm.adapter import Adapter, load_adapter
+from selfedit.lm.adapter import Adapter, Directions, load_adapter
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.null_space import Familiar, familiar_of, fixed_downs
 from selfedit.lm.train_many import Job
@@ -32,7 +30,7 @@ def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[
         plans: documents, settings, seeds.
         earlier: adapters of earlier lessons that stand beside the memory's; what they read counts as familiar too.
     """
-    made: dict[Any, Mapping[str, torch.Tensor]] = {}
+    made: dict[Any, Directions] = {}
     stand: list[Adapter] | None = None
     found = []
     for plan, rows in zip(plans, rows_of(lm, plans), strict=True):
@@ -45,7 +43,7 @@ def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[
             known = known_to(lm)
         own = tuple(row for row in rows if row.epoch is None)
         # Repeats of a self-edit read alike.
-        key = own, settings.targets, settings.layers, settings.rank, settings.null_space
+        key = own, settings.targets, settings.layers, settings.rank, settings.null_space, settings.dead_zone
         if key not in made:
             made[key] = fixed_downs(lm, own, settings, known, stand)
         found.append(Job(rows, settings, plan.seed, made[key]))
