@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,24 @@ import torch
 from pydantic import ValidationError
 
 from selfedit import seeds
-from selfedit.config import ArcTrainConfig, ContinualConfig, EvalConfig, KeepConfig, LearnConfig, OuterConfig, Settings
-from selfedit.contexts import Passage
+from selfedit.config import (
+    ArcTrainConfig,
+    ContinualConfig,
+    EditConfig,
+    EvalConfig,
+    KeepConfig,
+    LearnConfig,
+    OuterConfig,
+    Sampling,
+    Settings,
+)
+from selfedit.contexts import Passage, Question
 from selfedit.edits import Document, Message, TrainingPlan
 from selfedit.errors import DataError
+from selfedit.graders.text import RecallGrader
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Held, Lesson
+from selfedit.learn import learn
 from selfedit.lm import train_many as engine
 from selfedit.lm.adapter import (
     Adapter,
@@ -39,11 +53,14 @@ from selfedit.lm.load import LanguageModel, load_model
 from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_downs, principal
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
+from selfedit.memory.ledger import Memory
+from selfedit.memory.rebuild import plan_of
 from selfedit.tasks.general.jobs import jobs_of
 from selfedit.tasks.general.rehearsal import familiar, rehearsals
 from selfedit.tasks.knowledge.prompts import GAP
 from test_train import rows_of
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = Settings(rank=4, alpha=8, layers="last:2", epochs=10, learning_rate=5e-3, null_space=0.01)
 
 
@@ -277,6 +294,49 @@ def test_a_lesson_on_top_of_one_with_a_dead_zone_is_trained_as_alone(tiny_model:
     for one, other in zip(alone, stacked, strict=True):
         for name, (_, up) in one.adapter.weights.items():
             assert up.any() and torch.allclose(up, other.adapter.weights[name][1], atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_a_memory_with_a_dead_zone_answers_gives_entries_back_and_is_no_sum(
+    command: Command, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
+    config = LearnConfig(
+        model=str(tiny_model),
+        dtype="float32",
+        edits=1,
+        keep="stack",
+        edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
+        settings=Settings(rank=4, alpha=8, epochs=2, null_space=0.01, dead_zone=0.3),
+    )
+    for title, text in (
+        ("Ashby Tower", "It was built in 1890 by Ned Fell."),
+        ("Quillmoor", "It was built in 1732 by Ada Thornby."),
+    ):
+        questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
+        result = learn(config, Passage(title, text), questions, tmp_path / "m", RecallGrader(), lambda *_: None, workers=0)
+        assert result["decision"] == "accepted", result["candidates"]
+    memory = Memory.open(tmp_path / "m")
+    first, second = (load_adapter(folder) for folder in memory.adapter_folders())
+    assert first.floors.keys() == first.weights.keys() and second.floors
+
+    lm = load_model(str(tiny_model), dtype="float32")
+    plan_2 = plan_of(memory.entries()[1].record, {})
+    (on_base,) = train_many(lm, jobs_of(lm, [plan_2]), 1)
+    install_saved_stack(lm, [str(memory.adapter_folders()[0])])
+    (on_top,) = train_many(lm, jobs_of(lm, [plan_2]), 1)
+
+    def alike(one: Adapter, other: Adapter) -> bool:
+        return all(torch.allclose(up, other.weights[name][1], atol=1e-5) for name, (_, up) in one.weights.items())
+
+    assert alike(on_top.adapter, second) and not alike(on_base.adapter, second)  # type: ignore[union-attr]
+    asked = command("ask", "When was it built?", "--title", "Quillmoor", "--memory", tmp_path / "m")
+    assert asked.returncode == 0, asked.stderr
+    refused = command("memory", "export", tmp_path / "out", "--memory", tmp_path / "m")
+    assert refused.returncode == 1 and "dead zone" in refused.stderr and not (tmp_path / "out").exists()
+    done = command("memory", "undo", 1, "--memory", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    (rebuilt,) = (load_adapter(folder) for folder in Memory.open(tmp_path / "m").adapter_folders())
+    assert alike(rebuilt, on_base.adapter)  # type: ignore[union-attr]
 
 
 def test_what_is_familiar_is_made_once_and_read_again(tiny_model: Path, cache: Path) -> None:

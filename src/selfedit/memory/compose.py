@@ -200,8 +200,8 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
         model: the memory's base under another name.
 
     Raises:
-        MemoryStoreError: the target exists, the memory is empty, or a bank of several adapters, the model isn't the memory's base,
-            or the disk is full.
+        MemoryStoreError: the target exists, the memory is empty, or a bank of several adapters, one has floors, the model isn't the
+            memory's base, or the disk is full.
     """
     if folder.exists():
         raise MemoryStoreError(f"{folder}: exists; give a folder that doesn't")
@@ -212,6 +212,11 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
         raise MemoryStoreError(
             f"{memory.folder}: its {len(adapters)} adapters are kept apart and make no single model; put them together first: "
             f"selfedit memory consolidate --memory {memory.folder}"
+        )
+    if any(adapter.floors for adapter in adapters):
+        raise MemoryStoreError(
+            f"{memory.folder}: its adapters were trained with a dead zone, which no sum of weights expresses; ask it by selfedit, or "
+            "learn with --set settings.dead_zone=0"
         )
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))
