@@ -99,11 +99,13 @@ def test_a_covariance_s_power_is_that_of_the_whole_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     vectors, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))
     values = torch.tensor([5.0, 3.0, 1.0, *[0.2] * 9])
-    known = Familiar(vectors[:, :3].T, values[:3], torch.tensor(0.2))
+    known = Familiar(vectors[:, :3].T, values[:3], torch.tensor(0.2), torch.tensor(7.0))
     rows = torch.randn(7, 12, generator=generator)
     for power in (-0.5, 0.5):
         whole = vectors @ torch.diag((values + 0.01) ** power) @ vectors.T
         assert torch.allclose(known.scaled(rows, 0.01, power), rows @ whole, atol=1e-5)
+    inputs = torch.randn(20000, 12, generator=generator) * (7 * values).sqrt() @ vectors.T
+    assert known.energy(rows).item() == pytest.approx((inputs @ rows.T).square().sum(1).mean().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("count", [5, 30])
@@ -362,7 +364,7 @@ def test_without_familiar_directions_it_is_the_lesson_s_principal_ones(lm: Langu
     flat = {}
     for group in groups:
         width = square_of(groups[group]).shape[0]
-        flat |= {name: Familiar(torch.zeros(1, width), torch.zeros(1), torch.tensor(0.0)) for name in group}
+        flat |= {name: Familiar(torch.zeros(1, width), torch.zeros(1), torch.tensor(0.0), torch.tensor(1.0)) for name in group}
     downs = fixed_downs(lm, rows, settings, flat).downs
     for group, own in groups.items():
         _, vectors = torch.linalg.eigh(square_of(own))

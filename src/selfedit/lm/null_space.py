@@ -2,10 +2,10 @@
 
 LoRA's A is chosen before training and stays: the directions in which the lesson stands out most from what is familiar, by the
 generalised eigenvectors of both covariances; B alone is trained. On what is familiar such an adapter then says little, so it
-changes little, though nothing familiar is trained on; with a dead zone it says nothing at all where what A reads is less than a
-share of what it reads of the lesson (``adapter.shrunk``). InfLoRA (arXiv 2404.00228) keeps A orthogonal to what earlier tasks read
-and takes the new task's principal directions; LoRA-Null (2503.02659) and AlphaEdit (2410.02355) keep it in the null space of what
-the model knows; orthogonal weight modification (1810.01256) came first.
+changes little, though nothing familiar is trained on; with a dead zone it says nothing at all where A reads no more than some
+times what it reads of familiar text on average (``adapter.shrunk``). InfLoRA (arXiv 2404.00228) keeps A orthogonal to what
+earlier tasks read and takes the new task's principal directions; LoRA-Null (2503.02659) and AlphaEdit (2410.02355) keep it in the
+null space of what the model knows; orthogonal weight modification (1810.01256) came first.
 
 Departures: (1) no direction is shut out: each counts by how little of it is familiar, by a damped inverse square root, since a
 small model's inputs fill their whole width; (2) only the largest eigenvalues of what is familiar are kept, the others by their
@@ -36,7 +36,9 @@ from selfedit.lm.load import LanguageModel, made_once
 from selfedit.lm.stack import document_attention
 
 # So many eigenvalues of what is familiar are kept; with how the file is made they name it.
-KEPT, VERSION = 128, 4
+KEPT, VERSION = 128, 5
+# What is kept of it.
+PARTS = ("vectors", "values", "rest", "size")
 # By how much more familiar than it is a direction counts that an earlier lesson reads.
 EARLIER = 100.0
 # Tokens in one pass, and bytes of inputs or their moments that are gathered at once.
@@ -51,16 +53,22 @@ class Familiar:
         vectors: the largest eigenvalues' vectors (k, in).
         values: those eigenvalues (k,).
         rest: the mean of all others.
+        size: that mean eigenvalue: the mean square of an input's entries.
     """
 
     vectors: torch.Tensor
     values: torch.Tensor
     rest: torch.Tensor
+    size: torch.Tensor
 
     def scaled(self, rows_Ni: torch.Tensor, damping: float, power: float) -> torch.Tensor:
         """Rows times (moments + damping)^power."""
         rest = (self.rest + damping) ** power
         return rows_Ni * rest + ((rows_Ni @ self.vectors.T) * ((self.values + damping) ** power - rest)) @ self.vectors
+
+    def energy(self, down_ri: torch.Tensor) -> torch.Tensor:
+        """The mean of |A x|^2 over what is familiar."""
+        return self.size * self.scaled(down_ri, 0.0, 0.5).square().sum()
 
 
 class Moments:
@@ -164,7 +172,7 @@ def fixed_downs(
         down_ri = down_ri * (wanted / inputs.mean_square(down_ri)).sqrt()
         found |= {name: down_ri.clone() for name in group}
         if settings.dead_zone:
-            floors |= dict.fromkeys(group, settings.dead_zone * wanted.item())
+            floors |= dict.fromkeys(group, settings.dead_zone * known.energy(down_ri).item())
     return Directions(found, floors)
 
 
@@ -213,7 +221,7 @@ def _make(lm: LanguageModel, rows: Sequence[Row]) -> dict[tuple[str, ...], Famil
                     top = inputs.principal(kept)
                     values = top.values / (inputs.count * size)
                     rest = ((width - values.sum()) / (width - kept)).clamp(min=0.0)
-                    found[group] = Familiar(top.vectors.contiguous(), values, rest)
+                    found[group] = Familiar(top.vectors.contiguous(), values, rest, size)
     finally:
         torch.set_num_threads(threads)
         lm.read = read
@@ -239,7 +247,7 @@ def _few_at_once(layers: dict[str, AdaptedLinear], tokens: int) -> Iterator[dict
 def _write(found: Mapping[tuple[str, ...], Familiar], file: Path) -> None:
     tensors = {}
     for group, known in found.items():
-        for part in ("vectors", "values", "rest"):
+        for part in PARTS:
             tensors[f"{','.join(group)}/{part}"] = getattr(known, part).cpu()
     scratch = file.with_suffix(f".{os.getpid()}")
     save_file(tensors, scratch)
@@ -254,7 +262,7 @@ def _read(lm: LanguageModel, file: Path) -> dict[str, Familiar] | None:
         for key in tensors:
             names, _, part = key.partition("/")
             if part == "vectors":
-                parts = [tensors[f"{names}/{one}"].to(lm.device) for one in ("vectors", "values", "rest")]
+                parts = [tensors[f"{names}/{one}"].to(lm.device) for one in PARTS]
                 found |= dict.fromkeys(names.split(","), Familiar(*parts))
         return found or None
     except (OSError, KeyError, ValueError, SafetensorError):

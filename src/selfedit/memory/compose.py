@@ -215,8 +215,8 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
         )
     if any(adapter.floors for adapter in adapters):
         raise MemoryStoreError(
-            f"{memory.folder}: its adapters were trained with a dead zone, which no sum of weights expresses; ask it by selfedit, or "
-            "learn with --set settings.dead_zone=0"
+            f"{memory.folder}: its adapters were trained with a dead zone, which no sum of weights expresses; ask it by "
+            "selfedit, or learn with --set settings.dead_zone=0"
         )
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))
