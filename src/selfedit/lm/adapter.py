@@ -260,10 +260,12 @@ def _by_floors(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[Adapter
 
 def _merge(lm: LanguageModel, layer: AdaptedLinear, adapters: Sequence[Adapter], name: str) -> None:
     """A dense copy of a layer's weights with what adapters without floors add to it."""
-    present = [(*adapter.weights[name], adapter.scale) for adapter in adapters if name in adapter.weights]
-    down = torch.cat([down.to(lm.device) for down, _, _ in present])
-    up = torch.cat([up.to(lm.device) * scale for _, up, scale in present], dim=1)
-    layer.base.weight = nn.Parameter(layer.base.weight + (up @ down).to(lm.dtype), requires_grad=False)
+    dense = layer.base.weight.float()
+    # One after the other, so that they are the same whether they are merged at once or in turn.
+    for adapter in (adapter for adapter in adapters if name in adapter.weights):
+        down, up = (tensor.to(lm.device) for tensor in adapter.weights[name])
+        dense = dense + adapter.scale * (up @ down)
+    layer.base.weight = nn.Parameter(dense.to(lm.dtype), requires_grad=False)
 
 
 def install_saved_stack(lm: LanguageModel, folders: Sequence[str]) -> None:
