@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from selfedit.config import Settings
+    from selfedit.contexts import Passage
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -146,3 +150,21 @@ def quiz_file(tmp_path: Path) -> Path:
     ]
     file.write_text(json.dumps(quiz))
     return file
+
+
+def learn_whatever(
+    monkeypatch: pytest.MonkeyPatch, model: Path, memory: Path, passages: Sequence[Passage], settings: Settings, replay: float = 0.0
+) -> None:
+    """Learns passages into a stack, one self-edit each; whatever was tried is kept, helpful or not."""
+    from selfedit.config import EditConfig, LearnConfig, Sampling
+    from selfedit.contexts import Question
+    from selfedit.graders.text import RecallGrader
+    from selfedit.learn import learn
+
+    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
+    how = EditConfig(form="plain", sampling=Sampling(max_new_tokens=8))
+    config = LearnConfig(model=str(model), dtype="float32", edits=1, keep="stack", replay=replay, edit=how, settings=settings)
+    for passage in passages:
+        questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
+        result = learn(config, passage, questions, memory, RecallGrader(), lambda *_: None, workers=0)
+        assert result["decision"] == "accepted", result["candidates"]

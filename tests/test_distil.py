@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import make_tiny_model
+from conftest import learn_whatever, make_tiny_model
 from selfedit.cli.common import build_config
 from selfedit.config import (
     ArcEvalConfig,
@@ -20,18 +20,14 @@ from selfedit.config import (
     ContinualConfig,
     EditConfig,
     EvalConfig,
-    LearnConfig,
-    Sampling,
     Settings,
     TrainConfig,
 )
-from selfedit.contexts import Passage, Question
+from selfedit.contexts import Passage
 from selfedit.corpus import _documents, train_on_all
 from selfedit.edits import Document, TrainingPlan, in_view
 from selfedit.errors import DataError
-from selfedit.graders.text import RecallGrader
 from selfedit.inner import Trial, run_trials
-from selfedit.learn import learn
 from selfedit.lm import train_many as engine
 from selfedit.lm.adapter import Adapter, install, install_stack, load_adapter, new_adapter, standing
 from selfedit.lm.batch import Row, SoftTargets, encode_answer, encode_document, soft_targets
@@ -245,21 +241,9 @@ def test_many_passages_are_each_taught_with_their_own_in_view(lm: LanguageModel)
 
 @pytest.fixture
 def learnt(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A memory of two passages, the second with the first one's lessons replayed; whatever was tried is kept."""
-    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
-    config = LearnConfig(
-        model=str(tiny_model),
-        dtype="float32",
-        edits=1,
-        keep="stack",
-        replay=0.5,
-        edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
-        settings=Settings(rank=4, alpha=8, epochs=2, distil=0.5),
-    )
-    for passage in (TOWER, BRIDGE):
-        questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
-        result = learn(config, passage, questions, tmp_path / "learnt", RecallGrader(), lambda *_: None, workers=0)
-        assert result["decision"] == "accepted", result["candidates"]
+    """A memory of two passages, the second with the first one's lessons replayed."""
+    settings = Settings(rank=4, alpha=8, epochs=2, distil=0.5)
+    learn_whatever(monkeypatch, tiny_model, tmp_path / "learnt", (TOWER, BRIDGE), settings, replay=0.5)
     return tmp_path / "learnt"
 
 

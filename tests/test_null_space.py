@@ -13,25 +13,22 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from conftest import learn_whatever
 from selfedit import seeds
 from selfedit.config import (
     ArcTrainConfig,
     ContinualConfig,
-    EditConfig,
     EvalConfig,
     KeepConfig,
     LearnConfig,
     OuterConfig,
-    Sampling,
     Settings,
 )
-from selfedit.contexts import Passage, Question
+from selfedit.contexts import Passage
 from selfedit.edits import Document, Message, TrainingPlan
 from selfedit.errors import DataError
-from selfedit.graders.text import RecallGrader
 from selfedit.keepers import keeper
 from selfedit.keepers.base import Held, Lesson
-from selfedit.learn import learn
 from selfedit.lm import train_many as engine
 from selfedit.lm.adapter import (
     Adapter,
@@ -50,7 +47,7 @@ from selfedit.lm.adapter import (
 )
 from selfedit.lm.batch import Row
 from selfedit.lm.load import LanguageModel, load_model
-from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, fixed_downs, principal
+from selfedit.lm.null_space import Familiar, Moments, _avoiding, _inputs, directions_of, principal
 from selfedit.lm.train import train
 from selfedit.lm.train_many import Job, train_many
 from selfedit.memory.ledger import Memory
@@ -231,7 +228,7 @@ def test_a_given_a_stays_and_stacked_equals_alone(
 
 def test_the_dead_zone_s_gradient_is_autograd_s() -> None:
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(6, 3, 4, generator=generator, dtype=torch.float32).requires_grad_()
+    z = torch.randn(6, 3, 4, generator=generator).requires_grad_()
     floors = torch.tensor([[0.0], [2.0], [6.0]])
     dy = torch.randn(6, 3, 4, generator=generator)
     y = shrunk(z, floors)
@@ -301,22 +298,12 @@ def test_a_lesson_on_top_of_one_with_a_dead_zone_is_trained_as_alone(tiny_model:
 def test_a_memory_with_a_dead_zone_answers_gives_entries_back_and_is_no_sum(
     command: Command, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
-    config = LearnConfig(
-        model=str(tiny_model),
-        dtype="float32",
-        edits=1,
-        keep="stack",
-        edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
-        settings=Settings(rank=4, alpha=8, epochs=2, null_space=0.01, dead_zone=0.3),
-    )
-    for title, text in (
-        ("Ashby Tower", "It was built in 1890 by Ned Fell."),
-        ("Quillmoor", "It was built in 1732 by Ada Thornby."),
-    ):
-        questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
-        result = learn(config, Passage(title, text), questions, tmp_path / "m", RecallGrader(), lambda *_: None, workers=0)
-        assert result["decision"] == "accepted", result["candidates"]
+    settings = Settings(rank=4, alpha=8, epochs=2, null_space=0.01, dead_zone=0.3)
+    passages = [
+        Passage("Ashby Tower", "It was built in 1890 by Ned Fell."),
+        Passage("Quillmoor", "It was built in 1732 by Ada Thornby."),
+    ]
+    learn_whatever(monkeypatch, tiny_model, tmp_path / "m", passages, settings)
     memory = Memory.open(tmp_path / "m")
     first, second = (load_adapter(folder) for folder in memory.adapter_folders())
     assert first.floors.keys() == first.weights.keys() and second.floors
@@ -365,7 +352,7 @@ def test_without_familiar_directions_it_is_the_lesson_s_principal_ones(lm: Langu
     for group in groups:
         width = square_of(groups[group]).shape[0]
         flat |= {name: Familiar(torch.zeros(1, width), torch.zeros(1), torch.tensor(0.0), torch.tensor(1.0)) for name in group}
-    downs = fixed_downs(lm, rows, settings, flat).downs
+    downs = directions_of(lm, rows, settings, flat).downs
     for group, own in groups.items():
         _, vectors = torch.linalg.eigh(square_of(own))
         down = torch.nn.functional.normalize(downs[group[0]], dim=1)

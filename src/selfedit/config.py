@@ -123,7 +123,7 @@ class Settings(Frozen):
     ] = 0.0
 
     @model_validator(mode="after")
-    def _undecayed(self) -> Settings:
+    def _directions_as_given(self) -> Settings:
         if self.dead_zone and not self.null_space:
             raise ValueError(f"dead_zone is {self.dead_zone}, but A is trained; give null_space=0.01 too")
         if self.null_space and self.weight_decay:
@@ -154,7 +154,7 @@ def _plain(settings: Settings, reason: str) -> Settings:
 
 def _no_lesson(settings: Settings, reason: str) -> Settings:
     """The settings of a training that is no lesson. Raises ValueError if they ask for what spares general knowledge."""
-    for name in ("rehearsal", "null_space", "dead_zone"):
+    for name in ("rehearsal", "null_space"):
         if value := getattr(settings, name):
             raise ValueError(f"{name} is {value}, but {reason}; give 0")
     return settings

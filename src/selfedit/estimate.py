@@ -33,7 +33,7 @@ from selfedit.lm.stack import slots_that_fit
 DOCUMENTS, TOKENS, PASSAGE_TOKENS, LABELLED = 45, 48, 220, 0.3
 # Requests for a self-edit, tokens written and read for each; exam questions of a passage with their other wordings.
 REQUESTS, WRITTEN, READ, QUESTIONS, ASKED_TOKENS, ANSWER_TOKENS = 24, 35, 90, 10, 60, 8
-# Of the bench of rewards: exams of a trial, as many times the labelled one; an exam's making, as many times a self-edit's writing.
+# Exams of a trial in the bench of rewards, as many times the labelled one; a quiz's making, as many times a self-edit's writing.
 EXAMS_A_TRIAL, QUIZ_EDITS = 3, 10
 # A small puzzle with its examples, the views that a test is answered in, a recipe.
 PUZZLE_TOKENS, VIEWS, RECIPE_TOKENS = 400, 7, 90

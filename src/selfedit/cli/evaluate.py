@@ -118,8 +118,8 @@ def knowledge_command(
         print_config(resolved)
         from selfedit.estimate import estimate_evaluation
 
-        here = resolved.data.partition(":")[0] != "squad"
-        count = resolved.limit or (len(load_dataset(resolved.data, resolved.split)) if here else 0)
+        on_hub = resolved.data.partition(":")[0] == "squad"
+        count = resolved.limit or (0 if on_hub else len(load_dataset(resolved.data, resolved.split)))
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))
         return
     from selfedit.corpus import evaluate_corpus, trainings

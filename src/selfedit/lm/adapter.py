@@ -97,7 +97,7 @@ def _energy(z: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Beneath:
+class FrozenSum:
     """A frozen sum of J adapters in one layer.
 
     Attributes:
@@ -110,7 +110,7 @@ class Beneath:
     floors: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, adapters: Sequence[Adapter], name: str, lm: LanguageModel) -> Beneath:
+    def of(cls, adapters: Sequence[Adapter], name: str, lm: LanguageModel) -> FrozenSum:
         """The sum of those adapters that have the module, one at least, on the model's device and in its precision."""
         present = [adapter for adapter in adapters if name in adapter.weights]
         pairs = [(down, up * adapter.scale) for adapter in present for down, up in (adapter.weights[name],)]
@@ -143,7 +143,7 @@ class AdaptedLinear(nn.Module):
         self.base = base
         # The weights as they were loaded; in a list, so that they are no parameter of their own.
         self.original = [base.weight]
-        self.frozen: tuple[Beneath, ...] = ()
+        self.frozen: tuple[FrozenSum, ...] = ()
         self.active: tuple[torch.Tensor, torch.Tensor] | None = None  # (r, in), (out, r)
         self.floor: torch.Tensor | None = None  # (1,), the active one's
         self.scale = 1.0
@@ -250,7 +250,12 @@ def install_stack(lm: LanguageModel, adapters: Sequence[Adapter]) -> None:
             if part is plain and rank > LARGEST_STACK_RANK:
                 _merge(lm, layer, part, name)
             else:
-                layer.frozen = (*layer.frozen, Beneath.of(part, name, lm))
+                layer.frozen = (*layer.frozen, FrozenSum.of(part, name, lm))
+
+
+def _refuse_floors(adapters: Sequence[Adapter]) -> None:
+    if any(adapter.floors for adapter in adapters):
+        raise ValueError("adapters with floors are no sum of weights")
 
 
 def _by_floors(adapters: Sequence[Adapter]) -> tuple[list[Adapter], list[Adapter]]:
@@ -295,7 +300,7 @@ def standing(lm: LanguageModel, adapters: Sequence[Adapter], alone: bool = False
                 if part is plain and lm.device.type == "cpu":
                     _merge(lm, layers[name], part, name)
                 else:
-                    layers[name].frozen = (*layers[name].frozen, Beneath.of(part, name, lm))
+                    layers[name].frozen = (*layers[name].frozen, FrozenSum.of(part, name, lm))
         yield
     finally:
         for name, layer in layers.items():
@@ -309,8 +314,7 @@ def policy_standing(lm: LanguageModel, folder: str | None, alone: bool = False) 
 
 def summed(adapters: Sequence[Adapter]) -> Adapter:
     """One adapter that adds what all of them add; its rank is the sum of theirs; none has floors."""
-    if any(adapter.floors for adapter in adapters):
-        raise ValueError("adapters with floors are no sum of weights")
+    _refuse_floors(adapters)
     weights = {}
     rank = sum(adapter.rank for adapter in adapters)
     for name in {name: None for adapter in adapters for name in adapter.weights}:
@@ -386,8 +390,7 @@ def load_adapter(folder: Path) -> Adapter:
 
 def merged_state(lm: LanguageModel, adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
     """The base's state dict under its original names with the adapters added to its weights, in float32 sums; none has floors."""
-    if any(adapter.floors for adapter in adapters):
-        raise ValueError("adapters with floors are no sum of weights")
+    _refuse_floors(adapters)
     state = {name.replace(".base.", "."): tensor for name, tensor in lm.model.state_dict().items()}
     for adapter in adapters:
         for name, (down, up) in adapter.weights.items():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,6 @@ from selfedit.lm.stack import document_attention
 
 # So many eigenvalues of what is familiar are kept; with how the file is made they name it.
 KEPT, VERSION = 128, 5
-# What is kept of it.
-PARTS = ("vectors", "values", "rest", "size")
 # By how much more familiar than it is a direction counts that an earlier lesson reads.
 EARLIER = 100.0
 # Tokens in one pass, and bytes of inputs or their moments that are gathered at once.
@@ -132,7 +130,7 @@ def _spectrum(square: torch.Tensor, count: int) -> Spectrum:
     )
 
 
-def fixed_downs(
+def directions_of(
     lm: LanguageModel, rows: Iterable[Row], settings: Settings, familiar: Mapping[str, Familiar], earlier: Sequence[Adapter] = ()
 ) -> Directions:
     """A (r, in) of each adapted layer for a training on rows, and its floor; modules of one input have equal ones.
@@ -247,8 +245,8 @@ def _few_at_once(layers: dict[str, AdaptedLinear], tokens: int) -> Iterator[dict
 def _write(found: Mapping[tuple[str, ...], Familiar], file: Path) -> None:
     tensors = {}
     for group, known in found.items():
-        for part in PARTS:
-            tensors[f"{','.join(group)}/{part}"] = getattr(known, part).cpu()
+        for part, tensor in vars(known).items():
+            tensors[f"{','.join(group)}/{part}"] = tensor.cpu()
     scratch = file.with_suffix(f".{os.getpid()}")
     save_file(tensors, scratch)
     scratch.replace(file)
@@ -262,7 +260,7 @@ def _read(lm: LanguageModel, file: Path) -> dict[str, Familiar] | None:
         for key in tensors:
             names, _, part = key.partition("/")
             if part == "vectors":
-                parts = [tensors[f"{names}/{one}"].to(lm.device) for one in PARTS]
+                parts = [tensors[f"{names}/{one.name}"].to(lm.device) for one in fields(Familiar)]
                 found |= dict.fromkeys(names.split(","), Familiar(*parts))
         return found or None
     except (OSError, KeyError, ValueError, SafetensorError):

@@ -370,13 +370,13 @@ class _SlotProduct(torch.autograd.Function):
             if dx_Ti is not None:
                 dx_Ti += F.grouped_mm(dz_Tr, own.downs(stream, g_To.dtype), offs=stream.ends)
             return dx_Ti, None, None, None, None
-        floors = [None] * len(stream.segments) if floors_T1 is None else [one for _, one in stream.by_slot(floors_T1)]
-        parts = stream.by_slot(g_To, x_Ti, z_Tr, read_Tr, g_To if dx_Ti is None else dx_Ti)
-        for (slot, g, x, z, read, dx), floor in zip(parts, floors, strict=True):
-            scale, down, up = own.slots.scales[slot], own.down[slot].to(g.dtype), own.up[slot].to(g.dtype)
-            dz = g @ up
-            if floor is not None:
-                dz = shrunk_gradient(dz, z, floor)
+        dz_Tr = torch.empty_like(z_Tr)
+        for slot, g, dz in stream.by_slot(g_To, dz_Tr):
+            torch.mm(g, own.up[slot].to(g.dtype), out=dz)
+        if floors_T1 is not None:
+            dz_Tr = shrunk_gradient(dz_Tr, z_Tr, floors_T1)
+        for slot, g, x, read, dz, dx in stream.by_slot(g_To, x_Ti, read_Tr, dz_Tr, g_To if dx_Ti is None else dx_Ti):
+            scale, down = own.slots.scales[slot], own.down[slot].to(g.dtype)
             if slot in masks:
                 x = x * masks[slot]
             _add_product(own.up_grad[slot], g.T, read, beta, scale)

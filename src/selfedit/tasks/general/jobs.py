@@ -9,7 +9,7 @@ from typing import Any
 from selfedit.edits import TrainingPlan
 from selfedit.lm.adapter import Adapter, Directions, load_adapter
 from selfedit.lm.load import LanguageModel
-from selfedit.lm.null_space import Familiar, familiar_of, fixed_downs
+from selfedit.lm.null_space import Familiar, directions_of, familiar_of
 from selfedit.lm.train_many import Job
 from selfedit.tasks.general.rehearsal import asked_digest, familiar, rows_of
 
@@ -45,6 +45,6 @@ def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[
         # Repeats of a self-edit read alike.
         key = own, settings.targets, settings.layers, settings.rank, settings.null_space, settings.dead_zone
         if key not in made:
-            made[key] = fixed_downs(lm, own, settings, known, stand)
+            made[key] = directions_of(lm, own, settings, known, stand)
         found.append(Job(rows, settings, plan.seed, made[key]))
     return found
