@@ -190,7 +190,8 @@ def test_stack_equals_merged_and_survives_the_disk(lm: Any, tiny_model: Path, tm
     stacked, wide = (load_model(str(tiny_model), dtype="float32") for _ in range(2))
     install_stack(stacked, adapters)
     install_stack(wide, adapters * 40)
-    assert any(layer.frozen is None for layer in wide.model.modules() if hasattr(layer, "frozen"))
+    dense = [layer for layer in wide.model.modules() if hasattr(layer, "frozen") and not layer.frozen]
+    assert dense and all(layer.base.weight is not layer.original[0] for layer in dense)
     plain = load_model(str(tiny_model), dtype="float32")
     plain.model.load_state_dict(merged_state(load_model(str(tiny_model), dtype="float32"), adapters))
     heavy = load_model(str(tiny_model), dtype="float32")
