@@ -280,7 +280,9 @@ def test_undo_of_an_earlier_entry_trains_the_later_ones_again(command: Command, 
     assert done.returncode == 0, done.stderr
     assert "training entry 2 again" in done.stderr
     undone = json.loads((tmp_path / "u.json").read_text())
-    assert undone["entry"] == 1 and [(row["entry"], row["n"]) for row in undone["entries"]] == [(2, 4)]
+    rows = [(row["entry"], row["n"], row["undone"]) for row in undone["entries"]]
+    assert undone["entry"] == 1 and rows == [(1, 4, True), (2, 4, False)], "what the memory still knows of it is shown too"
+    assert "taken back" in done.stdout
     memory = Memory.open(taught)
     assert memory.state.entries == (2,)
     assert memory.adapter_folders()[0].name != "0002"

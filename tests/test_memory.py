@@ -219,7 +219,7 @@ def test_undo_of_the_third_of_five_entries_leaves_the_others_where_they_were(lm:
     with memory.writing():
         rows = undo_earlier(memory, 3, lambda record: RecallGrader(), lambda text: None)
     after = known()
-    assert [row["entry"] for row in rows] == [1, 2, 4, 5]
+    assert [(row["entry"], row["undone"]) for row in rows] == [(number, number == 3) for number in range(1, 6)]
     assert memory.state.entries == (1, 2, 4, 5) and memory.adapter_folders()[:2] == folders[:2]
     learnt = [now - then for now, then in zip(before, never, strict=True)]
     assert after[2] - never[2] < 0.5 * learnt[2], (never, before, after)

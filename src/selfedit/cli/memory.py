@@ -82,18 +82,18 @@ def undo_command(
     memory: Folder = Path("memory"),
     grader: GraderChoice = None,
     model: Model = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write what remains, with its exams, there.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the entries with their exams there.")] = None,
 ) -> None:
     """Takes an entry back. The last: the pointer moves, same bytes. An earlier one of a bank: the others stay as they are.
 
     An earlier one of a stack: later entries are trained again; so are those that share a consolidated adapter with it. Then the
-    exams of all that remain are sat before and after, since training again is never quite the same.
+    exams of all are sat before and after, since training again is never quite the same; the one taken back is among them.
     """
     from selfedit.memory.ledger import Memory
 
     check_writable(json_file)
     graders = graders_of(grader)
-    remaining: list[dict[str, Any]] = []
+    exams: list[dict[str, Any]] = []
     opened = Memory.open(memory)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
         slots = opened.state.slots
@@ -103,13 +103,13 @@ def undo_command(
         else:
             from selfedit.memory.rebuild import undo_earlier
 
-            remaining = undo_earlier(opened, chosen, graders, lambda text: err.print(text, highlight=False, markup=False), model)
+            exams = undo_earlier(opened, chosen, graders, lambda text: err.print(text, highlight=False, markup=False), model)
             undone = chosen
-        if remaining:
-            out.print(before_and_after(remaining))
+        if exams:
+            out.print(before_and_after(exams))
         out.print(f"Took back entry {undone}; state {opened.digest()}", highlight=False)
         if json_file is not None:
-            write_json(json_file, {"entry": undone, "state": opened.digest(), "entries": remaining})
+            write_json(json_file, {"entry": undone, "state": opened.digest(), "entries": exams})
 
 
 @app.command("consolidate")
@@ -195,7 +195,8 @@ def before_and_after(rows: list[dict[str, Any]]) -> Table:
     for name in ("entry", "title", "questions", "before", "after"):
         table.add_column(name, justify="left" if name == "title" else "right")
     for row in rows:
-        table.add_row(str(row["entry"]), escape(row["title"]), str(row["n"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
+        title = escape(row["title"]) + (" [dim](taken back)[/]" if row.get("undone") else "")
+        table.add_row(str(row["entry"]), title, str(row["n"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
     return table
 
 

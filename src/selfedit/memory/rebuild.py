@@ -41,12 +41,13 @@ def undo_earlier(
     Args:
         memory: an open memory.
         entry: what is taken back.
-        graders: who marks the exams of the entries that remain, before and after.
+        graders: who marks the exams, before and after.
         progress: called with a line for each entry that is trained again.
         model: the memory's base under another name.
 
     Returns:
-        What remains, with its stored exams under the old state and under the new one: ``[{entry, title, n, before, after}]``.
+        All entries with their stored exams under the old state and under the new one: ``[{entry, title, n, before, after, undone}]``,
+        the one taken back among them: it should know no more than the base.
 
     Raises:
         MemoryStoreError: the entry doesn't answer now, or the model is not the memory's base.
@@ -60,7 +61,8 @@ def undo_earlier(
         raise MemoryStoreError(f"{memory.folder}: entry {entry} is not active; see: selfedit memory list --memory {memory.folder}")
     records = {e.id: e.record for e in memory.entries()}
     still = {number: records[number] for number in state.entries if number != entry}
-    before = exams(kept_by(memory, state), known.name, still, graders)
+    examined = still | {entry: records[entry]}
+    before = exams(kept_by(memory, state), known.name, examined, graders)
     scratch = memory.scratch()
     bank = memory.keep == "bank"
     kept = list(state.slots[:at])
@@ -82,9 +84,10 @@ def undo_earlier(
         places.append(folder)
         built.append((folder, folder.name))
         kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
-    after = exams(kept_in(memory.keep, kept, places, still), known.name, still, graders)
+    after = exams(kept_in(memory.keep, kept, places, still), known.name, examined, graders)
     memory.replace(f"undo entry {entry}", kept, built)
-    return _beside(still, before, after)
+    rows = _beside(examined, before, after)
+    return [row | {"undone": row["entry"] == entry} for row in sorted(rows, key=lambda row: state.entries.index(row["entry"]))]
 
 
 def consolidate(
