@@ -46,8 +46,8 @@ def undo_earlier(
         model: the memory's base under another name.
 
     Returns:
-        All entries with their stored exams under the old state and under the new one: ``[{entry, title, n, before, after, undone}]``,
-        the one taken back among them: it should know no more than the base.
+        All entries with their stored exams under the old state and under the new one, the one taken back among them, of which
+        the new one should know no more than the base: ``[{entry, title, n, before, after, undone}]``.
 
     Raises:
         MemoryStoreError: the entry doesn't answer now, or the model is not the memory's base.
