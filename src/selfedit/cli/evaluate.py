@@ -182,17 +182,18 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
     )
     means = _table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
-    costs = _table("log-prob", "elsewhere", "elsewhere %", "failed %", "tokens", "steps", "seconds")
+    golds, costs = _table("log-prob", "elsewhere", "elsewhere %"), _table("failed %", "tokens", "steps", "seconds")
     for method, of in result["methods"].items():
         shares = [mean_cell(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
         means.add_row(method, *shares)
-        spent = (f"{of[name]['mean']:.0f}" for name in ("tokens", "steps", "seconds"))
         far = mean_cell(of.get("locality_logprob"), 1, 2), mean_cell(of.get("locality"), 100, 1)
-        costs.add_row(method, mean_cell(of.get("logprob"), 1, 2), *far, f"{100 * of['failed']['mean']:.0f}", *spent)
+        golds.add_row(method, mean_cell(of.get("logprob"), 1, 2), *far)
+        spent = (f"{of[name]['mean']:.0f}" for name in ("tokens", "steps", "seconds"))
+        costs.add_row(method, f"{100 * of['failed']['mean']:.0f}", *spent)
     out.print(means)
-    out.print(
-        "The gold answers here and elsewhere, questions right elsewhere; a trial's labelled tokens, steps, seconds with exam:"
-    )
+    out.print("The gold answers here and elsewhere; questions right elsewhere:")
+    out.print(golds)
+    out.print("Trials that failed; of one trial labelled tokens, steps, seconds with exam:")
     out.print(costs)
     print_cost(result["cost"])
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
@@ -207,7 +208,7 @@ def show(result: dict[str, Any]) -> None:
 
 def _table(*names: str) -> Table:
     table = narrow_table()
-    table.add_column(max_width=25)
+    table.add_column(max_width=25, overflow="fold")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -11,6 +11,7 @@ import typer
 from rich.columns import Columns
 from rich.console import Group
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from selfedit.cli.common import (
@@ -158,14 +159,12 @@ def show(result: dict[str, Any]) -> None:
     config = result["config"]
     out.print(
         f"[bold]{escape(title(config['data'], config['split']))}[/]: {result['n']} puzzles, {result['questions']} tests, seed "
-        f"{config['seed']}. solved: all tests of a puzzle, two attempts each; 95 % intervals: Wilson's (as if trainings were "
-        "independent) and by drawing whole puzzles; cells: right ones in the better attempt; valid: recipes that could be trained "
-        "by; read: that could be read as first written; bits: entropy of the recipes; tokens: of the items, all epochs.",
+        f"{config['seed']}. solved: all tests of a puzzle, two attempts each, mean ± standard error over puzzles; 95 % intervals: "
+        "Wilson's (as if trainings were independent) and by drawing whole puzzles; cells: right ones in the better attempt.",
         highlight=False,
     )
-    table = narrow_table()
-    for name in ("", "solved", "trained", "%", "Wilson", "by puzzle", "cells %", "valid %", "read %", "bits", "tokens", "seconds"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    figures = _table("solved", "trained", "%", "Wilson", "by puzzle", "cells %")
+    costs = _table("valid %", "read %", "bits", "tokens", "seconds")
     for method, of in result["methods"].items():
         spread = result["intervals"][method]
         wilson, bootstrap = (
@@ -173,7 +172,7 @@ def show(result: dict[str, Any]) -> None:
             for interval in (spread["wilson"], spread["bootstrap"])
         )
         bits = result["entropy"][method]
-        table.add_row(
+        figures.add_row(
             method,
             f"{spread['solved']}/{spread['runs']}",
             str(spread["trained"]),
@@ -181,25 +180,38 @@ def show(result: dict[str, Any]) -> None:
             wilson,
             bootstrap,
             f"{100 * of['cells']['mean']:.0f}",
+        )
+        costs.add_row(
+            method,
             f"{100 * of['valid']['mean']:.0f}",
             f"{100 * of['readable']['mean']:.0f}",
             "-" if bits is None else f"{bits:.1f}",
             f"{of['read']['mean']:.0f}",
             f"{of['seconds']['mean']:.0f}",
         )
-    out.print(table)
+    out.print(figures)
+    out.print(
+        "Recipes that could be trained by, that could be read as first written, their entropy; a trial's tokens of the items (all "
+        "epochs) and seconds with the exam:"
+    )
+    out.print(costs)
     if result["seen"]:
         out.print(f"[bold red]Trained on these too:[/] {', '.join(result['seen'])}: no evidence for what comes from that run")
     if result["fixed"]:
         out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
     print_cost(result["cost"])
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
-    differences = narrow_table()
-    for name in ("", "solved", "p"):
-        differences.add_column(name, justify="right" if name else "left", no_wrap=True)
+    differences = _table("solved", "p")
     for row in result["differences"]:
         differences.add_row(f"{row['method']} - {row['control']}", *interval_cells(row))
     out.print(differences)
+
+
+def _table(*names: str) -> Table:
+    table = narrow_table()
+    for name in ("", *names):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    return table
 
 
 def solve_command(
