@@ -14,7 +14,7 @@ from selfedit.cli import evaluate, puzzles
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("run", ["writers-test-2", "notes-settings", "arc-eval"])
+@pytest.mark.parametrize("run", ["writers-test-2", "notes-settings", "arc-eval", "arc-seal"])
 def test_nothing_is_cut_in_eighty_columns(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     for module in (evaluate, puzzles):
@@ -26,3 +26,4 @@ def test_nothing_is_cut_in_eighty_columns(run: str, monkeypatch: pytest.MonkeyPa
     for method in result["methods"]:
         # A long name goes on in the next line.
         assert sum(line.strip().startswith(method[:15]) for line in text.getvalue().splitlines()) >= 2, text.getvalue()
+    assert ("Paired differences" in text.getvalue()) == bool(result["differences"]), "one method alone has none"

@@ -196,6 +196,8 @@ def show(result: dict[str, Any]) -> None:
     out.print("Trials that failed; of one trial labelled tokens, steps, seconds with exam:")
     out.print(costs)
     print_cost(result["cost"])
+    if not result["differences"]:
+        return
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("correct", "p", "F1", "p")
     rows = result["differences"]

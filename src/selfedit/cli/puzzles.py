@@ -200,6 +200,8 @@ def show(result: dict[str, Any]) -> None:
     if result["fixed"]:
         out.print(f"best-fixed: {escape(result['fixed'])}", highlight=False)
     print_cost(result["cost"])
+    if not result["differences"]:
+        return
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
     differences = _table("solved", "p")
     for row in result["differences"]:
