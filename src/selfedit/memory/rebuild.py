@@ -60,8 +60,8 @@ def undo_earlier(
     if at is None:
         raise MemoryStoreError(f"{memory.folder}: entry {entry} is not active; see: selfedit memory list --memory {memory.folder}")
     records = {e.id: e.record for e in memory.entries()}
-    still = {number: records[number] for number in state.entries if number != entry}
-    examined = still | {entry: records[entry]}
+    examined = {number: records[number] for number in state.entries}
+    still = {number: record for number, record in examined.items() if number != entry}
     before = exams(kept_by(memory, state), known.name, examined, graders)
     scratch = memory.scratch()
     bank = memory.keep == "bank"
@@ -86,8 +86,7 @@ def undo_earlier(
         kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
     after = exams(kept_in(memory.keep, kept, places, still), known.name, examined, graders)
     memory.replace(f"undo entry {entry}", kept, built)
-    rows = _beside(examined, before, after)
-    return [row | {"undone": row["entry"] == entry} for row in sorted(rows, key=lambda row: state.entries.index(row["entry"]))]
+    return [row | {"undone": row["entry"] == entry} for row in _beside(examined, before, after)]
 
 
 def consolidate(
