@@ -181,8 +181,8 @@ def show(result: dict[str, Any]) -> None:
         "alone; exact: word for word; log-prob: of the gold answer's tokens; elsewhere: of questions about other passages.",
         highlight=False,
     )
-    means = _table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
-    golds, costs = _table("log-prob", "elsewhere", "elsewhere %"), _table("failed %", "tokens", "steps", "seconds")
+    means = method_table("correct %", "paraphrased %", "no title %", "F1 %", "exact %")
+    golds, costs = method_table("log-prob", "elsewhere", "elsewhere %"), method_table("failed %", "tokens", "steps", "seconds")
     for method, of in result["methods"].items():
         shares = [mean_cell(of.get(name), 100, 1) for name in ("accuracy", "paraphrased", "question_alone", "f1", "exact")]
         means.add_row(method, *shares)
@@ -199,7 +199,7 @@ def show(result: dict[str, Any]) -> None:
     if not result["differences"]:
         return
     out.print("Paired differences in points, 95 % interval, two-sided sign-flip p:")
-    differences = _table("correct", "p", "F1", "p")
+    differences = method_table("correct", "p", "F1", "p")
     rows = result["differences"]
     for accuracy in (row for row in rows if row["measure"] == "accuracy"):
         f1 = next(row for row in rows if row["measure"] == "f1" and all(row[k] == accuracy[k] for k in ("method", "control")))
@@ -208,7 +208,8 @@ def show(result: dict[str, Any]) -> None:
     out.print(differences)
 
 
-def _table(*names: str) -> Table:
+def method_table(*names: str) -> Table:
+    """A narrow table, its first column the methods' names, which are folded rather than cut."""
     table = narrow_table()
     table.add_column(max_width=25, overflow="fold")
     for name in names:

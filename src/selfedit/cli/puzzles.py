@@ -11,7 +11,6 @@ import typer
 from rich.columns import Columns
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from selfedit.cli.common import (
@@ -29,14 +28,13 @@ from selfedit.cli.common import (
     check_writable,
     err,
     estimates,
-    narrow_table,
     open_run,
     out,
     print_config,
     run_config,
     write_json,
 )
-from selfedit.cli.evaluate import interval_cells, mean_cell, print_cost
+from selfedit.cli.evaluate import interval_cells, mean_cell, method_table, print_cost
 from selfedit.config import ArcEvalConfig, ArcTrainConfig
 from selfedit.contexts import Rows
 from selfedit.errors import DataError
@@ -163,8 +161,8 @@ def show(result: dict[str, Any]) -> None:
         "Wilson's (as if trainings were independent) and by drawing whole puzzles; cells: right ones in the better attempt.",
         highlight=False,
     )
-    figures = _table("solved", "trained", "%", "Wilson", "by puzzle", "cells %")
-    costs = _table("valid %", "read %", "bits", "tokens", "seconds")
+    figures = method_table("solved", "trained", "%", "Wilson", "by puzzle", "cells %")
+    costs = method_table("valid %", "read %", "bits", "tokens", "seconds")
     for method, of in result["methods"].items():
         spread = result["intervals"][method]
         wilson, bootstrap = (
@@ -203,17 +201,10 @@ def show(result: dict[str, Any]) -> None:
     if not result["differences"]:
         return
     out.print("Paired differences over puzzles in points, 95 % interval, two-sided sign-flip p:")
-    differences = _table("solved", "p")
+    differences = method_table("solved", "p")
     for row in result["differences"]:
         differences.add_row(f"{row['method']} - {row['control']}", *interval_cells(row))
     out.print(differences)
-
-
-def _table(*names: str) -> Table:
-    table = narrow_table()
-    for name in ("", *names):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    return table
 
 
 def solve_command(
