@@ -27,7 +27,7 @@ from selfedit.lm.batch import Row, SoftTargets, encode_document, encode_prompt
 from selfedit.lm.distil import LIKELIEST, likeliest_targets, taught
 from selfedit.lm.generate import generate
 from selfedit.lm.load import LanguageModel, made_once
-from selfedit.tasks.knowledge.documents import GAP_CONTEXT
+from selfedit.tasks.knowledge.documents import GAP_CONTEXT, content_words
 from selfedit.tasks.knowledge.prompts import GAP, exam_prompt
 
 # Questions with a title before them, in the form of an exam; texts; tokens of an answer and of a text.
@@ -76,17 +76,40 @@ def rehearsals(lm: LanguageModel) -> list[Row]:
 
 
 def familiar(lm: LanguageModel) -> list[Row]:
-    """The ``rehearsals``, and gaps in the base's own texts to be filled as lessons ask for it: what is nothing new to the base."""
+    """What is nothing new to the base: the ``rehearsals``, single words of theirs as answers, gaps in its own texts.
+
+    The base answers in sentences, a lesson in bare words. Without the words what a lesson's answers begin with would stand out from
+    all that the base says, whatever they are the beginning of: a name's first letter after any question calls for the lesson's.
+    """
     rows = rehearsals(lm)
+    return [*rows, *_words_as_answers(lm, rows[:-TEXTS]), *_gaps(lm, rows[-TEXTS:])]
+
+
+def _words_as_answers(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
+    """Each word of the base's answers that is more than one token, in small letters and capitalised, to its first question."""
+    asked = {encode_prompt(lm, prompt): prompt for prompt in _prompts(lm)[0]}
+    words: dict[str, Prompt] = {}
+    for row in rows:
+        for word in lm.tokenizer.decode(row.ids[row.unlabelled :], skip_special_tokens=True).split():
+            bare = word.strip(".,;:!?()\"")
+            if content_words(bare):
+                words.setdefault(bare.lower(), asked[row.ids[: row.unlabelled]])
+    forms = {form: prompt for word, prompt in words.items() for form in (word, word.capitalize())}
+    own = {form: len(lm.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in forms}
+    return [encode_document(lm, Document(form, prompt)) for form, prompt in forms.items() if own[form] > 1]
+
+
+def _gaps(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
+    """Texts with a word left out, which is asked for as lessons ask for it."""
     found = []
-    for row in rows[-TEXTS:]:
+    for row in rows:
         words = lm.tokenizer.decode(row.ids, skip_special_tokens=True).split()[-2 * GAP_CONTEXT - 1 :]
         answers = [word.strip(".,;:!?") for word in words]
         at = max(range(len(words)), key=lambda place: (len(answers[place]), place), default=None)
         if at is not None and answers[at]:
             request = exam_prompt(" ".join([*words[:at], GAP, *words[at + 1 :]]), None, lm.chat)
             found.append(encode_document(lm, Document(answers[at], request)))
-    return [*rows, *found]
+    return found
 
 
 def asked_digest(lm: LanguageModel) -> str:
