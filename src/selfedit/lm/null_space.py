@@ -36,7 +36,7 @@ from selfedit.lm.load import LanguageModel, made_once
 from selfedit.lm.stack import document_attention
 
 # So many eigenvalues of what is familiar are kept; with how the file is made they name it.
-KEPT, VERSION = 128, 8
+KEPT, VERSION = 256, 9
 # By how much more familiar than it is a direction counts that an earlier lesson reads.
 EARLIER = 100.0
 # Tokens in one pass, and bytes of inputs or their moments that are gathered at once.
