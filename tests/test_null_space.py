@@ -171,10 +171,24 @@ def test_where_answers_are_foretold_weighs_as_much_as_all_familiar_places(lm: La
 def test_gaps_in_the_base_s_own_texts_are_familiar(tiny_model: Path, cache: Path) -> None:
     lm = load_model(str(tiny_model), "cpu", "float32")
     known, rows = rehearsals(lm), familiar(lm)
-    gaps = rows[len(known) :]
-    assert rows[: len(known)] == known and len(gaps) > 30
-    asked = [lm.tokenizer.decode(row.ids[: row.unlabelled]) for row in gaps]
-    assert all(GAP in text for text in asked) and all(row.labelled for row in gaps)
+    added = rows[len(known) :]
+    asked = [lm.tokenizer.decode(row.ids[: row.unlabelled]) for row in added]
+    gaps = [row for row, text in zip(added, asked, strict=True) if GAP in text]
+    assert rows[: len(known)] == known and len(gaps) > 30 and added[-len(gaps) :] == gaps
+    assert all(row.labelled for row in gaps)
+
+
+def test_words_of_the_base_s_answers_are_familiar_as_answers(tiny_model: Path, cache: Path) -> None:
+    lm = load_model(str(tiny_model), "cpu", "float32")
+    known = rehearsals(lm)
+    requests = {row.ids[: row.unlabelled] for row in known if row.unlabelled}
+    words = [row for row in familiar(lm)[len(known) :] if GAP not in lm.tokenizer.decode(row.ids)]
+    texts = [lm.tokenizer.decode(row.ids[row.unlabelled :], skip_special_tokens=True) for row in words]
+    assert words and all(row.ids[: row.unlabelled] in requests for row in words)
+    assert len(set(texts)) == len(texts), "each once"
+    assert all(len(text.split()) == 1 and len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) > 1 for text in texts)
+    said = " ".join(lm.tokenizer.decode(row.ids, skip_special_tokens=True) for row in known).lower()
+    assert all(text.lower() in said for text in texts)
 
 
 def test_an_adapter_reads_its_lesson_and_not_what_is_familiar(tiny_model: Path, cache: Path) -> None:
