@@ -91,7 +91,7 @@ def _words_as_answers(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
     words: dict[str, Prompt] = {}
     for row in rows:
         for word in lm.tokenizer.decode(row.ids[row.unlabelled :], skip_special_tokens=True).split():
-            bare = word.strip(".,;:!?()\"")
+            bare = word.strip('.,;:!?()"')
             if content_words(bare):
                 words.setdefault(bare.lower(), asked[row.ids[: row.unlabelled]])
     forms = {form: prompt for word, prompt in words.items() for form in (word, word.capitalize())}
