@@ -95,8 +95,8 @@ def _words_as_answers(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
             if content_words(bare):
                 words.setdefault(bare.lower(), asked[row.ids[: row.unlabelled]])
     forms = {form: prompt for word, prompt in words.items() for form in (word, word.capitalize())}
-    own = {form: len(lm.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in forms}
-    return [encode_document(lm, Document(form, prompt)) for form, prompt in forms.items() if own[form] > 1]
+    answers = [encode_document(lm, Document(form, prompt)) for form, prompt in forms.items()]
+    return [row for row in answers if row.labelled > 2]  # with the end of the turn
 
 
 def _gaps(lm: LanguageModel, rows: Sequence[Row]) -> list[Row]:
