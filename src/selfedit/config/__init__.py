@@ -1,0 +1,72 @@
+"""Settings that users choose, validated and bounded. Nothing here imports torch (a test checks it)."""
+
+from selfedit.config.continual import ContinualConfig, KeepConfig
+from selfedit.config.edit import EditConfig, JudgeConfig, QuizConfig, RecipeConfig, Sampling, Writing
+from selfedit.config.evaluate import ArcEvalConfig, CorpusConfig, EvalConfig, RewardBenchConfig
+from selfedit.config.inner import NO_VIEW_OF_PUZZLES, Frozen, Settings
+from selfedit.config.learn import LearnConfig
+from selfedit.config.names import (
+    ARC_METHODS,
+    DEFAULT_MODEL,
+    LABEL_FREE,
+    METHODS,
+    REWARD_EXAMS,
+    TEXT_REWARDS,
+    THRESHOLD,
+    WRITTEN_METHODS,
+    CreditName,
+    DocumentForm,
+    Dtype,
+    GraderName,
+    PlainSplit,
+    Rendering,
+    RewardName,
+    Schedule,
+    ScreenName,
+    SelectionRule,
+    Style,
+    Unit,
+)
+from selfedit.config.outer import ArcTrainConfig, OuterConfig, TrainConfig
+
+__all__ = [
+    "ARC_METHODS",
+    "DEFAULT_MODEL",
+    "LABEL_FREE",
+    "METHODS",
+    "NO_VIEW_OF_PUZZLES",
+    "REWARD_EXAMS",
+    "TEXT_REWARDS",
+    "THRESHOLD",
+    "WRITTEN_METHODS",
+    "ArcEvalConfig",
+    "ArcTrainConfig",
+    "ContinualConfig",
+    "CorpusConfig",
+    "CreditName",
+    "DocumentForm",
+    "Dtype",
+    "EditConfig",
+    "EvalConfig",
+    "Frozen",
+    "GraderName",
+    "JudgeConfig",
+    "KeepConfig",
+    "LearnConfig",
+    "OuterConfig",
+    "PlainSplit",
+    "QuizConfig",
+    "RecipeConfig",
+    "Rendering",
+    "RewardBenchConfig",
+    "RewardName",
+    "Sampling",
+    "Schedule",
+    "ScreenName",
+    "SelectionRule",
+    "Settings",
+    "Style",
+    "TrainConfig",
+    "Unit",
+    "Writing",
+]
