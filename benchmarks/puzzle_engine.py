@@ -20,7 +20,8 @@ import torch
 from screen_arc import tokens_of
 
 from selfedit import seeds
-from selfedit.bench import flat, flat_of_peft, machine, matmul_peak, with_lora
+from selfedit.bench.machine import machine, matmul_peak
+from selfedit.bench.ways import flat, flat_of_peft, with_lora
 from selfedit.cli.common import build_config
 from selfedit.config import ArcEvalConfig, Settings
 from selfedit.lm.batch import Row, encode_document, pad
