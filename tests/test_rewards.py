@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from selfedit.bench_rewards import Measured, summarise
+from selfedit.bench_rewards import Measured, bench_rewards, summarise
+from selfedit.bench_rewards.figures import HALVES
+from selfedit.bench_rewards.measure import halves, in_turn, stored_questions
 from selfedit.config import REWARD_EXAMS, ArcTrainConfig, EditConfig, QuizConfig, RewardBenchConfig, Sampling, Settings, TrainConfig
 from selfedit.contexts import Passage, Question
+from selfedit.errors import DataError, SelfeditError
 from selfedit.graders.text import ExactMatchGrader
 from selfedit.lm.adapter import first_layer, install, new_adapter
 from selfedit.lm.batch import encode_answer, encode_document
@@ -36,6 +40,7 @@ from selfedit.rewards.exams import Labelled
 from selfedit.rewards.question_free import QuestionFree
 from selfedit.rewards.screens import FEATURES, Ridge, Tried, correlations, exam_rows, gradient_alignment, in_context, scores_of
 from selfedit.rewards.self_quiz import Quiz, SelfQuiz, answer_spans, asked_twice, bits_a_byte, copied, left_by, trivial, write_quiz
+from selfedit.runs import Run
 from selfedit.seeds import derive
 from selfedit.selection import select
 from selfedit.tasks.base import Asked, Request
@@ -254,7 +259,13 @@ def test_the_gradient_screen_is_the_plain_gradients(lm: LanguageModel) -> None:
     task, settings = KnowledgeTask(), Settings(rank=4, layers="all")
     texts = ["Q: When was it built?\nA: 1732", "It is made of blue slate.", "A flood carried off the eastern arch in 1904."]
     edits = [tuple(encode_document(lm, d) for d in task.compile(lm, passage, text, settings, 0).documents) for text in texts]
-    found = gradient_alignment(lm, edits, exam_rows(lm, passage), settings, 5)
+    first, second = (
+        tuple(encode_answer(lm, exam_prompt(one.question, BRIDGE.title, lm.chat), one.answer) for one in passage.questions[at:][:1])
+        for at in (0, 1)
+    )
+    found, alone, nothing, other = gradient_alignment(lm, edits, [exam_rows(lm, passage), first, (), second], settings, 5)
+    assert nothing == [0.0] * 3 and gradient_alignment(lm, edits, [first], settings, 5) == [pytest.approx(alone, rel=1e-4)]
+    assert alone != other
 
     thin = settings.model_copy(update={"layers": "last:4", "rank": 8, "alpha": 8.0})
     adapter = new_adapter(lm, thin, derive(5, "gradient"))
@@ -277,7 +288,9 @@ def test_the_gradient_screen_is_the_plain_gradients(lm: LanguageModel) -> None:
 
 def test_in_context_is_the_gain_of_the_golds(lm: LanguageModel) -> None:
     passage = Passage(BRIDGE.title, BRIDGE.text, (Question("When was it built?", "1732"),))
-    (gain,) = in_context(lm, passage, ["It was built in 1732."])
+    other = Passage(BRIDGE.title, BRIDGE.text, (Question("Who built it?", "Ada Thornby"),))
+    (gain,), (apart,), (nothing,) = in_context(lm, [passage, other, BRIDGE], ["It was built in 1732."])
+    assert in_context(lm, [other], ["It was built in 1732."]) == [[pytest.approx(apart, abs=1e-5)]] and nothing == 0.0
     rows = [
         encode_answer(lm, exam_prompt("When was it built?", BRIDGE.title, lm.chat, view), "1732")
         for view in (f"{BRIDGE.title}\nIt was built in 1732.", None)
@@ -602,10 +615,12 @@ def test_rewards_are_compared_on_the_same_trials(
     by_name = {row["name"]: row for row in table["rows"]}
     assert {*REWARD_EXAMS, "gradient (labelled)", "ridge (self-quiz)"} <= set(by_name)
     assert by_name["accuracy"]["n"] == by_name["self-quiz"]["n"] == 2 and by_name["accuracy"]["reliability"]["trials"] == 12
-    assert by_name["accuracy"]["accuracy"]["minus_labelled"]["mean"] == 0
+    assert by_name["likelihood"]["accuracy"]["minus_labelled"]["mean"] == 0
     assert by_name["likelihood"]["likelihood"]["minus_labelled"]["mean"] == 0
     assert by_name["gradient (labelled)"]["halves"]["n"] == 2 and by_name["length (labelled)"]["halves"] is None
-    assert [name for name, row in by_name.items() if row["named"]] == ["self-quiz-likelihood", "in-context (labelled)"]
+    assert [name for name, row in by_name.items() if row["named"]] == ["self-quiz-likelihood"]
+    named = [(row["screen"], row["count"], row["by"]) for row in table["two_stage"] if row["named"]]
+    assert named == [("in-context", 2, "likelihood")]
     assert {"self-quiz", "agreement"} >= set(table["overlap"]) > set()
     assert {row["screen"] for row in table["two_stage"]} == {*FEATURES, "ridge", "random"}
     for row in rows_of(tmp_path / "run" / "trials.jsonl"):
@@ -630,7 +645,7 @@ def by_hand(worth: list[list[float]], rewards: list[list[float]], looks: list[fl
     outcomes = {"accuracy": [worth] * 2, "likelihood": [worth] * 2}
     whole, making = dict.fromkeys(named, rewards), dict.fromkeys((*REWARD_EXAMS.values(),), Cost())
     seen, sitting = {"labelled": [features] * 2}, {"labelled": Cost(1.0, 50, 20)}
-    return Measured(outcomes, named, named, whole, seen, {}, making, sitting, looking, Cost(2.0), Cost(3.0, 150), 100.0)
+    return Measured("A title", outcomes, named, named, whole, seen, {}, making, sitting, looking, Cost(2.0), Cost(3.0, 150), 100.0)
 
 
 def test_equal_worths_are_no_rank() -> None:
@@ -653,12 +668,15 @@ def test_a_half_is_marked_with_the_whole_exam() -> None:
     halves = {"first half": sitting, "second half": {**sitting, "answers": ["ruby", "onyx"]}}
     trial = {"edit": 0, "repeat": 0, "status": "ok", "tokens": 10, "sittings": halves}
     cost = {"seconds": 0.5, "read": 6, "written": 2}
-    features = {"features": [dict.fromkeys(FEATURES, 0.0)], "costs": dict.fromkeys(FEATURES, cost)}
+    features = {
+        "features": [[dict.fromkeys(FEATURES, 0.0)], [dict.fromkeys(FEATURES, 1.0)]],
+        "costs": dict.fromkeys(FEATURES, cost),
+    }
     sat = {"first half": cost, "second half": cost}
     row = {
-        "passage": "p", "title": "Stones", "edits": ["x"], "undecided": {}, "materials": {}, "baseline": halves,
+        "passage": "p", "title": "Stones", "edits": ["x"], "undecided": {}, "kept": {}, "materials": {}, "baseline": halves,
         "exams": {"first half": questions[:2], "second half": questions[2:]},
-        "looks": {"first half": features, "second half": features},
+        "looks": {"labelled": features},
         "costs": dict.fromkeys((*REWARD_EXAMS.values(), "writing"), cost) | {"trials": {"seconds": 4, "read": 20, "written": 4}},
         "trials": [trial], "sittings": sat,
     }  # fmt: skip
@@ -666,8 +684,73 @@ def test_a_half_is_marked_with_the_whole_exam() -> None:
     assert found.worth["accuracy"] == [[[0.0]], [[0.5]]], "ruby is no answer, onyx is one"
     assert found.worth["likelihood"] == [[[0.0]], [[0.0]]], "as likely as before"
     assert found.whole["accuracy"] == [[0.0]] and found.looking["labelled"]["length"] == Cost(0.5, 6, 2)
-    assert found.looking["labelled"]["gradient"] == Cost(1.0, 12, 4), "a run asks all questions"
+    assert found.features["labelled"] == [[dict.fromkeys(FEATURES, 1.0)], [dict.fromkeys(FEATURES, 0.0)]], "the other half asks"
     assert found.sitting["labelled"] == Cost(1.0, 12, 4) and found.training == Cost(3.0, 8, 0)
+
+
+def test_what_does_not_count_is_sat_and_left_out() -> None:
+    """Which of an exam's entries count is the table's: a row has the sittings of all."""
+    questions = [
+        {"question": f"Which stone is in case {n}?", "answer": gold, "aliases": [], "paraphrases": []}
+        for n, gold in enumerate(("ruby", "jade"))
+    ]
+
+    def sitting(*values: float) -> dict[str, Any]:
+        return {"answers": [""] * len(values), "log_probabilities": list(values)}
+
+    before = {name: sitting(-2.0) for name in ("first half", "second half")} | {"sentences": sitting(-2.0, -2.0, -2.0)}
+    after = before | {"sentences": sitting(-1.0, -9.0, -1.5)}
+    cost = {"seconds": 3.0, "read": 6, "written": 3}
+    look = {"features": [[dict.fromkeys(FEATURES, 0.0)]] * 2, "costs": dict.fromkeys(FEATURES, cost)}
+    row = {
+        "title": "Stones", "edits": ["x"], "baseline": before, "looks": {"labelled": look}, "kept": {"sentences": [0, 2]},
+        "exams": {"first half": questions[:1], "second half": questions[1:], "sentences": [questions[0]] * 3},
+        "costs": dict.fromkeys((*REWARD_EXAMS.values(), "writing", "trials"), cost),
+        "trials": [{"edit": 0, "repeat": 0, "status": "ok", "tokens": 10, "sittings": after}],
+        "sittings": dict.fromkeys(after, cost),
+    }  # fmt: skip
+    found = Measured.of(row)
+    assert found.whole["sentences"] == [[pytest.approx((1 / 2 + 0.5 / 2) / 2)]] and found.sitting["sentences"] == Cost(2.0, 4, 2)
+    assert "sentences" not in Measured.of(row | {"kept": {"sentences": []}}).rewards, "too few: no decision"
+
+
+def test_the_first_passages_are_of_all_data_sets() -> None:
+    def passages(*titles: str) -> list[Passage]:
+        return [Passage(title, f"Text {index} of {title}.", ()) for index, title in enumerate(titles)]
+
+    order = in_turn([passages("A", "B", "C"), passages("X", "X", "Y"), passages("A")])
+    assert [one.title for one in order] == ["A", "X", "B", "Y", "C", "X"], "the same passage twice is one"
+
+
+def test_a_passage_that_fails_does_not_stop_the_others(tiny_model: Path, tmp_path: Path) -> None:
+    questions = tuple(Question(f"Question {n}?", f"gold {n}") for n in range(4))
+    passages = [
+        Passage(title, text, questions) for title, text in (("Long", "Long " * 9), ("Middling", "Text " * 5), ("Short", "Text"))
+    ]
+
+    class Halting:
+        """An executor whose first job fails."""
+
+        def submit(self, job: Any, passage: Passage, *rest: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            if passage.title == "Long":
+                future.set_exception(SelfeditError("no room"))
+            else:
+                halved = dict(zip(HALVES, map(stored_questions, halves(passage, 0)), strict=True))
+                future.set_result({"passage": passage.id, "exams": halved})
+            return future
+
+        def ended(self, jobs: Any) -> Any:
+            return iter(jobs)
+
+    config = RewardBenchConfig(model=str(tiny_model), passages=3)
+    run = Run(tmp_path / "run", config, resume=False)
+    with pytest.raises(SelfeditError, match="'Long': no room"):
+        bench_rewards(config, [passages], run, Halting(), lambda done, of: None)  # type: ignore[arg-type]
+    assert len(run.rows) == 2
+    other = [*passages[:2], replace(passages[2], questions=(*questions[:3], Question("Another one?", "gold")))]
+    with pytest.raises(DataError, match="about 'Short' aren't what they were"):
+        bench_rewards(config, [other], run, Halting(), lambda done, of: None)  # type: ignore[arg-type]
 
 
 def test_a_pick_is_worth_what_the_other_seed_says() -> None:
@@ -683,14 +766,14 @@ def test_a_pick_is_worth_what_the_other_seed_says() -> None:
     by_accuracy = [row for row in table["two_stage"] if row["by"] == "accuracy"]
     (gradient,) = [row for row in by_accuracy if row["screen"] == "gradient"]
     (random,) = [row for row in by_accuracy if row["screen"] == "random"]
-    assert random["accuracy"]["picked"]["mean"] == 0.5 and random["cost_share"] == pytest.approx(1 / 3)
+    assert random["accuracy"]["picked"]["mean"] == 0.5 and random["cost_share"]["mean"] == pytest.approx(1 / 3)
     assert gradient["accuracy"]["picked"]["mean"] == 0.5 and gradient["accuracy"]["minus_training_all"]["mean"] == 0.5
     assert gradient["accuracy"]["all_minus_one"]["mean"] == -0.5
-    assert gradient["cost_share"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
-    assert gradient["cost_share_written"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)
+    assert gradient["cost_share"]["mean"] == pytest.approx((1 * 4 + 3 * 0.25) / 12)
+    assert gradient["cost_share_written"]["mean"] == pytest.approx((2 + 1 * 4 + 3 * 0.25) / 14)
     assert gradient["accuracy"]["minus_random"]["mean"] == 0 and random["accuracy"]["minus_random"] is None
     (ridge,) = [row for row in by_accuracy if row["screen"] == "ridge"]
-    assert ridge["cost_share"] == pytest.approx((4 + 3 * 0.25 * len(FEATURES)) / 12)
+    assert ridge["n"] == 0 and ridge["cost_share"]["mean"] != ridge["cost_share"]["mean"], "nothing to be fitted on"
 
 
 def test_how_much_of_the_labelled_gain_a_pick_has() -> None:
@@ -703,17 +786,22 @@ def test_how_much_of_the_labelled_gain_a_pick_has() -> None:
 
 
 def test_ridge_is_judged_on_passages_that_it_was_not_fitted_on() -> None:
-    table = summarise([by_hand([[0, 0], [1, 1]], [[1, 1], [2, 2]], [0.0, 1.0])] * 7, RewardBenchConfig(edits=2, screened=1))
-    rows = {row["name"]: row["n"] for row in table["rows"]}
-    assert rows["ridge (labelled)"] == 4 and rows["gradient (labelled)"] == 7
-    assert {row["n"] for row in table["two_stage"] if row["screen"] == "ridge"} == {4}
+    one = by_hand([[0, 0], [1, 1], [2, 2], [3, 3]], [[1, 1], [2, 2], [3, 3], [4, 4]], [0.0, 1.0, 2.0, 3.0])
+    table = summarise([one] * 7, RewardBenchConfig(edits=4, screened=1))
+    rows = {row["name"]: row for row in table["rows"]}
+    assert rows["ridge (labelled)"]["n"] == 4 and rows["gradient (labelled)"]["n"] == 7
+    ridge = [row for row in table["two_stage"] if row["screen"] == "ridge"]
+    assert {row["n"] for row in ridge} == {4}
+    assert ridge[0]["cost_share"]["mean"] == pytest.approx((4 + 4 * 0.25 * len(FEATURES)) / 16)
+    few = summarise([one] * 5, RewardBenchConfig(edits=4, screened=1))
+    assert {row["n"] for row in few["rows"] if row["name"].startswith("ridge")} == {0}, "8 trials are too few to be fitted on"
 
 
 def test_a_run_in_two_stages_pays_for_all_looks_and_for_ties() -> None:
     # Of 3 self-edits two are alike by every seed; half of the 8 passages are the first ones, looked at and tried whole and twice.
     alike = by_hand([[1, 1], [1, 1], [0, 0]], [[2, 2], [2, 2], [1, 1]], [5.0, 4.0, 0.0])
     table = summarise([alike] * 8, RewardBenchConfig(edits=3, screened=2))
-    share = {(row["screen"], row["count"]): row["cost_share_run"] for row in table["two_stage"] if row["by"] == "accuracy"}
+    share = {(row["screen"], row["count"]): row["cost_share_run"]["mean"] for row in table["two_stage"] if row["by"] == "accuracy"}
     whole, looked, each = 12, 3 * 0.25, 4
     assert share["gradient", 1] == pytest.approx((0.5 * (2 * whole + looked) + 0.5 * (each + looked)) / (1.5 * whole))
     assert share["gradient", 2] == pytest.approx(
@@ -721,7 +809,7 @@ def test_a_run_in_two_stages_pays_for_all_looks_and_for_ties() -> None:
     )
     # The same of 50 passages with 15 self-edits each, 4 of which are the first ones.
     planned = [row for row in table["two_stage"] if (row["screen"], row["count"], row["by"]) == ("gradient", 1, "accuracy")]
-    assert planned[0]["cost_share_planned"] == pytest.approx(
+    assert planned[0]["cost_share_planned"]["mean"] == pytest.approx(
         (0.08 * (2 * 60 + 15 * 0.25) + 0.92 * (each + 15 * 0.25)) / (1.08 * 60)
     )
     # Of three choices of two one has both of those that tie.

@@ -36,6 +36,7 @@ class Measured:
     """A passage's figures, of the self-edits that could be tried.
 
     Attributes:
+        title: the passage's.
         worth: by outcome, the accuracy, or the reward by likelihood, on the half that reports.
         rewards: reward -> its value, taken on the half that may choose, or on what needs no labels; none of a reward that has no
             decision here.
@@ -45,12 +46,13 @@ class Measured:
         overlap: by exam, the share of its own questions that ask what a labelled one asks, by their word trigrams or by the answer.
         making: what each exam cost to make.
         sitting: what each costs to be sat by one that is trained.
-        looking: by whose questions -> what each look costs a self-edit, one that asks as if both halves were asked apart.
+        looking: by whose questions -> what each look costs a self-edit, all questions asked.
         writing: of all self-edits.
         training: of one, mean.
         tokens: labelled ones that a training goes through, mean.
     """
 
+    title: str
     worth: dict[str, Figures]
     rewards: dict[str, Figures]
     ties: dict[str, Figures]
@@ -71,7 +73,10 @@ class Measured:
         for trial in row["trials"]:
             by_edit.setdefault(trial["edit"], []).append(trial)
         usable = [at for at, trials in by_edit.items() if all(trial["status"] == "ok" for trial in trials)]
-        questions = {name: tuple(map(_question, listed)) for name, listed in row["exams"].items()}
+        # Which entries of each exam count; of a half all do.
+        kept = {name: row["kept"].get(name, range(len(listed))) for name, listed in row["exams"].items()}
+        kept = {name: places for name, places in kept.items() if len(places)}
+        questions = {name: tuple(_question(row["exams"][name][at]) for at in places) for name, places in kept.items()}
         asked = {name: KnowledgeTask().asked(Passage(row["title"], "", of)) for name, of in questions.items()}
         first, second = HALVES
         asked["labelled"] = KnowledgeTask().asked(Passage(row["title"], "", questions[first] + questions[second]))
@@ -81,7 +86,7 @@ class Measured:
         def marks(exam: str, sittings: dict[str, Any]) -> Marks:
             """Of a half too all questions are marked together: one answer to everything is none."""
             if exam not in (*HALVES, "labelled"):
-                return mark_sitting(RecallGrader(), asked[exam], _sitting(sittings[exam]))
+                return mark_sitting(RecallGrader(), asked[exam], _sitting(sittings[exam], kept[exam]))
             joined = _sitting({name: sittings[first][name] + sittings[second][name] for name in ("answers", "log_probabilities")})
             whole = mark_sitting(RecallGrader(), asked["labelled"], joined)
             if exam == "labelled":
@@ -100,23 +105,22 @@ class Measured:
             return [scored(reward, half if exam == "labelled" else exam) for half in (second, first)]
 
         def looks(source: str) -> list[list[dict[str, float]]]:
-            sides = (second, first) if source == "labelled" else (source, source)
-            return [[row["looks"][side]["features"][at] for at in usable] for side in sides]
+            """By the half that reports: of a labelled look the other one is asked. What asks nothing is looked at once."""
+            text, own = row["looks"]["labelled"]["features"], row["looks"][source]["features"]
+            sides = ((text[1], own[1]), (text[0], own[0])) if source == "labelled" else ((text[0], own[0]),) * 2
+            return [[texts[at] | found[at] for at in usable] for texts, found in sides]
 
         def looking(source: str) -> dict[str, Cost]:
-            sides = HALVES if source == "labelled" else (source,)
-            share = 1 / max(1, len(row["edits"]))
-            return {
-                kind: total(Cost(**row["looks"][side]["costs"][kind]) for side in sides)
-                * (share if kind in ASKING else share / len(sides))
-                for kind in FEATURES
-            }
+            costs = row["looks"]["labelled"]["costs"] | row["looks"][source]["costs"]
+            return {kind: Cost(**costs[kind]) * (1 / max(1, len(row["edits"]))) for kind in FEATURES}
 
         trained = [trial for at in usable for trial in by_edit[at]]
         each = 1 / max(1, len(row["trials"]))
         # In one order, whether the row comes from its file or not: sums of floats.
         sat = {name: Cost(**cost) * each for name, cost in sorted(row["sittings"].items())}
         training = Cost(**row["costs"]["trials"]) * each - total(sat.values())
+        # A run asks what counts alone.
+        sat = {name: cost * (len(kept[name]) / len(row["exams"][name])) for name, cost in sat.items() if name in kept}
         sat["labelled"] = sat.pop(first) + sat.pop(second)
         making = {name: Cost(**row["costs"][name]) for name in EXAMS} | {"labelled": Cost()}
         labelled = questions[first] + questions[second]
@@ -127,6 +131,7 @@ class Measured:
         }
         sources = [source for source in SOURCES if source == "labelled" or source in row["looks"]]
         return cls(
+            title=row["title"],
             worth={
                 "accuracy": [[[one.accuracy for one in of] for of in runs[half]] for half in HALVES],
                 "likelihood": [scored(LikelihoodReward(), half) for half in HALVES],
@@ -156,8 +161,9 @@ class Given:
         return list(self.verdicts)
 
 
-def _sitting(row: dict[str, Any]) -> Sitting:
-    return Sitting(tuple(row["answers"]), tuple(row["log_probabilities"]))
+def _sitting(row: dict[str, Any], kept: Sequence[int] | None = None) -> Sitting:
+    places = range(len(row["answers"])) if kept is None else kept
+    return Sitting(*(tuple(row[name][at] for at in places) for name in ("answers", "log_probabilities")))
 
 
 def _question(row: dict[str, Any]) -> Question:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from selfedit import seeds
-from selfedit.bench_rewards.figures import EXAMS, HALVES, Measured
+from selfedit.bench_rewards.figures import ASKING, EXAMS, HALVES, Measured
 from selfedit.bench_rewards.table import summarise
 from selfedit.config import RewardBenchConfig
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
-from selfedit.errors import DataError, InvalidEditError
+from selfedit.errors import DataError, InvalidEditError, SelfeditError
 from selfedit.executors.local import LocalExecutor, most_workers, result
 from selfedit.inner import Trial, run_trials, sit
 from selfedit.lm.load import LanguageModel, identify
@@ -22,7 +23,7 @@ from selfedit.lm.stack import slots_that_fit
 from selfedit.lm.work import Cost, metered
 from selfedit.marks import split_quiz
 from selfedit.rewards.question_free import make_exam
-from selfedit.rewards.screens import look
+from selfedit.rewards.screens import FEATURES, Look, look
 from selfedit.runs import Run
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Sitting, Task
@@ -31,14 +32,21 @@ from selfedit.tasks.knowledge.task import KnowledgeTask
 LEAST_QUESTIONS = 4
 
 
-def by_title(passages: Sequence[Passage]) -> list[Passage]:
-    """First one passage of each title, then the second of each: passages of one article are no independent ones."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for one in passages:
-        turns.append(seen[one.title])
-        seen[one.title] += 1
-    return [one for _, one in sorted(zip(turns, passages, strict=True), key=lambda pair: pair[0])]
+def in_turn(data: Sequence[Sequence[Passage]]) -> list[Passage]:
+    """Passages of each data set in turn, first one of each title, then the second of each.
+
+    Passages of one article are no independent ones, and the first of all are what ridge is fitted on.
+    """
+    order: dict[str, tuple[tuple[int, int, int], Passage]] = {}
+    for which, passages in enumerate(data):
+        seen: Counter[str] = Counter()
+        places: Counter[int] = Counter()
+        for one in passages:
+            turn = seen[one.title]
+            order.setdefault(one.id, ((turn, places[turn], which), one))
+            seen[one.title] += 1
+            places[turn] += 1
+    return [one for _, one in sorted(order.values(), key=lambda pair: pair[0])]
 
 
 @dataclass
@@ -85,21 +93,27 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
     written = timed("writing", lambda: write_edits(lm, task, passage, config.edits, config.edit.sampling, config.seed))
     texts = [one.edit.text for one in written]
     exams: dict[str, Any] = {name: At(task, half) for name, half in zip(HALVES, halves(passage, config.seed), strict=True)}
-    undecided = {}
+    undecided, kept = {}, {}
     for name, maker in makers.items():
-        kept = maker.kept(passage, materials[name], texts)
-        if isinstance(kept, str):
-            undecided[name] = kept
-            continue
+        found = maker.kept(passage, materials[name], texts)
+        kept[name] = [] if isinstance(found, str) else found
+        if isinstance(found, str):
+            undecided[name] = found
+        # All entries are sat; which of them count, and whether they are enough, is the table's.
         whole = maker.examined(passage, materials[name])
-        exams[name] = At(maker.task, replace(whole, questions=tuple(whole.questions[index] for index in kept)))
+        if whole.questions:
+            exams[name] = At(maker.task, whole)
     baseline = sit(lm, [(exam, passage) for exam in exams.values()])
     first_sitting = {name: exam.cost for name, exam in exams.items()}
-    looks = {
-        name: asdict(look(lm, task, exams[name].examined, texts, config.settings, config.quiz, config.seed))
-        for name in (*HALVES, "self-quiz")
-        if name in exams
-    }
+
+    def looked(examined: Sequence[Passage], wanted: Sequence[str]) -> Look:
+        return look(lm, task, examined, texts, config.settings, config.quiz, config.seed, wanted)
+
+    looks = {"labelled": looked([exams[half].examined for half in HALVES], FEATURES)}
+    if kept["self-quiz"]:
+        whole = exams["self-quiz"].examined
+        asked = replace(whole, questions=tuple(whole.questions[at] for at in kept["self-quiz"]))
+        looks["self-quiz"] = looked([asked], ASKING)
     planned = []
     for index, text in enumerate(texts):
         try:
@@ -115,11 +129,12 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
         "passage": passage.id,
         "title": passage.title,
         "edits": texts,
-        "exams": {name: [asdict(one) for one in exam.examined.questions] for name, exam in exams.items()},
+        "exams": {name: stored_questions(exam.examined) for name, exam in exams.items()},
+        "kept": kept,
         "undecided": undecided,
         "materials": materials,
         "baseline": {name: asdict(sitting) for name, sitting in zip(exams, baseline, strict=True)},
-        "looks": looks,
+        "looks": {source: asdict(found) for source, found in looks.items()},
         "costs": {name: asdict(cost) for name, cost in costs.items()},
         "sittings": {name: asdict(cost) for name, cost in sittings.items()},
         "trials": [
@@ -135,28 +150,54 @@ def measure(lm: LanguageModel, passage: Passage, config: RewardBenchConfig, slot
     }
 
 
+def stored_questions(passage: Passage) -> list[dict[str, Any]]:
+    """As a row has them."""
+    return [asdict(one) for one in passage.questions]
+
+
 def bench_rewards(
-    config: RewardBenchConfig, passages: Sequence[Passage], run: Run, executor: LocalExecutor, told: Callable[[int, int], None]
+    config: RewardBenchConfig,
+    data: Sequence[Sequence[Passage]],
+    run: Run,
+    executor: LocalExecutor,
+    told: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Measures what is missing, then the table.
+    """Measures what is missing, then the table. A passage that fails ends the run after all others are measured.
+
+    Args:
+        data: the passages of each data set.
 
     Raises:
-        DataError: too few passages with enough questions, or one with a question that stands twice.
+        DataError: too few passages with enough questions, one with a question that stands twice, or whose questions aren't those
+            that the run has of it.
     """
-    usable = [one for one in passages if len(one.questions) >= LEAST_QUESTIONS]
-    chosen = by_title(usable)[: config.passages]
+    chosen = in_turn([[one for one in part if len(one.questions) >= LEAST_QUESTIONS] for part in data])[: config.passages]
     if len(chosen) < config.passages:
         raise DataError(
             f"{', '.join(config.data)}: has {len(chosen)} passages with {LEAST_QUESTIONS} questions, {config.passages} are wanted; "
             "give more --data, or fewer --passages"
         )
+    rows = {row["passage"]: row for row in run.rows}
     for one in chosen:
-        halves(one, config.seed)
+        own = dict(zip(HALVES, map(stored_questions, halves(one, config.seed)), strict=True))
+        if one.id in rows and json.loads(json.dumps(own)) != {half: rows[one.id]["exams"][half] for half in HALVES}:
+            raise DataError(
+                f"{run.folder}: the questions about {one.title!r} aren't what they were; give --data as it was, or another --run"
+            )
     slots = config.slots or slots_that_fit(identify(config.model), config.settings, config.device, most_workers(config.device))
-    done = {row["passage"] for row in run.rows}
-    told(len(done), len(chosen))
-    for job in executor.ended([executor.submit(measure, one, config, slots) for one in chosen if one.id not in done]):
-        run.append(result(job))
+    told(len(rows), len(chosen))
+    # The longest first, so that no worker is left with one alone.
+    missing = sorted((one for one in chosen if one.id not in rows), key=lambda one: -len(one.text))
+    jobs = {executor.submit(measure, one, config, slots): one for one in missing}
+    failed: SelfeditError | None = None
+    for job in executor.ended(jobs):
+        try:
+            run.append(result(job))
+        except SelfeditError as error:
+            failed = failed or SelfeditError(f"passage {jobs[job].title!r}: {error}")
+            continue
         told(len(run.rows), len(chosen))
+    if failed is not None:
+        raise failed
     rows = {row["passage"]: row for row in run.rows}
     return summarise([Measured.of(rows[one.id]) for one in chosen], config)

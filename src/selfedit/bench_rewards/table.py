@@ -12,14 +12,20 @@ from typing import Any
 from selfedit.bench_rewards.figures import ASKING, HALVES, SOURCES, Measured, total
 from selfedit.config import REWARD_EXAMS, RewardBenchConfig, RewardName
 from selfedit.lm.work import Cost
-from selfedit.rewards.screens import FEATURES, Tried, scores_of
+from selfedit.rewards.screens import FEATURES, Ridge, Tried, scores_of
 from selfedit.stats import jackknife, mean_and_error, mean_of_known, paired_difference, rank_correlation, reliability
 
 SCREENS = (*FEATURES, "ridge")
+# Those that choose among the few that were trained.
+REWARDS: tuple[RewardName, ...] = ("accuracy", "likelihood")
 # Contexts that a run of two stages tries whole, each self-edit twice, to learn what its screen is worth.
 NOISE_CONTEXTS = 4
-# What a self-edit is worth by, each also a reward on labelled questions, whose pick is the one to be matched.
+# What a self-edit is worth by.
 OUTCOMES = ("accuracy", "likelihood")
+# The labelled reward whose pick is the one to be matched: the less noisy one, by which the outer loop is run.
+CONTROL: RewardName = "likelihood"
+# What ridge is fitted on, by whose questions are asked.
+FITTED: dict[str, RewardName] = {"labelled": CONTROL, "self-quiz": "self-quiz-likelihood"}
 # A run as it may be planned, for which the share of the cost is foretold: so many self-edits each of so many passages.
 PLANNED_EDITS, PLANNED_PASSAGES = 15, 50
 
@@ -28,7 +34,7 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
     """The table: a row for each reward and screen, and two-stage trials against training all."""
     several = [one for one in measured if _edits(one) > 1]
     controls = {
-        outcome: {id(one): of for one, (_, of) in zip(several, _picked(several, _by_reward(outcome), outcome), strict=True)}
+        outcome: {id(one): of for one, (_, of) in zip(several, _picked(several, _by_reward(CONTROL), outcome), strict=True)}
         for outcome in OUTCOMES
     }
     rows = []
@@ -44,25 +50,35 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         costs = [wasted + made + sitting for made, sitting in zip(spent, sat, strict=True)]
         tokens = [_edits(one) * one.tokens for one in own]
         row = _row(name, own, _by_reward(name), controls, costs, tokens)
-        rows.append(row | {"reliability": asdict(found) if found else None, "halves": None, "named": name in config.named})
+        rows.append(
+            row | {"reliability": asdict(found) if found else None, "halves": None, "named": name == config.named.label_free}
+        )
     for source in SOURCES:
         every = [one for one in several if source in one.features]
         wasted = total(one.making[source] for one in several if source not in one.features) * (1 / max(1, len(every)))
         # Looks that ask nothing are the same by any questions.
         for screen in SCREENS if source == "labelled" else (*ASKING, "ridge"):
-            judged = _judged(every, screen)
+            judged = _judged(every, screen, source, FITTED[source])
             looked = [_looking(one, screen, source) * _edits(one) for one in judged]
             costs = [wasted + one.making[source] + looking for one, looking in zip(judged, looked, strict=True)]
-            row = _row(f"{screen} ({source})", judged, _by_screen(every, screen, source), controls, costs, [0.0] * len(judged))
+            row = _row(
+                f"{screen} ({source})",
+                judged,
+                _by_screen(every, screen, source, FITTED[source]),
+                controls,
+                costs,
+                [0.0] * len(judged),
+            )
             agreeing = [
                 rank_correlation(*([look[screen] for look in half] for half in one.features[source]))
                 for one in judged
                 if screen in ASKING and source == "labelled"
             ]
             asked = asdict(mean_and_error(agreeing)) if agreeing else None
-            rows.append(row | {"reliability": None, "halves": asked, "named": screen in config.named and source == "labelled"})
+            rows.append(row | {"reliability": None, "halves": asked, "named": False})
     return {
         "passages": len(measured),
+        "titles": len({one.title for one in measured}),
         "with_quiz": sum("self-quiz" in one.rewards for one in measured),
         "edits": config.edits,
         "repeats": config.repeats,
@@ -72,8 +88,9 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "average": asdict(mean_and_error([_average(one, "accuracy") for one in several])),
         "best": asdict(mean_and_error([fmean(max(map(fmean, of)) for of in one.worth["accuracy"]) for one in several])),
         "two_stage": [
-            _two_stage(several, screen, count, reward) | {"named": screen in config.named}
-            for reward in ("accuracy", "likelihood")
+            _two_stage(several, screen, count, reward)
+            | {"named": (screen, count, reward) == (config.named.screen, config.named.screened or config.screened, config.named.by)}
+            for reward in REWARDS
             for count in range(1, config.screened + 1)
             for screen in ("random", *SCREENS)
         ],
@@ -98,16 +115,20 @@ def _by_reward(name: str) -> Scores:
     ]
 
 
-def _by_screen(measured: Sequence[Measured], screen: str, source: str) -> Scores:
-    """Of the self-edits' looks; ridge is fitted on the rewards, by the same source, of the passages that a run tries whole."""
-    reward = "accuracy" if source == "labelled" else "self-quiz"
-    tried = [
+def _fitting(measured: Sequence[Measured], source: str, reward: RewardName) -> list[list[Tried]]:
+    """By the half that reports, what ridge is fitted on: a reward, by the source's questions, in the passages tried whole."""
+    return [
         [
             Tried(tuple(one.features[source][half]), tuple(map(fmean, one.rewards[reward][half])))
             for one in measured[: _tried_whole(measured)]
         ]
         for half in range(len(HALVES))
     ]
+
+
+def _by_screen(measured: Sequence[Measured], screen: str, source: str, reward: RewardName) -> Scores:
+    """Of the self-edits' looks; ridge is fitted on the reward."""
+    tried = _fitting(measured, source, reward)
 
     def scores(one: Measured, half: int, seed: int) -> list[tuple[float, float]]:
         return [(value, 0.0) for value in scores_of(screen, one.features[source][half], tried[half])]
@@ -119,9 +140,12 @@ def _tried_whole(measured: Sequence[Measured]) -> int:
     return min(NOISE_CONTEXTS, len(measured) // 2)
 
 
-def _judged(measured: Sequence[Measured], screen: str) -> Sequence[Measured]:
-    """The passages that a screen is judged on: ridge's are none that it was fitted on."""
-    return measured[_tried_whole(measured) :] if screen == "ridge" else measured
+def _judged(measured: Sequence[Measured], screen: str, source: str, reward: RewardName) -> Sequence[Measured]:
+    """The passages that a screen is judged on: ridge's are none that it was fitted on, and none at all where it can't be."""
+    if screen != "ridge":
+        return measured
+    fitted = all(Ridge.fitted(tried) is not None for tried in _fitting(measured, source, reward))
+    return measured[_tried_whole(measured) :] if fitted else []
 
 
 def _edits(one: Measured) -> int:
@@ -154,7 +178,7 @@ def _row(
 
 
 def _worth(measured: Sequence[Measured], scores: Scores, control: dict[int, float], outcome: str) -> dict[str, Any]:
-    """The pick's worth by one outcome, against a random self-edit's and the pick of the labelled reward of that name.
+    """The pick's worth by one outcome, against a random self-edit's and the pick of the labelled reward ``CONTROL``.
 
     ``share``: of what that one gains over a random self-edit, on the same passages, if that gain's interval is above zero.
     """
@@ -217,11 +241,12 @@ def _two_stage(every: Sequence[Measured], screen: str, count: int, reward: Rewar
     ``cost_share_written``: with what writing took on both sides; ``cost_share_run``: of a run over so many passages, which tries
     the first ``NOISE_CONTEXTS`` whole and twice in either way; in two stages it looks at all of them, and trains those of the
     others once more that tie for the best, above nothing; ``cost_share_planned``: the same of a run over ``PLANNED_PASSAGES`` with
-    ``PLANNED_EDITS`` each, as many of which tie.
+    ``PLANNED_EDITS`` each, as many of which tie. Shares are of sums over passages, their errors the jackknife's. A training is
+    taken to cost the same whether it shares its pass with all others or with the few.
     """
-    measured = _judged(every, screen)
-    looks, rewards = _by_screen(every, screen, "labelled"), _by_reward(reward)
-    costs = [_cost_shares(one, screen, count, len(every), looks, rewards) for one in measured]
+    measured = _judged(every, screen, "labelled", reward)
+    looks, rewards = _by_screen(every, screen, "labelled", reward), _by_reward(reward)
+    costs = [_costs(one, screen, count, len(every), looks, rewards) for one in measured]
     worth = {outcome: _stages_worth(measured, screen, count, looks, rewards, outcome) for outcome in OUTCOMES}
     return {
         "screen": screen,
@@ -229,11 +254,17 @@ def _two_stage(every: Sequence[Measured], screen: str, count: int, reward: Rewar
         "by": reward,
         "n": len(measured),
         **worth,
-        **{name: mean_of_known([of[name] for of in costs]) for name in COST_SHARES},
+        **{name: asdict(jackknife([of[name] for of in costs if of], _ratio)) for name in COST_SHARES},
     }
 
 
 COST_SHARES = ("cost_share", "cost_share_written", "cost_share_run", "cost_share_planned")
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of sums; nan of none."""
+    whole = sum(all_of_it for _, all_of_it in pairs)
+    return sum(spent for spent, _ in pairs) / whole if whole else math.nan
 
 
 def _through(one: Measured, looks: Scores, count: int, half: int, seed: int) -> set[int]:
@@ -273,11 +304,11 @@ def _stages_worth(
     }
 
 
-def _cost_shares(one: Measured, screen: str, count: int, passages: int, looks: Scores, rewards: Scores) -> dict[str, float]:
-    """Of one passage; nan where nothing could be trained."""
+def _costs(one: Measured, screen: str, count: int, passages: int, looks: Scores, rewards: Scores) -> dict[str, tuple[float, float]]:
+    """Of one passage (seconds in two stages, of training all); empty where nothing could be trained."""
     each, edits = (one.training + one.sitting["labelled"]).seconds, _edits(one)
     if not each:
-        return dict.fromkeys(COST_SHARES, math.nan)
+        return {}
     look = 0.0 if screen == "random" else _looking(one, screen, "labelled").seconds
     tied = []
     for half, seed in _turns(one):
@@ -286,14 +317,14 @@ def _cost_shares(one: Measured, screen: str, count: int, passages: int, looks: S
         tied.append(_tied(scores, min(count, edits)) if through is None else _tied([scores[at] for at in through], len(through)))
     spent, all_of_it, again = min(edits, count) * each + edits * look, edits * each, fmean(tied) * each
 
-    def of_a_run(edits: int, passages: int) -> float:
+    def of_a_run(edits: int, passages: int) -> tuple[float, float]:
         noisy, whole = min(1.0, NOISE_CONTEXTS / passages), edits * each
         in_stages = noisy * (2 * whole + edits * look) + (1 - noisy) * (min(edits, count) * each + edits * look + again)
-        return in_stages / ((1 + noisy) * whole)
+        return in_stages, (1 + noisy) * whole
 
     return {
-        "cost_share": spent / all_of_it,
-        "cost_share_written": (one.writing.seconds + spent) / (one.writing.seconds + all_of_it),
+        "cost_share": (spent, all_of_it),
+        "cost_share_written": (one.writing.seconds + spent, one.writing.seconds + all_of_it),
         "cost_share_run": of_a_run(edits, passages),
         "cost_share_planned": of_a_run(PLANNED_EDITS, PLANNED_PASSAGES),
     }

@@ -139,15 +139,13 @@ def rewards_command(
     from selfedit.executors.local import LocalExecutor, ModelChoice
     from selfedit.tasks.knowledge.data import load_dataset
 
-    contexts = {one.id: one for name in resolved.data for one in load_dataset(name, resolved.split)}
+    contexts = [load_dataset(name, resolved.split) for name in resolved.data]
     folder = run or Path("runs") / time.strftime("rewards-%Y%m%d-%H%M%S")
     opened, resolved = open_run(folder, resolved, resume)
     choice = ModelChoice(resolved.model, resolved.device, resolved.dtype)
     with WorkBar("passages") as bar, LocalExecutor(choice, workers) as executor:
         task = bar.add_task("passages", total=None)
-        result = bench_rewards(
-            resolved, list(contexts.values()), opened, executor, lambda done, of: bar.update(task, completed=done, total=of)
-        )
+        result = bench_rewards(resolved, contexts, opened, executor, lambda done, of: bar.update(task, completed=done, total=of))
     write_json(folder / "table.json", result)
     if json_file is not None:
         write_json(json_file, result)
@@ -158,8 +156,9 @@ def show_rewards(result: dict[str, Any]) -> None:
     """Prints the tables."""
     from selfedit.report.read import RunData
     from selfedit.report.rewards import rewards_tables
+    from selfedit.runs import without_nan
 
-    for table in rewards_tables(RunData("", Path(), "rewards", {}, table=result)):
+    for table in rewards_tables(RunData("", Path(), "rewards", {}, table=without_nan(result))):
         print_table(table)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfedit.config.edit import EditConfig, JudgeConfig, QuizConfig, RecipeConfig
 from selfedit.config.inner import NO_VIEW_OF_PUZZLES, Frozen, Settings, no_lesson, plain
-from selfedit.config.names import ARC_METHODS, DEFAULT_MODEL, METHODS, WRITTEN_METHODS, Dtype, GraderName
+from selfedit.config.names import ARC_METHODS, DEFAULT_MODEL, METHODS, WRITTEN_METHODS, Dtype, GraderName, RewardName
 
 
 class CorpusConfig(Frozen):
@@ -144,6 +144,17 @@ class ArcEvalConfig(Frozen):
         return value
 
 
+class Named(Frozen):
+    """What is named before anything is measured: the best of all the others is the best of many."""
+
+    screen: Literal["gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness", "ridge"] = "in-context"
+    screened: Annotated[int, Field(ge=0, description="self-edits that it lets through; 0: all that may be")] = 0
+    by: Annotated[Literal["accuracy", "likelihood"], Field(description="labelled reward that takes the best of those")] = (
+        "likelihood"
+    )
+    label_free: Annotated[RewardName, Field(description="reward in the place of labelled ones")] = "self-quiz-likelihood"
+
+
 class RewardBenchConfig(Frozen):
     """What decides the rows of ``selfedit bench rewards``."""
 
@@ -156,12 +167,17 @@ class RewardBenchConfig(Frozen):
     edits: Annotated[int, Field(ge=2, le=64, description="self-edits a passage")] = 8
     repeats: Annotated[int, Field(ge=2, le=16, description="seeds of training of each")] = 2
     screened: Annotated[int, Field(ge=1, le=64, description="self-edits that a screen lets through")] = 2
-    named: Annotated[
-        tuple[str, ...],
-        Field(description="a screen and a reward named before anything is measured: the best of the others is the best of many"),
-    ] = ("in-context", "self-quiz-likelihood")
+    named: Named = Named()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     slots: Annotated[int, Field(ge=0, le=256, description="adapters trained side by side in one process; 0: chosen by memory")] = 0
     quiz: QuizConfig = QuizConfig()
     edit: EditConfig = EditConfig(held_out=0.25)
     settings: Settings = Settings()
+
+    @model_validator(mode="after")
+    def _named_is_measured(self) -> RewardBenchConfig:
+        if self.named.screened > self.screened:
+            raise ValueError(
+                f"named.screened is {self.named.screened}, and at most {self.screened} are screened; give --screened more"
+            )
+        return self

@@ -39,8 +39,8 @@ def look_at(
     start = time.perf_counter()
     wanted = FEATURES if config.screen == "ridge" else (config.screen,)
     with policy_standing(lm, student):
-        found = look(lm, task, examined, texts, config.settings, config.quiz, seed, wanted)
-    return {"features": found.features, "seconds": round(time.perf_counter() - start, 2)}
+        found = look(lm, task, (examined,), texts, config.settings, config.quiz, seed, wanted)
+    return {"features": found.features[0], "seconds": round(time.perf_counter() - start, 2)}
 
 
 def write_and_sit(

@@ -24,6 +24,7 @@ def rewards_tables(run: RunData) -> list[Table]:
 def _notes(table: dict[str, Any]) -> str:
     overlap = ", ".join(f"{exam} {_mean(of, 2)}" for exam, of in table["overlap"].items() if of["n"]) or "-"
     return (
+        f"{table['passages']} passages of {table['titles']} titles, taken as independent. "
         f"Accuracy of all self-edits {_mean(table['average'], 3)}, of the best by it {_mean(table['best'], 3)}. The "
         f"model's own quiz: {table['with_quiz']} of {table['passages']} passages. One training: "
         f"{table['training_seconds']['mean']:.1f} s, {table['training_tokens']['mean']:,.0f} labelled tokens. Share of an exam's "
@@ -48,10 +49,10 @@ def _worth_table(table: dict[str, Any], outcome: str) -> Table:
         f"{table['edits']} self-edits each, {table['repeats']} seeds. Picked: {OUTCOMES[outcome]} of the self-edit taken, on "
         "questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it within a "
         "passage, where not all are worth the same. Paired differences, to a random self-edit and to the pick of the labelled "
-        f"reward {outcome}, with 95 % intervals; share: of what that pick gains over a random self-edit, on the same passages, if "
+        "reward likelihood, with 95 % intervals; share: of what that pick gains over a random self-edit, on the same passages, if "
         "that gain's interval is above zero. Reliability: of one run's reward; of a look: rank correlation of its two halves. "
         "*: named before anything was measured; the best of the others is the best of many.",
-        ("reward", "n", "reliability", "rank", "picked", "minus random", f"minus {outcome}'s", "share"),
+        ("reward", "n", "reliability", "rank", "picked", "minus random", "minus labelled", "share"),
         tuple(rows),
     )
 
@@ -118,5 +119,8 @@ def _interval(value: dict[str, Any] | None, sign: str = "+") -> str | None:
     return f"{value['mean']:{sign}.3f}{interval}"
 
 
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.0%}"
+def _share(value: dict[str, Any]) -> str | None:
+    if value["mean"] is None:
+        return None
+    interval = "" if value["low"] is None else f" [{value['low']:.0%}, {value['high']:.0%}]"
+    return f"{value['mean']:.0%}{interval}"

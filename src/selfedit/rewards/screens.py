@@ -54,33 +54,39 @@ _RUBRIC = (
 
 @dataclass(frozen=True)
 class Look:
-    """How a passage's self-edits look: ``features`` of each, None of one that can't be compiled; ``costs`` by feature."""
+    """How a passage's self-edits look.
 
-    features: list[dict[str, float] | None]
+    Attributes:
+        features: by exam, of each self-edit; None of one that can't be compiled.
+        costs: by feature, of all exams together: what they have in common is worked out once.
+    """
+
+    features: list[list[dict[str, float] | None]]
     costs: dict[str, Cost]
 
 
 def look(
     lm: LanguageModel,
     task: Task,
-    examined: Passage,
+    exams: Sequence[Passage],
     texts: Sequence[str],
     settings: Settings,
     quiz: QuizConfig,
     seed: int,
     wanted: Sequence[str] = FEATURES,
 ) -> Look:
-    """The features of a passage's self-edits, those that are wanted.
+    """The features of a passage's self-edits, those that are wanted, by each of several exams.
 
     Args:
         task: how they compile; the gradient is plain SFT's, of a LoRA drawn at random, whatever ``settings.distil`` and
             ``null_space`` say.
-        examined: the passage with the exam's questions.
+        exams: the passage with the questions of each.
         quiz: whose server marks by the rubric, if one is named.
 
     Raises:
         GraderError: a server gave no mark.
     """
+    examined = exams[0]
     documents: list[tuple[Row, ...] | None] = []
     for text in texts:
         try:
@@ -92,10 +98,12 @@ def look(
     own = [texts[index] for index in usable]
     rows = [found for found in documents if found is not None]
     costs: dict[str, Cost] = {}
-    columns: dict[str, list[float]] = {}
-    makers: dict[str, Callable[[], list[float]]] = {
-        "gradient": lambda: gradient_alignment(lm, rows, exam_rows(lm, examined), settings, seed),
-        "in-context": lambda: in_context(lm, examined, own),
+    columns: dict[str, list[list[float]]] = {}
+    asking: dict[str, Callable[[], list[list[float]]]] = {
+        "gradient": lambda: gradient_alignment(lm, rows, [exam_rows(lm, exam) for exam in exams], settings, seed),
+        "in-context": lambda: in_context(lm, exams, own),
+    }
+    of_the_text: dict[str, Callable[[], list[float]]] = {
         "rubric": lambda: rubric(lm, examined, own, quiz, seed),
         "length": lambda: [math.log(max(1, sum(row.labelled for row in found))) for found in rows],
         "diversity": lambda: [diversity(text) for text in own],
@@ -103,10 +111,15 @@ def look(
         "faithfulness": lambda: [faithfulness(examined, text) for text in own],
     }
     for name in wanted:
-        columns[name], costs[name] = metered(lm, makers[name], waiting=name == "rubric" and bool(quiz.url))
-    features: list[dict[str, float] | None] = [None] * len(texts)
-    for place, index in enumerate(usable):
-        features[index] = {name: column[place] for name, column in columns.items()}
+        if name in asking:
+            columns[name], costs[name] = metered(lm, asking[name])
+        else:
+            values, costs[name] = metered(lm, of_the_text[name], waiting=name == "rubric" and bool(quiz.url))
+            columns[name] = [values] * len(exams)
+    features: list[list[dict[str, float] | None]] = [[None] * len(texts) for _ in exams]
+    for at, by_exam in enumerate(features):
+        for place, index in enumerate(usable):
+            by_exam[index] = {name: column[at][place] for name, column in columns.items()}
     return Look(features, costs)
 
 
@@ -116,16 +129,17 @@ def exam_rows(lm: LanguageModel, examined: Passage) -> tuple[Row, ...]:
 
 
 def gradient_alignment(
-    lm: LanguageModel, edits: Sequence[tuple[Row, ...]], exam: tuple[Row, ...], settings: Settings, seed: int
-) -> list[float]:
-    """For each self-edit g . g_exam / |g|: the exam's first-order gain from a step of unit length along the self-edit's gradient.
+    lm: LanguageModel, edits: Sequence[tuple[Row, ...]], exams: Sequence[tuple[Row, ...]], settings: Settings, seed: int
+) -> list[list[float]]:
+    """For each exam and self-edit g . g_exam / |g|: the exam's first-order gain from a step of unit length along the self-edit's.
 
     Both are gradients of a mean loss a labelled token with respect to B, at B = 0, with the same A; one pass each, side by side.
     """
-    if not edits or not exam:
-        return [0.0] * len(edits)
+    asked = [exam for exam in exams if exam]
+    if not edits or not asked:
+        return [[0.0] * len(edits) for _ in exams]
     thin = settings.model_copy(update={"layers": GRADIENT_LAYERS, "rank": GRADIENT_RANK, "alpha": float(GRADIENT_RANK)})
-    jobs = [exam, *edits]
+    jobs = [*asked, *edits]
     slots = Slots(lm, thin.targets, thin.layers, thin.rank, len(jobs), training=True)
     adapter = new_adapter(lm, thin, seeds.derive(seed, "gradient"))
     for slot in range(len(jobs)):
@@ -137,25 +151,30 @@ def gradient_alignment(
         accumulate(lm, slots, Prefixes(lm, slots.first), parts, labelled)
     assert slots.grads_KP is not None
     # A's gradient is zero where B is.
-    wanted, *own_gradients = slots.grads_KP[: len(jobs)]
-    return [float(one @ wanted / one.norm().clamp_min(1e-12)) for one in own_gradients]
+    wanted, own = iter(slots.grads_KP[: len(asked)]), slots.grads_KP[len(asked) : len(jobs)]
+    found = []
+    for exam in exams:
+        towards = next(wanted) if exam else None
+        found.append([0.0 if towards is None else float(one @ towards / one.norm().clamp_min(1e-12)) for one in own])
+    return found
 
 
-def in_context(lm: LanguageModel, examined: Passage, texts: Sequence[str]) -> list[float]:
-    """For each self-edit the mean gain of the golds' log-probability when the self-edit stands before the question, in nats."""
-    if not examined.questions:
-        return [0.0] * len(texts)
+def in_context(lm: LanguageModel, exams: Sequence[Passage], texts: Sequence[str]) -> list[list[float]]:
+    """For each exam and self-edit the golds' mean gain in log-probability, in nats, when the self-edit stands before the question.
+
+    The exams are of one passage.
+    """
+    questions = [(exam.title, one) for exam in exams for one in exam.questions]
     room = lm.window // 2
     cut = [lm.tokenizer.decode(lm.tokenizer(text)["input_ids"][:room], skip_special_tokens=True) for text in texts]
-    views = [None, *(f"{examined.title}\n{text}" for text in cut)]
+    views = [None, *(f"{exams[0].title}\n{text}" for text in cut)]
     rows = [
-        encode_answer(lm, exam_prompt(one.question, examined.title, lm.chat, view), one.answer)
-        for view in views
-        for one in examined.questions
+        encode_answer(lm, exam_prompt(one.question, title, lm.chat, view), one.answer) for view in views for title, one in questions
     ]
-    values = iter(log_probabilities(lm, rows))
-    before, *after = [fmean(next(values) for _ in examined.questions) for _ in views]
-    return [value - before for value in after]
+    values = iter(log_probabilities(lm, rows) if rows else ())
+    # By view and exam; without questions nothing is gained.
+    means = [[fmean(next(values) for _ in exam.questions) if exam.questions else 0.0 for exam in exams] for _ in views]
+    return [[after[at] - means[0][at] for after in means[1:]] for at in range(len(exams))]
 
 
 def rubric(lm: LanguageModel, examined: Passage, texts: Sequence[str], quiz: QuizConfig, seed: int) -> list[float]:
