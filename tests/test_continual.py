@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -417,8 +418,26 @@ def test_the_figures_of_hand_made_rows() -> None:
     differences = {row["measure"]: row["mean"] for row in found["differences"] if row["control"] == "merge"}
     assert differences == pytest.approx(
         {"immediate": 0, "retained": 1 / 3, "along": 2 / 3, "bare": -1 / 2, "retention": 1, "forgetting": -1 / 2}
+        | {"gain_own": 0, "gain_after": 0}
     )
     assert found["questions"] == found["counted"] == 8
+
+
+def test_what_stays_of_how_probable_the_golds_became() -> None:
+    config, drawn, rows = hand_made()
+    first = drawn[0][0].id
+    for row in rows:
+        # Of A: .1 before, .5 after its own commit, .2 in the end by merge and .5 by replay. B is the last one, and doesn't count.
+        probable = 0.1 if row["step"] == 0 else 0.2 if row["step"] == 2 and row["method"] == "merge" else 0.5
+        row["sittings"][first]["log_probabilities"] = [math.log(probable)] * 4
+    merge, replay = (table(config, drawn, [], rows, ExactMatchGrader())["methods"][name] for name in ("merge", "replay"))
+    assert merge["gain_own"]["mean"] == pytest.approx(0.4) and merge["gain_after"]["mean"] == pytest.approx(0.1)
+    assert merge["retention_gain"]["mean"] == pytest.approx(1 / 4) and replay["retention_gain"]["mean"] == pytest.approx(1)
+    last = next(row for row in rows if row["method"] == "merge" and row["step"] == 1)
+    sitting = {"answers": ["no"] * 4, "log_probabilities": [math.log(0.3)] * 4}
+    last["own"] = {"sittings": {first: sitting}, "bare": last["bare"]}
+    found = table(config, drawn, [], rows, ExactMatchGrader())["methods"]["merge"]
+    assert found["retention_gain"]["mean"] == pytest.approx(1 / 2), "what was so before a consolidation is the immediate"
 
 
 def test_methods_are_held_against_merge_wherever_it_stands_and_unfinished_sequences_left_out() -> None:
@@ -463,7 +482,7 @@ def test_a_commit_costs_so_many_times_one_of_merge(tmp_path: Path) -> None:
 
 def test_older_tables_are_still_shown(tmp_path: Path) -> None:
     found = table(*hand_made()[:2], [], hand_made()[2], ExactMatchGrader())
-    new = ("earlier_own", "earlier_after", "tokens_to_merge", "seconds_to_merge")
+    new = ("earlier_own", "earlier_after", "gain_own", "gain_after", "tokens_to_merge", "seconds_to_merge")
     older = {name: {key: of[key] for key in of if key not in new} for name, of in found["methods"].items()}
     shown = kept_table(RunData("run", tmp_path, "continual", {}, table=found | {"methods": older}))
     cells = dict(zip(shown.columns, shown.rows[0], strict=True))

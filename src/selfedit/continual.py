@@ -349,7 +349,11 @@ def _beyond(lm: LanguageModel, method: Method, held: Held, lease: Commit) -> dic
 
 
 def _sat(passages: Sequence[Passage], sittings: Sequence[Sitting]) -> dict[str, Any]:
-    return {passage.id: asdict(sitting) for passage, sitting in zip(passages, sittings, strict=True)}
+    """By passage; of log-probabilities so many digits as anything is told by."""
+    return {
+        passage.id: {"answers": list(one.answers), "log_probabilities": [round(value, 5) for value in one.log_probabilities]}
+        for passage, one in zip(passages, sittings, strict=True)
+    }
 
 
 def _bytes(adapter: Adapter) -> int:

@@ -36,6 +36,9 @@ TESTED = {
     "along": "points",
     "bare": "points",
     "retention": "points",
+    "gain_own": "points",
+    "gain_after": "points",
+    "retention_gain": "points",
     "forgetting": "points",
     "general": "nats",
     "general_right": "points",
@@ -51,6 +54,8 @@ AGAINST_BASE = {
     "locality": "points",
     "locality_logprob": "nats",
 }
+# Ratios of means over sequences: what stayed of what was there.
+RETENTIONS = {"retention": ("earlier_after", "earlier_own"), "retention_gain": ("gain_after", "gain_own")}
 # What lies beyond a sequence.
 BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
 
@@ -92,7 +97,9 @@ def table(
     last alone, which may come just after a consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked without
     titles, of those that the base got wrong so. ``earlier_own``, ``earlier_after``: as ``immediate`` and ``retained``, of all
     passages but the last, after which nothing was learnt that could be kept or lost. ``retention``: the mean of the latter over the
-    mean of the former, both over sequences, with a jackknife's error. ``all_own``, ``all_after``: of all counted questions, just
+    mean of the former, both over sequences, with a jackknife's error. ``gain_own``, ``gain_after``, ``retention_gain``: the same
+    three of how much more probable than to the base the golds of all counted questions are (each by the geometric mean over its
+    tokens), which is less noisy than what is right. ``all_own``, ``all_after``: of all counted questions, just
     after the own and after the last commit. ``forgetting`` is Avalanche's: the mean fall from the one to the other, over all
     passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
     ``text_share``: what became of general knowledge (``tasks/general``). ``locality``: change of the share right about passages
@@ -151,6 +158,14 @@ def _verdicts(config: ContinualConfig, passage: Passage, sitting: dict[str, Any]
     return [verdict.correct for one, verdict in zip(asked, marks.verdicts, strict=True) if one.group in counted]
 
 
+def _probability(config: ContinualConfig, passage: Passage, sitting: dict[str, Any]) -> float:
+    """Mean probability of the counted questions' golds, of each the geometric mean over its tokens; nan of none."""
+    counted = set(halves(config, passage)[1])
+    asked = exam_questions(passage.questions)
+    own = [math.exp(value) for one, value in zip(asked, sitting["log_probabilities"], strict=True) if one.group in counted]
+    return fmean(own) if own else math.nan
+
+
 def _sequence(
     config: ContinualConfig, own: dict[int, dict[str, Any]], sequence: Sequence[Passage], grader: Grader, happened: set[str]
 ) -> tuple[dict[str, float], list[list[float]]]:
@@ -174,6 +189,12 @@ def _sequence(
         [_verdicts(config, p, row.get("own", row)[key][p.id], form, grader) for row, p in zip(steps, sequence, strict=True)]
         for key, form in FORMS.items()
     )
+
+    def gain(row: dict[str, Any], column: int) -> float:
+        passage = sequence[column]
+        now, before = (_probability(config, passage, of["sittings"][passage.id]) for of in (row, own[0]))
+        return now - before
+
     immediate = [_share(new[c], unknown=titled[0, c]) for c in columns]
     retained = [_share(titled[count, c], unknown=titled[0, c]) for c in columns]
     figures = {
@@ -185,6 +206,8 @@ def _sequence(
         "bare": mean_of_known([_share(bare[count, c], unknown=bare[0, c]) for c in columns]),
         "earlier_own": mean_of_known(immediate[:-1]),
         "earlier_after": mean_of_known(retained[:-1]),
+        "gain_own": mean_of_known([gain(row.get("own", row), c) for row, c in zip(steps, columns[:-1], strict=False)]),
+        "gain_after": mean_of_known([gain(steps[-1], c) for c in columns[:-1]]),
         "forgetting": mean_of_known([_share(new[c]) - _share(titled[count, c]) for c in columns[:-1]]),
         "all_own": mean_of_known([_share(new[c]) for c in columns]),
         "all_after": mean_of_known([_share(titled[count, c]) for c in columns]),
@@ -236,9 +259,12 @@ def _means(of: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
         values = [value for one in of if not math.isnan(value := one.get(name, math.nan))]
         if values:
             found[name] = asdict(mean_and_error(values))
-    pairs = [(one["earlier_after"], one["earlier_own"]) for one in of]
-    retention = jackknife([pair for pair in pairs if not math.isnan(sum(pair))], _ratio)
-    return found if math.isnan(retention.mean) else found | {"retention": asdict(retention)}
+    for name, (after, own) in RETENTIONS.items():
+        pairs = [(one[after], one[own]) for one in of]
+        retention = jackknife([pair for pair in pairs if not math.isnan(sum(pair))], _ratio)
+        if not math.isnan(retention.mean):
+            found[name] = asdict(retention)
+    return found
 
 
 def _to_merge(figures: dict[str, dict[int, dict[str, float]]], method: str) -> dict[str, dict[str, Any]]:
@@ -264,14 +290,14 @@ def _differences(figures: dict[str, dict[int, dict[str, float]]], control: str) 
         for name, unit in TESTED.items():
             if method == control:
                 continue
-            parts = ("earlier_after", "earlier_own") if name == "retention" else (name,)
+            parts = RETENTIONS.get(name, (name,))
             units = [
                 tuple(side[at][part] for side in (of, figures[control]) for part in parts) for at in of if at in figures[control]
             ]
             units = [one for one in units if not math.isnan(sum(one))]
             if not units:
                 continue
-            if name == "retention":
+            if name in RETENTIONS:
                 whole = jackknife(units, lambda chosen: _ratio(chosen) - _ratio([one[2:] for one in chosen]))
                 if math.isnan(whole.mean):
                     continue

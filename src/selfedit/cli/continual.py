@@ -133,6 +133,7 @@ def continual_command(
 
 def show(result: dict[str, Any]) -> None:
     """What was kept by each method, what it cost, and each one's matrix."""
+    from selfedit.matrix import RETENTIONS
     from selfedit.report.tables import with_interval
 
     known, config = [of for of in result["methods"].items() if "retained" in of[1]], result["config"]
@@ -145,7 +146,7 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
     )
     kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "forgetting")
-    ratios = _columns("retention %", "tokens x merge", "seconds x merge")
+    ratios = _columns("retention %", "by probability %", "tokens x merge", "seconds x merge")
     beyond = _columns("general", "right", "text %", "locality")
     commits = _columns("accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all")
     for method, of in known:
@@ -153,7 +154,7 @@ def show(result: dict[str, Any]) -> None:
         kept.add_row(escape(method), str(of["retained"]["n"]), *shares)
         ratios.add_row(
             escape(method),
-            with_interval(of.get("retention"), 100, 1) or "-",
+            *(with_interval(of.get(name), 100, 1) or "-" for name in RETENTIONS),
             *(with_interval(of.get(f"{name}_to_merge"), 1, 2) or "-" for name in ("tokens", "seconds")),
         )
         beyond.add_row(
@@ -174,7 +175,8 @@ def show(result: dict[str, Any]) -> None:
         )
     out.print(kept)
     out.print(
-        "retention: retained over immediate, of all passages of a sequence but the last; x merge: a commit's cost over one of "
+        "retention: retained over immediate, of all passages of a sequence but the last; by probability: of how much more "
+        "probable than to the base the golds are, the same; x merge: a commit's cost over one of "
         "merge; means over means, 95 % intervals by the jackknife over sequences.",
         highlight=False,
     )

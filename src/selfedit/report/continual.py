@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from selfedit.matrix import RETENTIONS
 from selfedit.report.plots import STYLE, Picture, picture_of
 from selfedit.report.read import RunData
 from selfedit.report.tables import Table, with_interval
@@ -19,13 +20,13 @@ COSTS = (("tokens", 1, 0), ("seconds", 1, 0), ("commit_bytes", 1e-6, 0), ("state
 # Over means of merge: older tables have none.
 RATIOS = ("tokens_to_merge", "seconds_to_merge")
 # What retention is made of.
-PARTS = ("earlier_own", "earlier_after")
+PARTS = ("earlier_own", "earlier_after", "gain_own", "gain_after")
 # Figures of what lies beyond, each with its scale and digits.
 FAR = (
     ("general", 1, 3), ("general_share", 100, 1), ("general_right", 100, 1), ("text", 1, 3), ("text_share", 100, 1),
     ("locality", 100, 1), ("locality_logprob", 1, 3),
 )  # fmt: skip
-KNOWN = {*SHARES, "retention", *FALLS, *PARTS, *(name for name, _, _ in (*FAR, *COSTS)), "accepted", *RATIOS}
+KNOWN = {*SHARES, *RETENTIONS, *FALLS, *PARTS, *(name for name, _, _ in (*FAR, *COSTS)), "accepted", *RATIOS}
 # Above so many passages the cells get no figures of their own.
 MOST_LABELLED = 12
 
@@ -36,7 +37,7 @@ def kept_table(run: RunData) -> Table:
     rows = []
     for method, of in table["methods"].items():
         shares = [_pm(of.get(name), 100, 1) for name in SHARES]
-        falls = [with_interval(of.get("retention"), 100, 1), *(_pm(of.get(name), 100, 1) for name in FALLS)]
+        falls = [*(with_interval(of.get(name), 100, 1) for name in RETENTIONS), *(_pm(of.get(name), 100, 1) for name in FALLS)]
         ratios = [with_interval(of.get(name), 1, 2) for name in RATIOS]
         costs = [_pm(of.get(name), scale, digits) for name, scale, digits in COSTS]
         beyond = [_pm(of.get(name), scale, digits) for name, scale, digits in FAR]
@@ -50,15 +51,16 @@ def kept_table(run: RunData) -> Table:
         f"{table['n']} sequences of {table['config'].get('passages')} passages; means and standard errors over n sequences. "
         "Immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
         "immediate and retained, asked without it; all five of what the model didn't know before. Retention: retained over "
-        f"immediate, of {counted}, with the jackknife's 95 % interval. Before, all at the own commit, all at the end, "
+        f"immediate, of {counted}, with the jackknife's 95 % interval; by probability: the same of how much "
+        "more probable the golds became. Before, all at the own commit, all at the end, "
         "and forgetting (the mean fall): of all counted questions. General: change of general questions' gold "
         "log-probability, in nats and in % of the base's, and of what is right, in points; text: change of plain texts' "
         "log-probability a token. Locality: change of what is right about passages of no sequence, and of its golds' "
         "log-probability. Tokens, seconds, MB: of a commit; x merge: over a commit of merge, with the jackknife's 95 % interval.",
         (
             "method", "n", "before %", "immediate %", "retained %", "along %", "immediate no title %", "retained no title %",
-            "retention %", "forgetting", "all at the own commit %", "all at the end %", "general", "general %", "general right",
-            "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all",
+            "retention %", "by probability %", "forgetting", "all at the own commit %", "all at the end %", "general", "general %",
+            "general right", "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all",
             "tokens x merge", "seconds x merge", "notes",
         ),
         tuple(rows),
