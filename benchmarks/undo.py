@@ -49,14 +49,17 @@ def known(base: str, kept: Kept, passages: Sequence[Passage]) -> list[dict[str, 
 def main() -> None:
     """Learns what is missing, undoes, writes and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the memory and the table; goes on with what is there")
+    about = "folder of the memory and the table; goes on with what is there, until something was taken back"
+    parser.add_argument("--run", type=Path, required=True, help=about)
     parser.add_argument("--keep", default="bank", choices=["bank", "stack"])
     parser.add_argument("--entries", type=int, default=8)
     parser.add_argument("--edits", type=int, default=4, help="self-edits of each passage; with few of them little is kept")
-    parser.add_argument("--undo", type=int, default=4, help="which entry")
+    parser.add_argument("--undo", type=int, default=4, help="the i-th of them")
     parser.add_argument("--set", nargs="*", default=[], help="settings for learn")
     arguments = parser.parse_args()
     folder = arguments.run / "memory"
+    if folder.exists() and len(Memory.open(folder).entries()) > len(Memory.open(folder).state.entries):
+        sys.exit(f"{folder}: something was taken back there already; use a new --run")
     more = [word for pair in arguments.set for word in ("--set", pair)]
     tried = arguments.run / "tried"
     arguments.run.mkdir(parents=True, exist_ok=True)
@@ -72,12 +75,14 @@ def main() -> None:
         sys.exit(f"{folder}: has {len(entries)} entries, not {arguments.entries}; use a new --run")
     titles = {entry.id: entry.record["title"] for entry in memory.entries()}
     passages = [next(passage for passage in dev if passage.title == titles[entry]) for entry in entries]
+    # The i-th entry's number is another where one was taken back before.
+    taken = entries[arguments.undo - 1]
     states = {"base": known(memory.base.name, Kept("stack"), passages)}
     states["before"] = known(memory.base.name, kept_by(memory), passages)
-    command("memory", "undo", arguments.undo, "--memory", folder)
+    command("memory", "undo", taken, "--memory", folder)
     states["after"] = known(memory.base.name, kept_by(Memory.open(folder)), passages)
     rows = [
-        {"entry": entry, "title": titles[entry], "undone": entry == arguments.undo, **{name: of[at] for name, of in states.items()}}
+        {"entry": entry, "title": titles[entry], "undone": entry == taken, **{name: of[at] for name, of in states.items()}}
         for at, entry in enumerate(entries)
     ]
     others = [row for row in rows if not row["undone"]]

@@ -20,7 +20,7 @@ import torch
 
 from selfedit.config import ContinualConfig, EditConfig, KeepConfig, Settings
 from selfedit.contexts import Passage, Question
-from selfedit.continual import Commit, commit, sequences
+from selfedit.continual import Commit, check_run, commit, sequences
 from selfedit.edits import Document, Message
 from selfedit.errors import DataError
 from selfedit.graders.text import ExactMatchGrader
@@ -36,8 +36,10 @@ from selfedit.matrix import halves, related, table
 from selfedit.report.continual import kept_differences_table, kept_table
 from selfedit.report.read import RunData, read_run
 from selfedit.report.tables import with_interval
+from selfedit.runs import Policy, Run
 from selfedit.tasks.base import Asked
 from selfedit.tasks.general import general_questions, load_general, sit_general
+from selfedit.tasks.knowledge.exam import exam_questions
 from selfedit.tasks.knowledge.prompts import exam_prompt
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -438,6 +440,54 @@ def test_what_stays_of_how_probable_the_golds_became() -> None:
     last["own"] = {"sittings": {first: sitting}, "bare": last["bare"]}
     found = table(config, drawn, [], rows, ExactMatchGrader())["methods"]["merge"]
     assert found["retention_gain"]["mean"] == pytest.approx(1 / 2), "what was so before a consolidation is the immediate"
+
+
+def test_what_stays_of_the_margins() -> None:
+    """Of how much likelier than the exam's other golds each has become; rows without margins have no such figure."""
+    config, drawn, rows = hand_made()
+    assert "retention_margin" not in table(config, drawn, [], rows, ExactMatchGrader())["methods"]["merge"]
+    for row in rows:
+        margin = 0.5 if row["step"] == 0 else 1.0 if row["step"] == 2 and row["method"] == "merge" else 2.5
+        for sitting in row["sittings"].values():
+            sitting["margins"] = [margin] * 4
+    found = table(config, drawn, [], rows, ExactMatchGrader())
+    merge = found["methods"]["merge"]
+    assert merge["margin_own"]["mean"] == pytest.approx(2.0) and merge["retention_margin"]["mean"] == pytest.approx(1 / 4)
+    (difference,) = [row for row in found["differences"] if row["measure"] == "retention_margin"]
+    assert difference["mean"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize("name", ["merge", "bank", "retrieve", "context"])
+def test_margins_are_over_the_golds_of_the_whole_exam(lm: Any, name: str) -> None:
+    """Also where questions are asked one by one, each its own way."""
+    held, *_ = learnt(lm, name, LESSONS[:2])
+    more = (Question("How tall is it?", "tall"), Question("How old is it?", "ancient"))
+    passages = [replace(one.passage, questions=(*one.passage.questions, *more)) for one in LESSONS[:2]]
+    sittings, _ = keeper(name, KeepConfig(threshold=-1)).examine(lm, held, passages)
+    for passage, sitting in zip(passages, sittings, strict=True):
+        asked = exam_questions(passage.questions)
+        assert len(sitting.margins) == len(sitting.log_probabilities) == len(asked)
+        assert all(own != margin for own, margin in zip(sitting.log_probabilities, sitting.margins, strict=True))
+
+
+def test_long_sequences_share_the_rare_titles() -> None:
+    """Filled in turn: else the first would have all that stand once."""
+    passages = [Passage(title, f"Text {n}.", (Question(f"Q{n}?", "a"),)) for n, title in enumerate("ABCDEFGHIJKL" + "XXXXXXXXXXXX")]
+    config = ContinualConfig(methods=("merge",), sequences=2, passages=10, related=0)
+    titles = [len({passage.title for passage in own}) for own in sequences(config, passages)]
+    assert titles == [7, 7]
+
+
+def test_a_stored_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    config = ContinualConfig(methods=("merge",))
+    run = Run(tmp_path / "run", config, resume=False)
+    check_run(run, [[LESSONS[0].passage]], (), Policy(None, "base"))
+    before = (tmp_path / "run" / "sequences.json").read_bytes()
+    check_run(run, [[LESSONS[0].passage]], (), Policy(None, "base"))
+    assert (tmp_path / "run" / "sequences.json").read_bytes() == before
+    (tmp_path / "run" / "sequences.json").write_text("")
+    with pytest.raises(DataError, match=r"sequences\.json: can't be read"):
+        check_run(run, [[LESSONS[0].passage]], (), Policy(None, "base"))
 
 
 def test_methods_are_held_against_merge_wherever_it_stands_and_unfinished_sequences_left_out() -> None:

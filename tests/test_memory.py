@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from selfedit.errors import MemoryStoreError
+from selfedit.cli.memory import settings_from
+from selfedit.errors import DataError, MemoryStoreError
 from selfedit.memory import ledger
 from selfedit.memory.ledger import Base, Memory, Slot
+from selfedit.memory.rebuild import is_lost
 
 BASE = Base("tiny", "0" * 16)
 
@@ -225,3 +227,17 @@ def test_undo_of_the_third_of_five_entries_leaves_the_others_where_they_were(lm:
     assert after[2] - never[2] < 0.5 * learnt[2], (never, before, after)
     # The newest two are trained again on another state; they know as much of it.
     assert learnt[4] > 0.5 and after[4] - never[4] > 0.8 * learnt[4], (never, before, after)
+
+
+def test_settings_of_a_consolidation_go_with_those_of_the_newest_lesson() -> None:
+    newest = {"null_space": 0.01, "dead_zone": 1.5, "epochs": 4}
+    assert settings_from(["dead_zone=3"], newest) == {"dead_zone": 3.0}
+    assert settings_from([], newest) == {}
+    with pytest.raises(DataError, match="but A is trained"):
+        settings_from(["null_space=0"], newest)
+
+
+def test_what_counts_as_lost() -> None:
+    assert is_lost(0.2, 0.0, 5), "all that it had"
+    assert not is_lost(0.4, 0.2, 5) and is_lost(0.6, 0.2, 5), "one question may go, two may not"
+    assert not is_lost(0.0, 0.0, 5)

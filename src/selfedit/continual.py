@@ -13,6 +13,7 @@ stands beneath them, and there each sequence has adapters of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -34,13 +35,16 @@ from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.matrix import BASE_METHOD, FORMS, shown, table
-from selfedit.runs import Log, Policy, Run, policy_of
+from selfedit.runs import Log, Policy, Run, keep_json, policy_of
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.general.jobs import known_to
 from selfedit.tasks.general.rehearsal import rehearsals
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
+
+# A log-probability of a model whose states are no finite numbers.
+LEAST = -1000.0
 
 
 def continual(
@@ -143,11 +147,12 @@ def check_run(run: Run, drawn: Sequence[Sequence[Passage]], others: Sequence[Pas
             for passage in (*(one for sequence in drawn for one in sequence), *others)
         },
     }
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != ids:
+    if not file.is_file():
+        keep_json(file, ids)
+    elif _read(file) != ids:
         raise DataError(
             f"{run.folder}: was made with other passages or other questions; bring the data back, or give another --run"
         )
-    file.write_text(json.dumps(ids) + "\n", encoding="utf-8")
     written = Log(run.folder / "edits.jsonl")
     for row in (*written.rows, *run.rows):
         if row["policy"] != policy.digest:
@@ -163,6 +168,13 @@ def check_run(run: Run, drawn: Sequence[Sequence[Passage]], others: Sequence[Pas
     }
     run.log.only(lambda row: (row["method"], row["sequence"]) not in lost)
     return written
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: can't be read ({error}); bring it back, or give another --run") from error
 
 
 def _states(run: Run, method: str, at: int) -> Path:
@@ -207,10 +219,12 @@ def sequences(config: ContinualConfig, passages: Sequence[Passage]) -> list[list
         )
         own += pair
         rest = [passage for passage in rest if passage not in pair]
-    for own in found:
-        while len(own) < config.passages:
+    # In turn, so that no sequence has the rare titles for itself.
+    while short := [own for own in found if len(own) < config.passages]:
+        for own in short:
             titles = {passage.title for passage in own}
             own.append(rest.pop(next((at for at, passage in enumerate(rest) if passage.title not in titles), 0)))
+    for own in found:
         own.sort(key=lambda passage: seeds.derive(config.seed, "order", passage.id))
     return found
 
@@ -351,9 +365,18 @@ def _beyond(lm: LanguageModel, method: Method, held: Held, lease: Commit) -> dic
 def _sat(passages: Sequence[Passage], sittings: Sequence[Sitting]) -> dict[str, Any]:
     """By passage; of log-probabilities so many digits as anything is told by."""
     return {
-        passage.id: {"answers": list(one.answers), "log_probabilities": [round(value, 5) for value in one.log_probabilities]}
+        passage.id: {
+            "answers": list(one.answers),
+            "log_probabilities": [_finite(value) for value in one.log_probabilities],
+            "margins": [_finite(value) for value in one.margins],
+        }
         for passage, one in zip(passages, sittings, strict=True)
     }
+
+
+def _finite(value: float) -> float:
+    """A log-probability that is none, of a model whose states are no finite numbers, is the least there may be."""
+    return round(value, 5) if math.isfinite(value) else LEAST
 
 
 def _bytes(adapter: Adapter) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -39,6 +39,7 @@ TESTED = {
     "gain_own": "points",
     "gain_after": "points",
     "retention_gain": "points",
+    "retention_margin": "points",
     "forgetting": "points",
     "general": "nats",
     "general_right": "points",
@@ -55,7 +56,11 @@ AGAINST_BASE = {
     "locality_logprob": "nats",
 }
 # Ratios of means over sequences: what stayed of what was there.
-RETENTIONS = {"retention": ("earlier_after", "earlier_own"), "retention_gain": ("gain_after", "gain_own")}
+RETENTIONS = {
+    "retention": ("earlier_after", "earlier_own"),
+    "retention_gain": ("gain_after", "gain_own"),
+    "retention_margin": ("margin_after", "margin_own"),
+}
 # What lies beyond a sequence.
 BEYOND = ("general", "general_share", "general_right", "text", "text_share", "locality", "locality_logprob")
 
@@ -93,21 +98,23 @@ def table(
     planned.
 
     ``immediate``: share right just after a passage's own commit, before a consolidation that it sets off; ``retained``: after the
-    last one; both of the counted questions that the base got wrong. ``along``: the same over all exams after later commits, not the
-    last alone, which may come just after a consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked without
-    titles, of those that the base got wrong so. ``earlier_own``, ``earlier_after``: as ``immediate`` and ``retained``, of all
-    passages but the last, after which nothing was learnt that could be kept or lost. ``retention``: the mean of the latter over the
-    mean of the former, both over sequences, with a jackknife's error. ``gain_own``, ``gain_after``, ``retention_gain``: the same
-    three of how much more probable than to the base the golds of all counted questions are (each by the geometric mean over its
-    tokens), which is less noisy than what is right. ``all_own``, ``all_after``: of all counted questions, just
-    after the own and after the last commit. ``forgetting`` is Avalanche's: the mean fall from the one to the other, over all
-    passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
-    ``text_share``: what became of general knowledge (``tasks/general``). ``locality``: change of the share right about passages
-    of no sequence; ``locality_logprob``: of the golds' mean log-probability, in nats. ``accepted`` and what happened
-    (``diverged``): shares of the commits. ``tokens, seconds, commit_bytes``: a commit's mean; ``state_bytes``: of all adapters
-    after the last one. ``tokens_to_merge, seconds_to_merge``: a commit's over one of ``merge``, where the run has it, with a
-    jackknife's error; a consolidation is shared out over the commits of its sequence. ``routed, found``: at the last step's exam;
-    ``routed_bare, found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
+    last one; both of the counted questions that the base got wrong. ``along``: the same over all exams after later commits, not
+    the last alone, which may come just after a consolidation. ``bare_own``, ``bare``: as ``immediate`` and ``retained``, asked
+    without titles, of those that the base got wrong so. ``earlier_own``, ``earlier_after``: as ``immediate`` and ``retained``, of
+    all passages but the last, after which nothing was learnt that could be kept or lost. ``retention``: the mean of the latter
+    over the mean of the former, both over sequences, with a jackknife's error. ``gain_own``, ``gain_after``, ``retention_gain``:
+    the same three of how much more probable than to the base the golds of all counted questions are (each by the geometric mean
+    over its tokens and the end of the turn), which is less noisy than what is right, but which later lessons raise too by teaching
+    the same form of answers. ``margin_own``, ``margin_after``, ``retention_margin``: the same of the golds' log-probability less
+    that of the exam's other golds in their place, in nats, of which the form is no part; none of rows without them. ``all_own``,
+    ``all_after``: of all counted questions, just after the own and after the last commit. ``forgetting`` is Avalanche's: the mean
+    fall from the one to the other, over all passages but the last. ``general``, ``general_share``, ``general_right``, ``text``,
+    ``text_share``: what became of general knowledge (``tasks/general``). ``locality``: change of the share right about passages of
+    no sequence; ``locality_logprob``: of the golds' mean log-probability, in nats. ``accepted`` and what happened (``diverged``):
+    shares of the commits. ``tokens, seconds, commit_bytes``: a commit's mean; ``state_bytes``: of all adapters after the last one.
+    ``tokens_to_merge, seconds_to_merge``: a commit's over one of ``merge``, where the run has it, with a jackknife's error; a
+    consolidation is shared out over the commits of its sequence. ``routed, found``: at the last step's exam; ``routed_bare,
+    found_bare``: without titles; ``astray_general``: general questions and texts that came to an adapter.
 
     The control of a difference is ``merge``, in a run without it the first method, and of what became of general knowledge the base
     too; a sequence without one of the two figures is left out of it.
@@ -158,11 +165,15 @@ def _verdicts(config: ContinualConfig, passage: Passage, sitting: dict[str, Any]
     return [verdict.correct for one, verdict in zip(asked, marks.verdicts, strict=True) if one.group in counted]
 
 
-def _probability(config: ContinualConfig, passage: Passage, sitting: dict[str, Any]) -> float:
-    """Mean probability of the counted questions' golds, of each the geometric mean over its tokens; nan of none."""
-    counted = set(halves(config, passage)[1])
-    asked = exam_questions(passage.questions)
-    own = [math.exp(value) for one, value in zip(asked, sitting["log_probabilities"], strict=True) if one.group in counted]
+def _probability(sitting: dict[str, Any], chosen: Sequence[bool]) -> float:
+    """Mean probability of the chosen golds, of each the geometric mean over its tokens; nan of none."""
+    own = [math.exp(value) for value, there in zip(sitting["log_probabilities"], chosen, strict=True) if there]
+    return fmean(own) if own else math.nan
+
+
+def _margin(sitting: dict[str, Any], chosen: Sequence[bool]) -> float:
+    """Mean margin of the chosen golds; nan of none, or where none was asked for."""
+    own = [value for value, there in zip(sitting.get("margins", ()), chosen, strict=False) if there]
     return fmean(own) if own else math.nan
 
 
@@ -190,9 +201,11 @@ def _sequence(
         for key, form in FORMS.items()
     )
 
-    def gain(row: dict[str, Any], column: int) -> float:
+    def gain(row: dict[str, Any], column: int, of: Callable[[dict[str, Any], Sequence[bool]], float]) -> float:
         passage = sequence[column]
-        now, before = (_probability(config, passage, of["sittings"][passage.id]) for of in (row, own[0]))
+        counted = set(halves(config, passage)[1])
+        chosen = [one.group in counted for one in exam_questions(passage.questions)]
+        now, before = (of(found["sittings"][passage.id], chosen) for found in (row, own[0]))
         return now - before
 
     immediate = [_share(new[c], unknown=titled[0, c]) for c in columns]
@@ -206,8 +219,11 @@ def _sequence(
         "bare": mean_of_known([_share(bare[count, c], unknown=bare[0, c]) for c in columns]),
         "earlier_own": mean_of_known(immediate[:-1]),
         "earlier_after": mean_of_known(retained[:-1]),
-        "gain_own": mean_of_known([gain(row.get("own", row), c) for row, c in zip(steps, columns[:-1], strict=False)]),
-        "gain_after": mean_of_known([gain(steps[-1], c) for c in columns[:-1]]),
+        **{
+            f"{name}_{when}": mean_of_known([gain(rows[c], c, of) for c in columns[:-1]])
+            for name, of in (("gain", _probability), ("margin", _margin))
+            for when, rows in (("own", [row.get("own", row) for row in steps]), ("after", [steps[-1]] * count))
+        },
         "forgetting": mean_of_known([_share(new[c]) - _share(titled[count, c]) for c in columns[:-1]]),
         "all_own": mean_of_known([_share(new[c]) for c in columns]),
         "all_after": mean_of_known([_share(titled[count, c]) for c in columns]),

@@ -162,10 +162,10 @@ class Run:
                 key, old, new = other
                 raise DataError(f"{folder}: made with {key}={old!r}, now {new!r}; give the same settings or another --run")
             if more:
-                _keep(file, stored | {"config": stored["config"] | more})
+                keep_json(file, stored | {"config": stored["config"] | more})
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _keep(file, resolved)
+            keep_json(file, resolved)
         self.log = Log(folder / ROWS)
         self.other_code = self.begun_by != commit
 
@@ -179,7 +179,8 @@ class Run:
         self.log.append(*rows)
 
 
-def _keep(file: Path, resolved: dict[str, Any]) -> None:
+def keep_json(file: Path, resolved: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
     scratch = file.with_name(f".{file.name}.new")
     scratch.write_text(json.dumps(resolved, indent=1) + "\n")
     scratch.replace(file)

@@ -146,7 +146,7 @@ def show(result: dict[str, Any]) -> None:
         highlight=False,
     )
     kept = _columns("n", "immediate %", "retained %", "along %", "no title %", "forgetting")
-    ratios = _columns("retention %", "by probability %", "tokens x merge", "seconds x merge")
+    ratios = _columns("retention %", "by probability %", "by margin %", "tokens x merge", "seconds x merge")
     beyond = _columns("general", "right", "text %", "locality")
     commits = _columns("accepted %", "own passage %", "tokens", "seconds", "MB", "MB in all")
     for method, of in known:
@@ -176,7 +176,8 @@ def show(result: dict[str, Any]) -> None:
     out.print(kept)
     out.print(
         "retention: retained over immediate, of all passages of a sequence but the last; by probability: of how much more "
-        "probable than to the base the golds are, the same; x merge: a commit's cost over one of "
+        "probable than to the base the golds are, the same; by margin: of how much likelier than the exam's other golds in their "
+        "place; x merge: a commit's cost over one of "
         "merge; means over means, 95 % intervals by the jackknife over sequences.",
         highlight=False,
     )

@@ -130,15 +130,17 @@ def consolidate_command(
 ) -> None:
     """Puts one fresh adapter, trained on all stored lessons from the base on, in the place of all adapters, if it knows as much.
 
-    No single entry may lose more than one question either (unless --budget is 1). The old state answers until the new one is whole;
-    undo takes single entries out as before.
+    No single entry may lose more than one question, or all of it, either (unless --budget is 1). The old state answers until the
+    new one is whole; undo takes single entries out as before.
     """
     from selfedit.memory.ledger import Memory
     from selfedit.memory.rebuild import consolidate
 
     check_writable(json_file)
-    changed = settings_from(sets or [])
     opened = Memory.open(memory)
+    known = opened.state.entries
+    newest: dict[str, Any] = next((entry.record["settings"] for entry in opened.entries() if known and entry.id == known[-1]), {})
+    changed = settings_from(sets or [], newest)
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
         found = consolidate(
             opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model, changed
@@ -179,14 +181,14 @@ def check_command(
         write_json(json_file, rows)
 
 
-def settings_from(sets: Sequence[str]) -> dict[str, Any]:
-    """The settings of a training that are named, and no others.
+def settings_from(sets: Sequence[str], others: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a training that are named, and no others; ``others``: those that hold where none is named.
 
     Raises:
-        DataError: an unknown one, or a value out of bounds; names it.
+        DataError: an unknown one, a value out of bounds, or one that doesn't go with the others; names it.
     """
     named = [text.partition("=")[0] for text in sets]
-    return build_config(Settings, None, {}, list(sets)).model_dump(include=set(named))
+    return build_config(Settings, None, others, list(sets)).model_dump(include=set(named))
 
 
 def before_and_after(rows: list[dict[str, Any]]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -121,7 +122,8 @@ class Keeper:
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """The exam of each passage, in a form; nothing stands."""
         with standing(lm, held.adapters):
-            return sit_exams(lm, [Paper(passage, tuple(exam_questions(passage.questions)), form) for passage in passages])
+            papers = [Paper(passage, tuple(exam_questions(passage.questions)), form, margins=True) for passage in passages]
+            return sit_exams(lm, papers)
 
     def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:
         """The exam of each passage that was no lesson; None: it can't be measured; nothing stands."""
@@ -222,10 +224,11 @@ class Method:
         return next((part for part in self.parts if type(part).examine is not Keeper.examine), self.parts[0])
 
 
-def gathered(passages: Sequence[Passage], form: ExamForm, found: Sequence[tuple[str, float]]) -> list[Sitting]:
-    """Single (answer, log-probability) pairs, in the order of the passages' questions, as one sitting a passage."""
+def gathered(passages: Sequence[Passage], form: ExamForm, found: Sequence[Sitting]) -> list[Sitting]:
+    """Sittings of single questions, in the order of the passages' questions, as one a passage."""
     rest, sittings = iter(found), []
     for passage in passages:
         own = [next(rest) for _ in asked_in(form, exam_questions(passage.questions))]
-        sittings.append(Sitting(tuple(answer for answer, _ in own), tuple(value for _, value in own)))
+        parts = ((one.answers, one.log_probabilities, one.margins) for one in own)
+        sittings.append(Sitting(*(tuple(itertools.chain(*part)) for part in zip(*parts, strict=True))))
     return sittings

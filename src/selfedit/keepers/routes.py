@@ -65,9 +65,8 @@ class Bank(Keeper):
         if hits:
             cost.notes["routed"] = sum(hits) / len(hits)
 
-        def answer(places: Sequence[int]) -> list[tuple[str, float]]:
-            sat = sit_exams(lm, [Paper(asked[at][0], (asked[at][1],), form) for at in places])
-            return [(sitting.answers[0], sitting.log_probabilities[0]) for sitting in sat]
+        def answer(places: Sequence[int]) -> list[Sitting]:
+            return sit_exams(lm, [_single(asked[at][0], asked[at][1], asked[at][0], form) for at in places])
 
         return gathered(passages, form, by_route(lm, held.adapters, routes, answer))
 
@@ -198,11 +197,10 @@ class Retrieve(Untrained):
             best = known[int(places[0, 0])]
             if passage in known:
                 hits.append(best.id == passage.id)
-            papers.append(Paper(best, (one,), "context"))
+            papers.append(_single(best, one, passage, "context"))
         if hits:
             cost.notes["found"] = sum(hits) / len(hits)
-        sat = sit_exams(lm, papers)
-        return gathered(passages, form, [(sitting.answers[0], sitting.log_probabilities[0]) for sitting in sat])
+        return gathered(passages, form, sit_exams(lm, papers))
 
 
 class Context(Untrained):
@@ -210,7 +208,8 @@ class Context(Untrained):
 
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """Each exam with its passage in view."""
-        return sit_exams(lm, [Paper(one, asked_in(form, exam_questions(one.questions)), "context") for one in passages])
+        asked = [(one, asked_in(form, exam_questions(one.questions))) for one in passages]
+        return sit_exams(lm, [Paper(one, questions, "context", margins=True) for one, questions in asked])
 
     def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:
         """Not measured."""
@@ -261,6 +260,11 @@ def general_by_route(
     count = len(places)
     items = by_route(lm, adapters, routes[:count], lambda chosen: general_items(lm, [places[at] for at in chosen]))
     return items, by_route(lm, adapters, routes[count:], lambda chosen: spoken(lm, chosen))
+
+
+def _single(shown: Passage, one: Asked, of: Passage, form: ExamForm) -> Paper:
+    """One question of a passage's exam, with the title or the text of what is shown."""
+    return Paper(shown, (one,), form, margins=True, beside=tuple(exam_questions(of.questions)))
 
 
 def _asked(passages: Sequence[Passage], form: ExamForm) -> list[tuple[Passage, Asked]]:

@@ -113,14 +113,17 @@ class FrozenSum:
     def of(cls, adapters: Sequence[Adapter], name: str, lm: LanguageModel) -> FrozenSum:
         """The sum of those adapters that have the module, one at least, on the model's device and in its precision."""
         present = [adapter for adapter in adapters if name in adapter.weights]
-        pairs = [(down, up * adapter.scale) for adapter in present for down, up in (adapter.weights[name],)]
+        # Those just read from a folder are on the CPU.
+        pairs = [
+            (down.to(lm.device), up.to(lm.device) * adapter.scale) for adapter in present for down, up in (adapter.weights[name],)
+        ]
         floors = [adapter.floors.get(name, 0.0) for adapter in present]
         if any(floors):
             rank = max(len(down) for down, _ in pairs)
             pairs = [(F.pad(down, (0, 0, 0, rank - len(down))), F.pad(up, (0, rank - len(down)))) for down, up in pairs]
         return cls(
-            torch.cat([down for down, _ in pairs]).to(lm.device, lm.dtype),
-            torch.cat([up for _, up in pairs], dim=1).to(lm.device, lm.dtype),
+            torch.cat([down for down, _ in pairs]).to(lm.dtype),
+            torch.cat([up for _, up in pairs], dim=1).to(lm.dtype),
             torch.tensor(floors, device=lm.device)[:, None] if any(floors) else None,
         )
 

@@ -100,7 +100,7 @@ def consolidate(
     """One fresh adapter from the base on all stored self-edits takes the place of all others, if little is lost by it.
 
     It does if the mean share right over all entries' exams falls by no more than ``budget``, and no single entry loses more than
-    one question. The old state answers until the new one is whole. Call inside ``writing``.
+    one question, or all that it had. The old state answers until the new one is whole. Call inside ``writing``.
 
     Args:
         memory: an open memory.
@@ -135,8 +135,8 @@ def consolidate(
         after = exams(kept_in(memory.keep, [slot], [folder], records), known.name, records, graders)
         rows = _beside(records, before, after)
         means = [fmean(values.values()) for values in (before, after)]
-        spared = budget >= 1 or not any(more_than_one(row["before"], row["after"], row["n"]) for row in rows)
-        accepted = spared and means[1] >= means[0] - budget
+        spared = budget >= 1 or not any(is_lost(row["before"], row["after"], row["n"]) for row in rows)
+        accepted = spared and means[1] >= means[0] - budget - 1e-9
         if accepted:
             memory.replace("consolidate", [slot], [(folder, folder.name)])
     finally:
@@ -144,9 +144,9 @@ def consolidate(
     return {"before": means[0], "after": means[1], "accepted": accepted, "entries": rows}
 
 
-def more_than_one(before: float, after: float, questions: int) -> bool:
-    """Whether the share right of so many questions has fallen by more than one question's worth."""
-    return (before - after) * questions > 1 + 1e-9
+def is_lost(before: float, after: float, questions: int) -> bool:
+    """Whether the share right of so many questions has fallen by more than one question's worth, or to nothing."""
+    return before > 0 and (not after or (before - after) * questions > 1 + 1e-9)
 
 
 def _beside(records: Mapping[int, dict[str, Any]], before: Mapping[int, float], after: Mapping[int, float]) -> list[dict[str, Any]]:
@@ -169,7 +169,6 @@ def check(memory: Memory, graders: Graders, model: str | None = None) -> list[di
     rows = []
     for number, record in records.items():
         learnt = at_commit(record)
-        gone = learnt > 0 and not now[number]
         rows.append(
             {
                 "entry": number,
@@ -177,7 +176,7 @@ def check(memory: Memory, graders: Graders, model: str | None = None) -> list[di
                 "n": len(record["quiz"]),
                 "learnt": learnt,
                 "now": now[number],
-                "lost": gone or more_than_one(learnt, now[number], len(record["quiz"])),
+                "lost": is_lost(learnt, now[number], len(record["quiz"])),
             }
         )
     return rows

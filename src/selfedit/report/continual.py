@@ -20,7 +20,7 @@ COSTS = (("tokens", 1, 0), ("seconds", 1, 0), ("commit_bytes", 1e-6, 0), ("state
 # Over means of merge: older tables have none.
 RATIOS = ("tokens_to_merge", "seconds_to_merge")
 # What retention is made of.
-PARTS = ("earlier_own", "earlier_after", "gain_own", "gain_after")
+PARTS = ("earlier_own", "earlier_after", "gain_own", "gain_after", "margin_own", "margin_after")
 # Figures of what lies beyond, each with its scale and digits.
 FAR = (
     ("general", 1, 3), ("general_share", 100, 1), ("general_right", 100, 1), ("text", 1, 3), ("text_share", 100, 1),
@@ -52,16 +52,18 @@ def kept_table(run: RunData) -> Table:
         "Immediate: right just after the own commit; retained: after the last one; along: after later ones in the mean; no title: "
         "immediate and retained, asked without it; all five of what the model didn't know before. Retention: retained over "
         f"immediate, of {counted}, with the jackknife's 95 % interval; by probability: the same of how much "
-        "more probable the golds became. Before, all at the own commit, all at the end, "
+        "more probable the golds became, by margin: of how much likelier than the exam's other golds in their place. "
+        "Before, all at the own commit, all at the end, "
         "and forgetting (the mean fall): of all counted questions. General: change of general questions' gold "
         "log-probability, in nats and in % of the base's, and of what is right, in points; text: change of plain texts' "
         "log-probability a token. Locality: change of what is right about passages of no sequence, and of its golds' "
         "log-probability. Tokens, seconds, MB: of a commit; x merge: over a commit of merge, with the jackknife's 95 % interval.",
         (
             "method", "n", "before %", "immediate %", "retained %", "along %", "immediate no title %", "retained no title %",
-            "retention %", "by probability %", "forgetting", "all at the own commit %", "all at the end %", "general", "general %",
-            "general right", "text", "text %", "locality", "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all",
-            "tokens x merge", "seconds x merge", "notes",
+            "retention %", "by probability %", "by margin %", "forgetting", "all at the own commit %",
+            "all at the end %", "general", "general %", "general right", "text", "text %", "locality",
+            "locality nats", "accepted %", "tokens", "seconds", "MB", "MB in all", "tokens x merge", "seconds x merge",
+            "notes",
         ),
         tuple(rows),
     )  # fmt: skip

@@ -44,6 +44,7 @@ class Paper:
             does; ``context`` also gives the passage.
         slot: whose adapter (``lm/stack.py``) answers; without slots what is installed answers.
         margins: whether the other questions' golds are weighed too.
+        beside: questions of the same exam whose golds are among those others, and that are not asked here.
     """
 
     passage: Passage
@@ -51,6 +52,7 @@ class Paper:
     form: ExamForm
     slot: int = 0
     margins: bool = False
+    beside: tuple[Asked, ...] = ()
 
 
 def asked_about(papers: Sequence[Paper]) -> tuple[Asked, ...]:
@@ -96,5 +98,5 @@ def _other_golds(paper: Paper, one: Asked) -> tuple[str, ...]:
     """For margins: the other questions' different golds."""
     if not paper.margins:
         return ()
-    others = {other.question.answer for other in paper.asked if other.group != one.group} - {one.question.answer}
+    others = {other.question.answer for other in (*paper.asked, *paper.beside) if other.group != one.group} - {one.question.answer}
     return tuple(sorted(others, key=lambda gold: seeds.derive(one.question.question, gold))[:MOST_OTHER_GOLDS])
