@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--keep", default="bank", choices=["bank", "stack"])
     parser.add_argument("--entries", type=int, default=8)
     parser.add_argument("--edits", type=int, default=4, help="self-edits of each passage; with few of them little is kept")
-    parser.add_argument("--undo", type=int, default=4, help="the i-th of them")
+    parser.add_argument("--undo", type=int, default=4, help="which entry")
     parser.add_argument("--set", nargs="*", default=[], help="settings for learn")
     arguments = parser.parse_args()
     folder = arguments.run / "memory"
@@ -75,14 +75,12 @@ def main() -> None:
         sys.exit(f"{folder}: has {len(entries)} entries, not {arguments.entries}; use a new --run")
     titles = {entry.id: entry.record["title"] for entry in memory.entries()}
     passages = [next(passage for passage in dev if passage.title == titles[entry]) for entry in entries]
-    # The i-th entry's number is another where one was taken back before.
-    taken = entries[arguments.undo - 1]
     states = {"base": known(memory.base.name, Kept("stack"), passages)}
     states["before"] = known(memory.base.name, kept_by(memory), passages)
-    command("memory", "undo", taken, "--memory", folder)
+    command("memory", "undo", arguments.undo, "--memory", folder)
     states["after"] = known(memory.base.name, kept_by(Memory.open(folder)), passages)
     rows = [
-        {"entry": entry, "title": titles[entry], "undone": entry == taken, **{name: of[at] for name, of in states.items()}}
+        {"entry": entry, "title": titles[entry], "undone": entry == arguments.undo, **{name: of[at] for name, of in states.items()}}
         for at, entry in enumerate(entries)
     ]
     others = [row for row in rows if not row["undone"]]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import torch
 
 from selfedit.config import ContinualConfig, EditConfig, KeepConfig, Settings
 from selfedit.contexts import Passage, Question
-from selfedit.continual import Commit, check_run, commit, sequences
+from selfedit.continual import LEAST, Commit, _sat, check_run, commit, sequences
 from selfedit.edits import Document, Message
 from selfedit.errors import DataError
 from selfedit.graders.text import ExactMatchGrader
@@ -29,7 +30,7 @@ from selfedit.keepers.base import Cost, Held, Lesson
 from selfedit.keepers.gate import active, anchors_of
 from selfedit.keepers.orthogonal import subspaces
 from selfedit.keepers.routes import STATES, keep_states, likenesses, neutral_texts, recall_states, routes_to
-from selfedit.lm.adapter import new_adapter
+from selfedit.lm.adapter import FrozenSum, new_adapter
 from selfedit.lm.batch import encode_document
 from selfedit.lm.score import divergences, likeliest
 from selfedit.matrix import halves, related, table
@@ -37,7 +38,7 @@ from selfedit.report.continual import kept_differences_table, kept_table
 from selfedit.report.read import RunData, read_run
 from selfedit.report.tables import with_interval
 from selfedit.runs import Policy, Run
-from selfedit.tasks.base import Asked
+from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.general import general_questions, load_general, sit_general
 from selfedit.tasks.knowledge.exam import exam_questions
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -702,3 +703,19 @@ def test_too_few_passages_are_an_error(command: Command, tiny_model: Path, tmp_p
     assert done.returncode == 1 and "magic" in done.stderr
     done = command("continual", "--style", "notes+settings", "--model", tiny_model, "--dry-run")
     assert done.returncode == 1 and "fixed-settings" in done.stderr
+
+
+def test_adapters_from_a_folder_meet_one_that_was_just_trained(lm: Any) -> None:
+    """The former are on the CPU, the latter on the model's device, here one of no memory."""
+    read = new_adapter(lm, SETTINGS, 1)
+    name, (down, up) = next(iter(read.weights.items()))
+    device = torch.device("meta")
+    trained = replace(read, weights={name: (down.to(device), up.to(device))})
+    found = FrozenSum.of([read, trained], name, SimpleNamespace(device=device, dtype=torch.float32))  # type: ignore[arg-type]
+    assert found.down.device == found.up.device == device and len(found.down) == 2 * len(down)
+
+
+def test_states_that_are_no_numbers_have_the_least_log_probability() -> None:
+    passage = LESSONS[0].passage
+    kept = _sat([passage], [Sitting(("red",), (math.nan,), (-math.inf,))])[passage.id]
+    assert kept["log_probabilities"] == kept["margins"] == [LEAST]

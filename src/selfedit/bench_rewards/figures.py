@@ -107,8 +107,8 @@ class Measured:
         def looks(source: str) -> list[list[dict[str, float]]]:
             """By the half that reports: of a labelled look the other one is asked. What asks nothing is looked at once."""
             text, own = row["looks"]["labelled"]["features"], row["looks"][source]["features"]
-            sides = ((text[1], own[1]), (text[0], own[0])) if source == "labelled" else ((text[0], own[0]),) * 2
-            return [[texts[at] | found[at] for at in usable] for texts, found in sides]
+            asked = (1, 0) if source == "labelled" else (0, 0)
+            return [[text[side][at] | own[side][at] for at in usable] for side in asked]
 
         def looking(source: str) -> dict[str, Cost]:
             costs = row["looks"]["labelled"]["costs"] | row["looks"][source]["costs"]

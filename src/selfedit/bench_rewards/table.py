@@ -16,12 +16,10 @@ from selfedit.rewards.screens import FEATURES, Ridge, Tried, scores_of
 from selfedit.stats import jackknife, mean_and_error, mean_of_known, paired_difference, rank_correlation, reliability
 
 SCREENS = (*FEATURES, "ridge")
-# Those that choose among the few that were trained.
-REWARDS: tuple[RewardName, ...] = ("accuracy", "likelihood")
 # Contexts that a run of two stages tries whole, each self-edit twice, to learn what its screen is worth.
 NOISE_CONTEXTS = 4
-# What a self-edit is worth by.
-OUTCOMES = ("accuracy", "likelihood")
+# What a self-edit is worth by; by the rewards of these names the best of the few that were trained is taken.
+OUTCOMES: tuple[RewardName, ...] = ("accuracy", "likelihood")
 # The labelled reward whose pick is the one to be matched: the less noisy one, by which the outer loop is run.
 CONTROL: RewardName = "likelihood"
 # What ridge is fitted on, by whose questions are asked.
@@ -33,7 +31,7 @@ PLANNED_EDITS, PLANNED_PASSAGES = 15, 50
 def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[str, Any]:
     """The table: a row for each reward and screen, and two-stage trials against training all."""
     several = [one for one in measured if _edits(one) > 1]
-    controls = {
+    controls: dict[str, dict[int, float]] = {
         outcome: {id(one): of for one, (_, of) in zip(several, _picked(several, _by_reward(CONTROL), outcome), strict=True)}
         for outcome in OUTCOMES
     }
@@ -90,7 +88,7 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         "two_stage": [
             _two_stage(several, screen, count, reward)
             | {"named": (screen, count, reward) == (config.named.screen, config.named.screened or config.screened, config.named.by)}
-            for reward in REWARDS
+            for reward in OUTCOMES
             for count in range(1, config.screened + 1)
             for screen in ("random", *SCREENS)
         ],
@@ -247,7 +245,7 @@ def _two_stage(every: Sequence[Measured], screen: str, count: int, reward: Rewar
     measured = _judged(every, screen, "labelled", reward)
     looks, rewards = _by_screen(every, screen, "labelled", reward), _by_reward(reward)
     costs = [_costs(one, screen, count, len(every), looks, rewards) for one in measured]
-    worth = {outcome: _stages_worth(measured, screen, count, looks, rewards, outcome) for outcome in OUTCOMES}
+    worth: dict[str, Any] = {outcome: _stages_worth(measured, screen, count, looks, rewards, outcome) for outcome in OUTCOMES}
     return {
         "screen": screen,
         "count": count,

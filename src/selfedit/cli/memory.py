@@ -138,9 +138,8 @@ def consolidate_command(
 
     check_writable(json_file)
     opened = Memory.open(memory)
-    known = opened.state.entries
-    newest: dict[str, Any] = next((entry.record["settings"] for entry in opened.entries() if known and entry.id == known[-1]), {})
-    changed = settings_from(sets or [], newest)
+    lessons = [entry.record["settings"] for entry in opened.entries() if entry.id in opened.state.entries]
+    changed = settings_from(sets or [], lessons[-1] if lessons else {})
     with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
         found = consolidate(
             opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model, changed

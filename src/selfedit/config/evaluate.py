@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selfedit.config.edit import EditConfig, JudgeConfig, QuizConfig, RecipeConfig
 from selfedit.config.inner import NO_VIEW_OF_PUZZLES, Frozen, Settings, no_lesson, plain
-from selfedit.config.names import ARC_METHODS, DEFAULT_MODEL, METHODS, WRITTEN_METHODS, Dtype, GraderName, RewardName
+from selfedit.config.names import ARC_METHODS, DEFAULT_MODEL, METHODS, WRITTEN_METHODS, Dtype, GraderName, RewardName, Screen
 
 
 class CorpusConfig(Frozen):
@@ -147,7 +147,7 @@ class ArcEvalConfig(Frozen):
 class Named(Frozen):
     """What is named before anything is measured: the best of all the others is the best of many."""
 
-    screen: Literal["gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness", "ridge"] = "in-context"
+    screen: Screen = "in-context"
     screened: Annotated[int, Field(ge=0, description="self-edits that it lets through; 0: all that may be")] = 0
     by: Annotated[Literal["accuracy", "likelihood"], Field(description="labelled reward that takes the best of those")] = (
         "likelihood"
@@ -178,6 +178,6 @@ class RewardBenchConfig(Frozen):
     def _named_is_measured(self) -> RewardBenchConfig:
         if self.named.screened > self.screened:
             raise ValueError(
-                f"named.screened is {self.named.screened}, and at most {self.screened} are screened; give --screened more"
+                f"named.screened is {self.named.screened}, and at most {self.screened} are screened; give a larger --screened"
             )
         return self

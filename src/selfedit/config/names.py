@@ -31,7 +31,8 @@ REWARD_EXAMS: dict[RewardName, str] = {
 LABEL_FREE = tuple(reward for reward, exam in REWARD_EXAMS.items() if exam != "labelled")
 # Exams of texts that are only scored, so that no answer is right or wrong.
 TEXT_REWARDS = ("sentences", "paraphrases", "agreement")
-ScreenName = Literal["", "ridge", "gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness"]
+Screen = Literal["ridge", "gradient", "in-context", "rubric", "length", "diversity", "coverage", "faithfulness"]
+ScreenName = Literal["", Screen]
 Rendering = Literal["python-list", "digits", "words"]
 CreditName = Literal["edit", "lines"]
 SelectionRule = Literal["best", "positive", "best-positive", "top-fraction", "random"]

@@ -122,7 +122,9 @@ class Keeper:
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """The exam of each passage, in a form; nothing stands."""
         with standing(lm, held.adapters):
-            papers = [Paper(passage, tuple(exam_questions(passage.questions)), form, margins=True) for passage in passages]
+            papers = [
+                Paper(passage, tuple(exam_questions(passage.questions)), form, margins=form == "titled") for passage in passages
+            ]
             return sit_exams(lm, papers)
 
     def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:

@@ -66,7 +66,7 @@ class Bank(Keeper):
             cost.notes["routed"] = sum(hits) / len(hits)
 
         def answer(places: Sequence[int]) -> list[Sitting]:
-            return sit_exams(lm, [_single(asked[at][0], asked[at][1], asked[at][0], form) for at in places])
+            return sit_exams(lm, [_single(asked[at][0], asked[at][1], asked[at][0], form, form == "titled") for at in places])
 
         return gathered(passages, form, by_route(lm, held.adapters, routes, answer))
 
@@ -197,7 +197,7 @@ class Retrieve(Untrained):
             best = known[int(places[0, 0])]
             if passage in known:
                 hits.append(best.id == passage.id)
-            papers.append(_single(best, one, passage, "context"))
+            papers.append(_single(best, one, passage, "context", form == "titled"))
         if hits:
             cost.notes["found"] = sum(hits) / len(hits)
         return gathered(passages, form, sit_exams(lm, papers))
@@ -209,7 +209,7 @@ class Context(Untrained):
     def examine(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], form: ExamForm, cost: Cost) -> list[Sitting]:
         """Each exam with its passage in view."""
         asked = [(one, asked_in(form, exam_questions(one.questions))) for one in passages]
-        return sit_exams(lm, [Paper(one, questions, "context", margins=True) for one, questions in asked])
+        return sit_exams(lm, [Paper(one, questions, "context", margins=form == "titled") for one, questions in asked])
 
     def elsewhere(self, lm: LanguageModel, held: Held, passages: Sequence[Passage], cost: Cost) -> list[Sitting] | None:
         """Not measured."""
@@ -262,9 +262,9 @@ def general_by_route(
     return items, by_route(lm, adapters, routes[count:], lambda chosen: spoken(lm, chosen))
 
 
-def _single(shown: Passage, one: Asked, of: Passage, form: ExamForm) -> Paper:
+def _single(shown: Passage, one: Asked, of: Passage, form: ExamForm, margins: bool) -> Paper:
     """One question of a passage's exam, with the title or the text of what is shown."""
-    return Paper(shown, (one,), form, margins=True, beside=tuple(exam_questions(of.questions)))
+    return Paper(shown, (one,), form, margins=margins, beside=tuple(exam_questions(of.questions)))
 
 
 def _asked(passages: Sequence[Passage], form: ExamForm) -> list[tuple[Passage, Asked]]:

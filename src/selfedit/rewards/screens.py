@@ -164,13 +164,11 @@ def in_context(lm: LanguageModel, exams: Sequence[Passage], texts: Sequence[str]
 
     The exams are of one passage.
     """
-    questions = [(exam.title, one) for exam in exams for one in exam.questions]
+    title, questions = exams[0].title, [one for exam in exams for one in exam.questions]
     room = lm.window // 2
     cut = [lm.tokenizer.decode(lm.tokenizer(text)["input_ids"][:room], skip_special_tokens=True) for text in texts]
-    views = [None, *(f"{exams[0].title}\n{text}" for text in cut)]
-    rows = [
-        encode_answer(lm, exam_prompt(one.question, title, lm.chat, view), one.answer) for view in views for title, one in questions
-    ]
+    views = [None, *(f"{title}\n{text}" for text in cut)]
+    rows = [encode_answer(lm, exam_prompt(one.question, title, lm.chat, view), one.answer) for view in views for one in questions]
     values = iter(log_probabilities(lm, rows) if rows else ())
     # By view and exam; without questions nothing is gained.
     means = [[fmean(next(values) for _ in exam.questions) if exam.questions else 0.0 for exam in exams] for _ in views]
