@@ -22,7 +22,6 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from selfedit import seeds
-from selfedit.cli.common import write_json
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
@@ -32,7 +31,7 @@ from selfedit.graders.text import RecallGrader
 from selfedit.inner import Trial, run_trials
 from selfedit.lm.load import LanguageModel
 from selfedit.marks import mark_sitting
-from selfedit.runs import Run, read_rows
+from selfedit.runs import Run, read_rows, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import load_dataset

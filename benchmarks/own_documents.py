@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfedit.cli.common import write_json
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders.text import RecallGrader
 from selfedit.marks import mark_sitting
 from selfedit.memory.compose import Kept, kept_by, sit_kept
 from selfedit.memory.ledger import Memory
+from selfedit.runs import write_json
 from selfedit.stats import wilson
 from selfedit.tasks.knowledge.data import load_passage, load_quiz
 from selfedit.tasks.knowledge.task import KnowledgeTask

@@ -22,7 +22,6 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from selfedit import seeds
-from selfedit.cli.common import write_json
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import TrainingPlan
@@ -33,7 +32,7 @@ from selfedit.inner import Trial, run_trials
 from selfedit.lm.load import LanguageModel
 from selfedit.marks import mark_sitting
 from selfedit.memory.compose import Kept, sample_kept
-from selfedit.runs import Run
+from selfedit.runs import Run, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import load_dataset

@@ -20,7 +20,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from selfedit.cli.common import write_json
 from selfedit.config import EditConfig
 from selfedit.contexts import Passage
 from selfedit.errors import InvalidEditError
@@ -28,7 +27,7 @@ from selfedit.executors.local import LocalExecutor, ModelChoice
 from selfedit.lm.adapter import load_adapter, standing
 from selfedit.lm.load import LanguageModel
 from selfedit.report.read import covered, unfaithful
-from selfedit.runs import Run, policy_of
+from selfedit.runs import Run, policy_of, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error
 from selfedit.tasks.knowledge.compile import compile_edit

@@ -30,7 +30,6 @@ from rich.table import Table
 from scipy import stats
 
 from selfedit import seeds
-from selfedit.cli.common import write_json
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage
 from selfedit.edits import Prompt
@@ -43,7 +42,7 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.score import token_log_probabilities
 from selfedit.lm.train_many import Job, train_many
 from selfedit.marks import mark_sitting
-from selfedit.runs import Run
+from selfedit.runs import Run, write_json
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.compile import compile_edit
 from selfedit.tasks.knowledge.data import load_dataset

@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfedit.cli.common import write_json
 from selfedit.contexts import Passage
 from selfedit.executors.local import LocalExecutor, ModelChoice, result
 from selfedit.graders.text import RecallGrader
 from selfedit.marks import mark_sitting
 from selfedit.memory.compose import Kept, kept_by, sit_kept
 from selfedit.memory.ledger import Memory
+from selfedit.runs import write_json
 from selfedit.tasks.knowledge.data import load_dataset
 from selfedit.tasks.knowledge.task import KnowledgeTask
 

@@ -317,6 +317,20 @@ def test_a_bank_answers_by_what_is_asked_and_gives_entries_back_untouched(comman
     assert other.returncode == 1 and "made as a bank" in other.stderr
 
 
+def test_a_damaged_adapter_can_be_taken_out(command: Command, apart: Path, tmp_path: Path) -> None:
+    damaged = Memory.open(apart).adapter_folders()[0]
+    (damaged / "adapter_model.safetensors").unlink()
+    asked = command("ask", "It is 1.", "--title", "Topic 1", "--memory", apart)
+    assert asked.returncode == 1 and "memory undo" in asked.stderr
+    listed = command("memory", "list", "--memory", apart)
+    assert listed.returncode == 0 and "Topic 1" in listed.stdout
+    done = command("memory", "undo", 1, "--memory", apart, "--json", tmp_path / "u.json")
+    assert done.returncode == 0 and "can't be told" in done.stderr, done.stderr
+    assert [row["before"] for row in json.loads((tmp_path / "u.json").read_text())["entries"]] == [None, None]
+    assert Memory.open(apart).state.entries == (2,)
+    assert command("ask", "It is 2.", "--title", "Topic 2", "--memory", apart).returncode == 0
+
+
 def test_a_bank_of_one_consolidated_adapter_gives_single_entries_back(command: Command, apart: Path) -> None:
     done = command("memory", "consolidate", "--memory", apart, "--budget", 1)
     assert done.returncode == 0, done.stderr
@@ -472,9 +486,9 @@ def test_an_empty_memory_may_become_another_kind(tmp_path: Path) -> None:
 
     memory = Memory.create(tmp_path / "m", Base("m", "f"))
     with memory.writing():
-        memory.keep_as("")
+        memory.bind(memory.base, "")
         assert memory.keep == "bank"
-        memory.keep_as("stack")
+        memory.bind(memory.base, "stack")
     assert Memory.open(tmp_path / "m").keep == "stack"
 
 
@@ -557,6 +571,15 @@ def test_eval_makes_a_table_and_resumes(command: Command, tiny_model: Path, tmp_
         assert one == other == "" or without_times(json.loads(one)) == without_times(json.loads(other))
     other = command(*flags, "--run", tmp_path / "run", "--resume", "--seed", 4)
     assert other.returncode == 1 and "seed" in other.stderr
+    kept = tmp_path / "run" / "data.json"
+    data = json.loads(kept.read_text())
+    data[1]["questions"][0]["answer"] = "another gold"
+    kept.write_text(json.dumps(data))
+    other = command(*flags, "--run", tmp_path / "run", "--resume")
+    assert other.returncode == 1 and "data.json: 1 contexts" in other.stderr and "aren't what they were" in other.stderr
+    for unused, said in (("--writer", "seal-writer"), ("--external", "external")):
+        other = command(*flags, unused, tmp_path / "run")
+        assert other.returncode == 1 and "no method takes it" in other.stderr and said in other.stderr
 
 
 def test_kill_at_any_moment_leaves_an_old_or_new_state(

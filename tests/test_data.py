@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,6 +108,33 @@ def test_passages(tmp_path: Path) -> None:
             load_passage(file)
     with pytest.raises(DataError, match="no such file"):
         load_passage(tmp_path / "none.md")
+
+
+def test_an_empty_heading_is_no_title(tmp_path: Path) -> None:
+    file = tmp_path / "the-bridge.md"
+    file.write_text("#\n\nIt was built in 1811.\nIt still stands.\n")
+    found = load_passage(file)
+    assert found.title == "the bridge" and "built in 1811" in found.text
+
+
+def test_half_a_character_is_an_error_that_names_the_field() -> None:
+    rows = [{"title": "T", "context": "cut \ud83d", "questions": [{"question": "q?", "answer": "a"}]}]
+    with pytest.raises(DataError, match=r"f\.json, item 1.*field context has half a character"):
+        parse_dataset(rows, "f.json")
+
+
+def test_squad_s_dev_and_test_share_no_title(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"title": f"T_{n % 5}", "context": f"context {n}", "question": "q?", "answers": {"text": ["a"]}} for n in range(20)]
+    asked = []
+    hub = SimpleNamespace(load_dataset=lambda name, split: asked.append(split) or rows)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    by_split = {split: load_dataset("squad", split) for split in SPLITS}
+    assert asked == ["train", "validation", "validation"]
+    titles = {split: {passage.title for passage in found} for split, found in by_split.items()}
+    assert titles == {"train": {f"T {n}" for n in range(5)}, "dev": {"T 0", "T 2", "T 4"}, "test": {"T 1", "T 3"}}
+    assert len(by_split["dev"]) + len(by_split["test"]) == 20
+    with pytest.raises(DataError, match="no split 'validation'"):
+        load_dataset("squad:validation")
 
 
 def test_datasets_by_content(tmp_path: Path) -> None:

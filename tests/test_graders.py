@@ -108,7 +108,7 @@ def test_em_and_f1_graders() -> None:
 @pytest.fixture
 def server() -> Iterator[dict[str, Any]]:
     """An OpenAI-compatible server that says yes when the reference answer occurs in the student's."""
-    state: dict[str, Any] = {"calls": 0, "reply": None, "status": 200, "fail_on": None}
+    state: dict[str, Any] = {"calls": 0, "reply": None, "status": 200, "fail_on": None, "busy": 0}
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -119,7 +119,8 @@ def server() -> Iterator[dict[str, Any]]:
             gold, answer = text.split("Reference answer: ")[1].split("\nStudent's answer: ")
             reply = state["reply"] or ("Yes." if gold in answer else "no")
             payload = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
-            self.send_response(500 if state["fail_on"] and state["fail_on"] in answer else state["status"])
+            failing = state["fail_on"] and state["fail_on"] in answer
+            self.send_response(429 if state["calls"] <= state["busy"] else 500 if failing else state["status"])
             self.end_headers()
             self.wfile.write(payload)
 
@@ -133,8 +134,9 @@ def server() -> Iterator[dict[str, Any]]:
     httpd.shutdown()
 
 
-def test_judge_asks_once_and_caches_on_disk(server: dict[str, Any], tmp_path: Path) -> None:
-    grader = JudgeGrader(server["url"], "m", tmp_path / "cache" / "j.sqlite", key="secret")
+def test_judge_asks_once_and_caches_on_disk(server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    grader = JudgeGrader(server["url"], "m", tmp_path / "cache" / "j.sqlite")
     exam = [item("It is Ada", "Ada", 0), item("Bob", "Ada", 1, "who?"), item("", "Ada", 2)]
     assert [m.correct for m in grader.mark(exam)] == [True, False, False]
     assert server["calls"] == 2 and server["key"] == "Bearer secret"
@@ -168,8 +170,40 @@ def test_one_recitation_for_both_of_two_questions_is_no_answer() -> None:
     assert RecallGrader().mark([item(recital, "1732")])[0].correct
 
 
-def test_a_failed_call_does_not_cost_the_verdicts_that_came(server: dict[str, Any], tmp_path: Path) -> None:
-    judge = JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite", key="k", workers=1)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfedit.remote.WAITS", (0.01, 0.01))
+
+
+def test_a_judge_that_can_t_be_had_is_told_of_before_long_work(server: dict[str, Any], tmp_path: Path) -> None:
+    judge = JudgeGrader(server["url"], "m", tmp_path / "j.sqlite")
+    judge.check()
+    judge.check()
+    assert server["calls"] == 1
+    for url in ("http://127.0.0.1:9/v1", "http://a b:x/v1"):
+        with pytest.raises(GraderError, match="judge at"):
+            JudgeGrader(url, "m", tmp_path / "j.sqlite").check()
+
+
+def test_a_busy_judge_is_asked_again(server: dict[str, Any], tmp_path: Path) -> None:
+    server["busy"] = 2
+    assert JudgeGrader(server["url"], "m", tmp_path / "j.sqlite").mark([item("Ada", "Ada")])[0].correct
+    assert server["calls"] == 3
+
+
+def test_no_more_is_asked_of_a_server_that_refuses(server: dict[str, Any], tmp_path: Path) -> None:
+    server["status"] = 401
+    exam = [item(f"answer {n}", "gold", group=n, question=f"q{n}?") for n in range(200)]
+    with pytest.raises(GraderError, match="401"):
+        JudgeGrader(server["url"], "m", tmp_path / "j.sqlite").mark(exam)
+    assert server["calls"] < 60
+
+
+def test_a_failed_call_does_not_cost_the_verdicts_that_came(
+    server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfedit.remote.WORKERS", 5)
+    judge = JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite")
     exam = [item(f"answer {n}", "gold", group=n, question=f"q{n}?") for n in range(5)]
     server["fail_on"] = "answer 2"
     with pytest.raises(GraderError):
@@ -183,4 +217,4 @@ def test_a_failed_call_does_not_cost_the_verdicts_that_came(server: dict[str, An
 def test_not_sure_is_no_verdict(server: dict[str, Any], tmp_path: Path) -> None:
     server["reply"] = "Not sure."
     with pytest.raises(GraderError, match="neither yes nor no"):
-        JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite", key="k").mark([item("a b", "gold")])
+        JudgeGrader(server["url"], "m", tmp_path / "cache.sqlite").mark([item("a b", "gold")])

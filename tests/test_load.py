@@ -74,6 +74,8 @@ def test_dtype_and_device(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.
         load_model(str(tiny_model), dtype="int3")
     with pytest.raises(ModelError, match="unknown device"):
         load_model(str(tiny_model), device="abacus")
+    with pytest.raises(ModelError, match=f"finds {torch.cuda.device_count()} CUDA devices"):
+        load.resolve_device("cuda:99")
     monkeypatch.setenv("SELFEDIT_CACHE", str(tmp_path))
     timed = {torch.float32: 3.0, torch.bfloat16: 1.0}
     monkeypatch.setattr(load, "_time_decoder_step", lambda folder, dtype: timed[dtype])
@@ -179,6 +181,31 @@ def test_a_model_that_would_give_wrong_losses_is_refused(tiny_model: Path, tmp_p
     (folder / "config.json").write_text(json.dumps(config | {"logit_scale": 0.5}))
     with pytest.raises(ModelError, match="can't be adapted"):
         load_model(str(folder), dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_clone_without_its_large_files_is_an_error_that_names_the_remedy(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "clone"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match=r"can't be loaded.*git-lfs"):
+        load_model(str(folder), dtype="float32")
+
+
+def test_a_model_of_another_family_is_refused_before_anything_is_reckoned(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config
+
+    folder = tmp_path / "gpt2"
+    shutil.copytree(tiny_model, folder)
+    GPT2Config(n_embd=32, n_layer=2, n_head=4).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"gpt2 can't be adapted \(intermediate_size\)"):
+        identify(str(folder))
+
+
+def test_a_model_s_name_holds_wherever_the_command_is_called_from(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    assert load.lasting(tiny_model.name) == str(tiny_model.parent.resolve() / tiny_model.name)
+    assert load.lasting("owner/name") == "owner/name" and load.lasting(BUILTIN) == BUILTIN
 
 
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -59,8 +59,29 @@ def test_undo_after_a_replaced_state_goes_to_what_was_there(tmp_path: Path) -> N
     assert memory.state.entries == (1,)
 
 
+def test_a_folder_that_holds_something_else_becomes_no_memory(tmp_path: Path) -> None:
+    weights = tmp_path / "project" / "adapters" / "my-lora" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_text("precious")
+    with pytest.raises(MemoryStoreError, match="no memory, but it holds adapters"):
+        Memory.create(tmp_path / "project", BASE)
+    assert weights.read_text() == "precious" and [file.name for file in (tmp_path / "project").iterdir()] == ["adapters"]
+
+
+def test_an_empty_memory_may_become_another_base_s(tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", BASE)
+    other = Base("other", "1" * 16)
+    again = Memory.create(tmp_path / "m", other)
+    with again.writing():
+        again.bind(other, "")
+    assert memory.base == other
+    commit(memory, "learnt")
+    with pytest.raises(MemoryStoreError, match=r"other.*tiny"), memory.writing():
+        memory.bind(BASE, "")
+
+
 def test_another_base_is_refused_with_both_names(tmp_path: Path) -> None:
-    Memory.create(tmp_path / "m", BASE)
+    commit(Memory.create(tmp_path / "m", BASE), "learnt")
     with pytest.raises(MemoryStoreError, match=r"tiny.*other"):
         Memory.create(tmp_path / "m", Base("other", "1" * 16))
 

@@ -168,6 +168,9 @@ def test_selection_rules() -> None:
     assert select("positive", rows, 0.2, 0) == [("x", 1), ("x", 2)]
     assert select("best-positive", rows, 0.2, 0) == [("x", 1)]
     assert select("top-fraction", rows, 0.5, 0) == [("x", 0), ("x", 1), ("x", 2)]
+    halved = [replace(one, tried=True, runs=({},) * (2 if one.candidate else 1)) for one in scored(0.9, *[0.1] * 3)]
+    assert len(select("top-fraction", halved, 0.5, 0)) == 2, "a share of all, though halving let one go"
+    assert ("x", 0) not in select("top-fraction", halved, 1.0, 0)
     tied = [Scored("x", 0, 0.4, 0.4, 0.1, True), Scored("x", 1, 0.4, 0.4, 0.3, True)]
     assert select("best", tied, 0.2, 0) == [("x", 1)], "ties go by the margin"
     assert preferences(rows, rows) in ([("x", 2, 0), ("y", 1, 0)], [("x", 1, 0), ("y", 1, 0)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from selfedit.convert import convert
 from selfedit.errors import DataError
+from selfedit.report.page import write_report
 from selfedit.report.read import RunData
 from selfedit.report.tables import comparison
 
@@ -109,6 +111,8 @@ def test_report_is_one_page_with_pictures_and_tables(command: Command, result_fi
     before = {file: file.read_bytes() for file in (tmp_path / "page-files").iterdir()}
     assert command("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html").returncode == 0
     assert before == {file: file.read_bytes() for file in (tmp_path / "page-files").iterdir()}, "same runs, same bytes"
+    missing = command("report", tmp_path / "nowhere")
+    assert missing.returncode == 1 and "no run there" in missing.stderr and not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,7 @@ def test_report_is_one_page_with_pictures_and_tables(command: Command, result_fi
     [
         (lambda d: d.pop("articles"), "neither articles nor"),
         (lambda d: d["articles"][1].pop("title"), "article 2: field title"),
+        (lambda d: d["articles"][1].update(context=" "), "article 2: field context is missing, empty"),
         (lambda d: d["articles"][0]["completions"][1].pop("text"), "completion 2: field text"),
         (lambda d: d["articles"][0]["completions"][0]["questions"][2].pop("adapter_correct"), "question 3: field adapter_correct"),
         (lambda d: d["articles"].clear(), "no articles"),
@@ -172,6 +177,18 @@ def test_a_summary_of_sequences_becomes_a_matrix(command: Command, tmp_path: Pat
     file.write_text(json.dumps(data | {"std_over_sequences": spreads[:2]}))
     done = command("convert", file, tmp_path / "other")
     assert done.returncode == 1 and "std_over_sequences" in done.stderr
+
+
+def test_runs_of_one_name_have_pictures_of_their_own(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "benchmarks" / "results" / "keep"
+    folders = [tmp_path / name / "keep" for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for file in ("run.json", "table.json"):
+            shutil.copy(source / file, folder / file)
+    written = write_report(folders, tmp_path / "page.html")
+    assert len(set(written)) == len(written) and all(file.is_file() for file in written)
+    assert {"matrix-keep-1-merge.png", "matrix-keep-2-merge.png"} <= {file.name for file in written}
 
 
 def test_a_method_that_only_a_later_run_has_is_held_against_the_first_run_s(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import make_tiny_model
 from selfedit import seeds
 from selfedit.config import EditConfig, Settings
 from selfedit.contexts import Passage, Question
+from selfedit.edits import Document, TrainingPlan
 from selfedit.errors import DivergedError
 from selfedit.inner import Trial, run_trials
 from selfedit.lm import flat, stack
@@ -27,7 +29,7 @@ from selfedit.lm.score import log_probabilities
 from selfedit.lm.stack import Slots, slots_that_fit
 from selfedit.lm.train import Trained, train
 from selfedit.lm.train_many import Job, train_many
-from selfedit.tasks.base import Asked
+from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.knowledge.exam import Paper, sit_exams
 from selfedit.tasks.knowledge.task import KnowledgeTask, Together
 from test_train import rows_of
@@ -375,6 +377,14 @@ def test_slots_leave_room_for_the_model_and_count_what_is_adapted(lm: LanguageMo
     assert fit(weights + 2 * 3.5 * slot) == 3, "half of what the model leaves"
     assert fit(weights) == 1
     assert fit(weights + 2 * 3.5 * slot, targets="qv") == 8 > fit(weights + 2 * 3.5 * slot, layers="last:2") >= 6
+
+
+def test_an_exam_without_finite_numbers_is_no_reward(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = load_model(str(tiny_model), dtype="float32")
+    plan = TrainingPlan((Document("The bridge is made of slate."),), Settings(rank=4, epochs=1), 0)
+    monkeypatch.setattr("selfedit.inner._examine", lambda *_: [(Sitting(("a", "b"), (-1.0, math.nan)),)])
+    (outcome,) = run_trials(lm, [], [Trial(None, plan)], 1)
+    assert outcome.status == "diverged" and "no finite numbers" in outcome.reason and outcome.sittings == ()
 
 
 def test_a_job_that_diverged_leaves_nothing_to_the_next_in_its_slot(tiny_model: Path) -> None:

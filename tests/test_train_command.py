@@ -287,13 +287,16 @@ def test_every_method_of_a_policy_and_an_external_writer(
     named = {
         "title": passage.title.replace(" ", "_"),
         "context": f"{passage.text}\n",
-        "completion": "Q: What is it?\nA: a peat bog",
+        "completions": ["Q: What is it?\nA: a peat bog", ""],
     }
     (tmp_path / "notes.json").write_text(json.dumps([named]))
     flat = [flag if flag != methods else "external" for flag in flags]
     flat[flat.index("--limit") + 1] = 1
     ours = command(*flat, "--external", tmp_path / "notes.json", "--run", tmp_path / "file")
     assert ours.returncode == 0, ours.stderr
+    (row,) = rows_of(tmp_path / "file" / "trials.jsonl")
+    assert [(t["status"], t["edit"] == "") for t in row["trials"]] == [("ok", False), ("ok", True)], "empty: the passage alone"
+    assert row["trials"][0]["steps"] > row["trials"][1]["steps"] > 0
     other = command(*flags, "--run", tmp_path / "new", "--writer", tmp_path, "--external", server)
     assert other.returncode == 1 and "no policy there" in other.stderr
     missing = command(*flags, "--run", tmp_path / "new", "--external", server)

@@ -35,7 +35,7 @@ from selfedit.keepers.base import Cost, Held, Keeper, Lesson, Method
 from selfedit.lm.adapter import Adapter, load_adapter, policy_standing, save_adapter
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.matrix import BASE_METHOD, FORMS, shown, table
-from selfedit.runs import Log, Policy, Run, keep_json, policy_of
+from selfedit.runs import Log, Policy, Run, policy_of, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.general.jobs import known_to
@@ -148,15 +148,14 @@ def check_run(run: Run, drawn: Sequence[Sequence[Passage]], others: Sequence[Pas
         },
     }
     if not file.is_file():
-        keep_json(file, ids)
+        write_json(file, ids)
     elif _read(file) != ids:
         raise DataError(
             f"{run.folder}: was made with other passages or other questions; bring the data back, or give another --run"
         )
     written = Log(run.folder / "edits.jsonl")
-    for row in (*written.rows, *run.rows):
-        if row["policy"] != policy.digest:
-            raise DataError(f"{run.folder}: has rows of the writer {row['policy']}, now it is {policy.digest}; give a new --run")
+    for log in (written, run.log):
+        log.check_policy(policy.digest)
     last: dict[tuple[str, int], int] = {}
     for row in run.rows:
         key = row["method"], row["sequence"]

@@ -17,7 +17,7 @@ from typing import Any
 from selfedit import __version__
 from selfedit.contexts import Passage, Question
 from selfedit.errors import DataError
-from selfedit.runs import ROWS, keep_rows, read_rows
+from selfedit.runs import ROWS, keep_rows, read_rows, write_json
 from selfedit.selection import Scored, round_summary
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import flat_dataset
@@ -69,7 +69,7 @@ def convert(file: Path, folder: Path) -> dict[str, Any]:
     overall = aggregates(scored)
     scratch = _started(file, data, folder)
     (scratch / "round-01").mkdir()
-    (scratch / "data.json").write_text(json.dumps(flat_dataset(passages), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(scratch / "data.json", flat_dataset(passages))
     keep_rows(scratch / ROWS, trials)
     keep_rows(scratch / "round-01" / "edits.jsonl", edits)
     keep_rows(scratch / "round-01" / "scored.jsonl", [asdict(one) for one in scored])
@@ -110,7 +110,7 @@ def _convert_corpus(file: Path, data: dict[str, Any], folder: Path) -> dict[str,
         ],
     }
     scratch = _started(file, data, folder)
-    (scratch / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_json(scratch / "table.json", table)
     scratch.rename(folder)
     return _compared(overall, data)
 
@@ -150,7 +150,7 @@ def _convert_continual(file: Path, data: dict[str, Any], folder: Path) -> dict[s
         "differences": [],
     }
     scratch = _started(file, data, folder)
-    (scratch / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+    write_json(scratch / "table.json", table)
     scratch.rename(folder)
     return _compared(overall, data)
 
@@ -168,10 +168,13 @@ def _started(file: Path, data: dict[str, Any], folder: Path) -> Path:
     """The folder's unfinished form, with its ``run.json``."""
     scratch = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{folder}: can't be made ({error}); give another folder") from error
     settings = {key: value for key, value in data.items() if key not in ("articles", "overall", "server_reply", "per_article")}
     config = {"source": file.name, "reference": settings}
-    (scratch / "run.json").write_text(json.dumps({"version": __version__, "commit": None, "config": config}, indent=1) + "\n")
+    write_json(scratch / "run.json", {"version": __version__, "commit": None, "config": config})
     return scratch
 
 
@@ -288,12 +291,12 @@ def _passage(article: Any, at: str) -> Passage:
     if not isinstance(article, dict):
         raise DataError(f"{at}: not an object")
     for field in ("title", "context"):
-        if not isinstance(article.get(field), str):
-            raise DataError(f"{at}: field {field} is missing or not text")
+        if not isinstance(article.get(field), str) or not article[field].strip():
+            raise DataError(f"{at}: field {field} is missing, empty or not text")
     golds: dict[str, str] = {}
     for completion in _listed(article, "completions", at):
         for question in _listed(completion, "questions", at):
-            if not isinstance(question.get("question"), str) or not isinstance(question.get("answer"), str):
+            if not all(isinstance(question.get(field), str) and question[field].strip() for field in ("question", "answer")):
                 raise DataError(f"{at}: a question without its text or its answer")
             golds.setdefault(question["question"], question["answer"])
     return Passage(

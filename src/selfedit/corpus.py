@@ -24,7 +24,6 @@ from selfedit.evaluate import (
     UNTRAINED,
     Lease,
     Planned,
-    check_rows,
     cost_of,
     elsewhere,
     leases,
@@ -69,7 +68,7 @@ def evaluate_corpus(
         told: called with the number of passages written about and trainings done.
     """
     policy = policy_of(config.writer, identify(config.model).fingerprint)
-    check_rows(run, policy)
+    run.log.check_policy(policy.digest)
     papers = {passage.id: elsewhere(config, passage, others) for passage in passages}
     choice = ModelChoice(config.model, config.device, config.dtype, compiled=config.compiled)
     with LocalExecutor(choice, workers) as executor:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +29,7 @@ from selfedit.lm.adapter import policy_standing
 from selfedit.lm.load import Identity, LanguageModel, identify
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting
-from selfedit.runs import BASE, Log, Policy, Run, policy_of
+from selfedit.runs import Log, Policy, Run, policy_of
 from selfedit.samplers.base import write_with
 from selfedit.samplers.local import write_all_edits
 from selfedit.samplers.remote import RemoteSampler
@@ -131,7 +131,7 @@ def evaluate(
         SamplerError: an external writer failed.
     """
     policy = policy_of(config.writer, identify(config.model).fingerprint)
-    check_rows(run, policy)
+    run.log.check_policy(policy.digest)
     done = {row["passage"] for row in run.rows}
     waiting = [passage for passage in passages if passage.id not in done]
     told(len(passages) - len(waiting))
@@ -163,13 +163,12 @@ def check_writers(config: EvalConfig) -> None:
         raise DataError("seal, seal-writer, policy-none and policy-passage need a trained policy: give --writer RUN")
     if "external" in names and not config.external:
         raise DataError("the method external needs --external FILE, or the URL of a server")
-
-
-def check_rows(run: Run, policy: Policy) -> None:
-    """Raises DataError for rows that another policy made."""
-    for row in run.rows:
-        if row.get("policy", BASE.digest) != policy.digest:
-            raise DataError(f"{run.folder}: has rows of the policy {row['policy']}, now it is {policy.digest}; give a new --run")
+    if config.writer and not {"seal-writer", *ON_POLICY} & names:
+        raise DataError(
+            "--writer is given, but no method takes it; add seal-writer (or seal, policy-none, policy-passage) to --methods"
+        )
+    if config.external and "external" not in names:
+        raise DataError("--external is given, but no method takes it; add external to --methods")
 
 
 def leases(
@@ -361,6 +360,11 @@ def _plans_of(
         elif name in WRITERS:
             how = own.edit if name != "external" else own.edit.model_copy(update={"grounding": 0.0})
             for index, edit in enumerate(edits_by(WRITERS[name], style, passage)):
+                if name == "external" and not edit.text.strip():
+                    # In the reference code's forms that means: the passage only.
+                    alone = passage_plan(lm, config, passage, method)
+                    plans.append(Planned(method, replace(alone, seed=_seed(config, passage, method, index)), edit.text))
+                    continue
                 try:
                     plan = KnowledgeTask(how).compile(
                         lm, passage, edit.text, config.settings, _seed(config, passage, method, index)

@@ -24,7 +24,7 @@ from selfedit.inner import Outcome, Trial, run_trials
 from selfedit.keepers.replay import drawn
 from selfedit.keepers.routes import keep_states
 from selfedit.lm.adapter import policy_standing
-from selfedit.lm.load import Identity, LanguageModel, identify
+from selfedit.lm.load import Identity, LanguageModel, identify, lasting
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.compose import kept_by, newest_answers, passage_of, sample_kept, sit_kept
@@ -96,8 +96,8 @@ def learn(
 
     Duties, in order: lock the memory; a quiz, if there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates
     are written; each candidate trained (in a stack on top of the memory's current state, in a bank on the base) and examined on the
-    choosing half of the quiz; the best kept if it beats the baseline by more than noise; the gain reported on the other half, as
-    the memory would answer it; nothing kept if earlier entries lose more than ``config.budget``; the commit.
+    choosing half of the quiz; the best kept if it gains ``enough`` (how often chance alone would is told); the gain reported on the
+    other half, as the memory would answer it; nothing kept if earlier entries lose more than ``config.budget``; the commit.
 
     Args:
         questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
@@ -115,9 +115,10 @@ def learn(
     known = identify(config.model)
     writer = policy_of(config.writer, known.fingerprint)
     parts = split_passage(known, passage)
-    memory = Memory.create(folder, Base(known.name, known.fingerprint), config.keep)
+    base = Base(lasting(known.name), known.fingerprint)
+    memory = Memory.create(folder, base, config.keep)
     with memory.writing(told=lambda: progress("waiting", {"folder": str(folder)})):
-        memory.keep_as(config.keep)
+        memory.bind(base, config.keep)
         if config.replay and memory.keep == "bank":
             raise DataError(
                 f"replay is {config.replay}, but {folder} keeps its adapters apart, so that no lesson disturbs another; give 0"
@@ -429,7 +430,8 @@ def _report(grader: Grader, asked: tuple[Asked, ...], before: Sequence[Sitting],
         for name, sitting in (("old", old), ("new", new), ("old_bare", old_bare), ("new_bare", new_bare))
     }
     return {
-        "n": len(asked),
+        "n": len({one.group for one in asked}),
+        "wordings": len(asked),
         "before": marks["old"].accuracy,
         "after": marks["new"].accuracy,
         "f1": {"before": marks["old"].f1, "after": marks["new"].f1},

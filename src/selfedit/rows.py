@@ -13,7 +13,7 @@ from selfedit.convert import is_converted
 from selfedit.errors import DataError
 from selfedit.report.read import passages_of, scored_of
 from selfedit.runs import read_rows
-from selfedit.selection import Scored, finalists, select
+from selfedit.selection import Scored, select
 
 
 def selected_rows(
@@ -52,7 +52,7 @@ def selected_rows(
     fraction = theirs.get("fraction", 0.2) if fraction is None else fraction
     seed = theirs.get("seed", 0) if seed is None else seed
     for one in chosen_rounds:
-        scored = finalists(scored_of(folder, one))
+        scored = scored_of(folder, one)
         chosen = select(rule, scored, fraction, seeds.derive(seed, one, "select"))
         file = folder / f"round-{one:02d}" / "edits.jsonl"
         written = {row["context"]: row for row in read_rows(file)}

@@ -7,17 +7,21 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from selfedit import __version__
 from selfedit.errors import DataError
 
-ROWS = "trials.jsonl"
+ROWS, DATA = "trials.jsonl", "data.json"
+# What a run writes: where one of these is without run.json, they are somebody else's.
+OWN = (ROWS, DATA, "table.json", "metrics.jsonl", "merged", "round-*")
 # What a run that is there already can be given more of, by the config's name.
 MORE = {"TrainConfig": ("rounds",), "ArcTrainConfig": ("rounds",), "RewardBenchConfig": ("passages",)}
 
@@ -52,7 +56,7 @@ def policy_of(name: str, fingerprint: str) -> Policy:
         return BASE
     folder = Path(name)
     if not (folder / "adapter_model.safetensors").is_file():
-        rounds = sorted(file.parent for file in folder.glob("round-*/policy/adapter_model.safetensors"))
+        rounds = sorted((file.parent for file in folder.glob("round-*/policy/adapter_model.safetensors")), key=_number)
         if not rounds:
             raise DataError(f"{name}: no policy there; give a run of selfedit train with a finished round, or an adapter's folder")
         folder = rounds[-1]
@@ -60,6 +64,10 @@ def policy_of(name: str, fingerprint: str) -> Policy:
     if training.is_file() and json.loads(training.read_text()).get("base") != fingerprint:
         raise DataError(f"{name}: its policy is an adapter on another base model; give the --model that it was trained with")
     return policy_at(folder)
+
+
+def _number(policy: Path) -> int:
+    return int(policy.parent.name.partition("-")[2])
 
 
 class Log:
@@ -72,11 +80,20 @@ class Log:
     def append(self, *rows: dict[str, Any]) -> None:
         """Adds rows, durable on return; they are kept as they will be read."""
         plain = [without_nan(row) for row in rows]
-        with self.file.open("a", encoding="utf-8") as stream:
+        with _written(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write("".join(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n" for row in plain))
             stream.flush()
             os.fsync(stream.fileno())
         self.rows += plain
+
+    def check_policy(self, digest: str, rows: Sequence[dict[str, Any]] | None = None) -> None:
+        """Raises DataError for rows (all) that another policy wrote; those that name none are the base's."""
+        for row in self.rows if rows is None else rows:
+            if (other := row.get("policy", BASE.digest)) != digest:
+                raise DataError(
+                    f"{self.file}: has a row of policy {other}, but {digest} writes now; its rewards don't hold for this one. "
+                    "Give a new --run"
+                )
 
     def only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops all rows but those."""
@@ -94,11 +111,35 @@ class Log:
 
 def keep_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a file of JSON rows, whole or not at all."""
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(
-        "".join(json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8"
-    )
-    scratch.replace(file)
+    _write(file, "".join(json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Writes a file whole or not at all; a figure that doesn't exist (nan) is null.
+
+    Raises:
+        DataError: it can't be written.
+    """
+    _write(file, json.dumps(without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
+    with _written(file):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(file)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: can't be written ({error}); free space or give another place") from error
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -137,10 +178,22 @@ class Run:
     def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
         """Makes a new folder, or reopens one made with the same config, but for what may have become more (``MORE``).
 
+        It is locked as long as this object lives.
+
         Raises:
-            DataError: the folder exists without ``resume``, or was made with other settings (the first difference is named).
+            DataError: the folder holds a run without ``resume``, one made with other settings (the first difference is named), one
+                that another process works on, or somebody else's files of the names that a run's have; it can't be written.
         """
         self.folder = folder
+        if not (folder / "run.json").exists() and (stranger := next((file for own in OWN for file in folder.glob(own)), None)):
+            raise DataError(f"{folder}: {stranger.name} is there already, and no run is; give another --run folder")
+        with _written(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise DataError(f"{folder}: another process works on this run; wait until it ends, or stop it") from error
         commit = self.begun_by = self.commit = _commit()
         resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
@@ -148,7 +201,7 @@ class Run:
             if not resume:
                 raise DataError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run folder")
             try:
-                stored = json.loads(file.read_text())
+                stored = json.loads(file.read_text(encoding="utf-8"))
                 before = type(config).model_validate(stored["config"])
                 self.begun_by = stored["commit"]
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -162,10 +215,9 @@ class Run:
                 key, old, new = other
                 raise DataError(f"{folder}: made with {key}={old!r}, now {new!r}; give the same settings or another --run")
             if more:
-                keep_json(file, stored | {"config": stored["config"] | more})
+                write_json(file, stored | {"config": stored["config"] | more})
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            keep_json(file, resolved)
+            write_json(file, resolved)
         self.log = Log(folder / ROWS)
         self.other_code = self.begun_by != commit
 
@@ -179,11 +231,38 @@ class Run:
         self.log.append(*rows)
 
 
-def keep_json(file: Path, resolved: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    scratch = file.with_name(f".{file.name}.new")
-    scratch.write_text(json.dumps(resolved, indent=1) + "\n")
-    scratch.replace(file)
+def keep_data(folder: Path, data: Any, growing: bool = False) -> None:
+    """Keeps what a run is about beside it, as ``data.json``; where it has that already, checks that it is still the same.
+
+    Args:
+        folder: the run's.
+        data: puzzles by id, or a list of passages in the flat form, in their order.
+        growing: further ones may have come.
+
+    Raises:
+        DataError: one has changed, questions and solutions count too; or (but for ``growing``) is gone, new, or in another place.
+    """
+    file = folder / DATA
+    now = json.loads(json.dumps(without_nan(data)))
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        before, after = _by_name(stored), _by_name(now)
+        names = before.keys() & after.keys() if growing else before | after
+        if other := sorted(name for name in names if before.get(name) != after.get(name)):
+            raise DataError(
+                f"{file}: {len(other)} contexts, {other[0][:80]!r} among them, aren't what they were when the run began; "
+                "give --data as it was, or another --run"
+            )
+        if not growing and list(before) != list(after) and isinstance(stored, list):
+            raise DataError(
+                f"{file}: the passages were in another order when the run began; give --data as it was, or another --run"
+            )
+    write_json(file, now)
+
+
+def _by_name(stored: Any) -> dict[str, Any]:
+    """What is kept of each context, by its id or, of a passage, by its title and text."""
+    return stored if isinstance(stored, dict) else {f"{one['title']}: {one['context']}": one for one in stored}
 
 
 def _commit() -> str | None:
@@ -225,4 +304,4 @@ def _whole_rows(file: Path) -> list[dict[str, Any]]:
     with file.open("r+b") as stream:
         whole, newline, _ = stream.read().rpartition(b"\n")
         stream.truncate(len(whole) + len(newline))
-    return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
+    return read_rows(file)

@@ -73,13 +73,15 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
 
     ``best``: of each context the one with the highest reward (the paper's); ``positive``: all above the baseline (its equation 2);
     ``best-positive``: the best, if it is above the baseline; ``top-fraction``: so large a share of all, over contexts;
-    ``random``: of each context one, uniformly. Only self-edits that could be tried; ties by likelihood, then by lower index.
+    ``random``: of each context one, uniformly. Only self-edits that could be tried and were (``finalists``) not let go; ties by
+    likelihood, then by lower index.
     """
+    tried, scored = sum(one.tried for one in scored), finalists(scored)
     if rule == "positive":
         return [(one.context, one.candidate) for one in scored if one.usable and one.reward > 0]
     if rule == "top-fraction":
         ranked = sorted((one for one in scored if one.usable), key=lambda one: (one.reward, one.tie, -one.candidate), reverse=True)
-        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * sum(one.tried for one in scored)))]}
+        top = {(one.context, one.candidate) for one in ranked[: max(1, round(fraction * tried))]}
         return [(one.context, one.candidate) for one in scored if (one.context, one.candidate) in top]
     chosen = []
     for context, ones in _usable_by_context(scored).items():

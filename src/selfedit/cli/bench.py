@@ -31,10 +31,10 @@ from selfedit.cli.common import (
     print_config,
     print_table,
     run_config,
-    write_json,
 )
 from selfedit.config import DEFAULT_MODEL, RewardBenchConfig
 from selfedit.errors import DataError
+from selfedit.runs import write_json
 
 app = typer.Typer(help="Measure speed, and what rewards are worth.", no_args_is_help=True)
 

@@ -34,6 +34,8 @@ def chat_command(
     lm = model_of.lm
     err.print(f"{opened.base.name} with {len(opened.state.entries)} entries; an empty line ends the talk", highlight=False)
     turns: list[Message] = []
+    # A model that takes no turns would go on with the next line of the user's.
+    stop = None if lm.chat else (lambda text: "\n" in text.strip())
     while True:
         try:
             line = input("> ").strip()
@@ -47,6 +49,6 @@ def chat_command(
             turns = turns[2:]
             prompt = encode_prompt(lm, tuple(turns))
         with model_of.to(line):
-            answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))])[0]
+            answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))], stop=stop)[0]
         typer.echo(answer)
         turns.append(Message("assistant", answer))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +25,6 @@ from rich.progress import (
 from rich.table import Table
 
 from selfedit.errors import DataError, SelfeditError
-from selfedit.runs import without_nan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +90,7 @@ def open_run(folder: Path, config: Config, resume: bool) -> tuple[Run, Config]:
         chosen["slots"] = slots_that_fit(known, values.settings, values.device, most_workers(values.device))
     resolved = config.model_copy(update=chosen)
     run = Run(folder, resolved, resume)
-    err.print(f"run folder: {folder}", highlight=False)
+    err.print(f"run folder: {folder}", highlight=False, markup=False)
     if run.other_code:
         err.print(f"begun by the code of {run.begun_by}, which is not what runs now: rows may differ", highlight=False)
     return run, resolved
@@ -108,7 +105,7 @@ def build_config(kind: type[Config], file: Path | None, flags: dict[str, Any], s
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            loaded = yaml.safe_load(file.read_text())
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"{file}: can't be read as YAML ({error})") from error
         if not isinstance(loaded, dict):
@@ -191,14 +188,20 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def make_grader(name: GraderName, judge: JudgeConfig) -> Grader:
-    """The grader called ``name``."""
+    """The grader called ``name``; a judge is asked one question, so that it isn't missed after long work.
+
+    Raises:
+        GraderError: the judge can't be reached, or doesn't judge.
+    """
     from selfedit.graders import text
     from selfedit.graders.judge import JudgeGrader
 
     if name == "judge":
         from selfedit.lm.load import cache_folder
 
-        return JudgeGrader(judge.url, judge.model, cache_folder() / "judge.sqlite")
+        asked = JudgeGrader(judge.url, judge.model, cache_folder() / "judge.sqlite")
+        asked.check()
+        return asked
     graders: dict[str, Grader] = {
         "recall": text.RecallGrader(),
         "em": text.ExactMatchGrader(),
@@ -214,10 +217,10 @@ def styles_from(text: str | None) -> tuple[str, ...] | None:
     from selfedit.tasks.knowledge.prompts import STYLES, check_styles, parts_of
 
     styles = []
-    for part in text.split(","):
-        known = all(name in STYLES for name in parts_of(part.strip()))
+    for part in map(str.strip, text.split(",")):
+        known = all(name in STYLES for name in parts_of(part))
         try:
-            styles.append(part.strip() if known or not Path(part).is_file() else Path(part).read_text(encoding="utf-8"))
+            styles.append(part if known or not Path(part).is_file() else Path(part).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{part}: can't be read as a template ({error}); give UTF-8 text with {{passage}} in it") from error
     check_styles(styles)
@@ -230,29 +233,15 @@ def narrow_table() -> Table:
 
 
 def check_writable(file: Path | None) -> None:
-    """Raises DataError now, before long work, if ``--json`` could not be written after it."""
+    """Raises DataError now, before long work, if ``--json`` could not be written after it. No folder is made yet."""
     if file is None:
         return
     if file.is_dir():
-        raise DataError(f"{file}: a folder; give --json a file name")
+        raise DataError(f"{file}: a folder; give a file's name")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
+        with tempfile.TemporaryFile(dir=next(folder for folder in file.absolute().parents if folder.exists())):
             pass
     except OSError as error:
-        raise DataError(f"{file}: can't be written ({error})") from error
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Writes a file whole or not at all; a figure that doesn't exist (nan) is null."""
-    text = json.dumps(without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise DataError(f"{file}: can't be written ({error})") from error
 
 

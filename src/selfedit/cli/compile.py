@@ -8,11 +8,12 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from selfedit.cli.common import err, write_json
+from selfedit.cli.common import err
 from selfedit.config import DocumentForm, PlainSplit
 from selfedit.contexts import Passage
 from selfedit.edits import Document
 from selfedit.errors import DataError, InvalidEditError
+from selfedit.runs import write_json
 
 
 def compile_command(
@@ -44,6 +45,10 @@ def compile_command(
         raise DataError(f"--form {form}: give plain or chat")
     if split not in (None, "lines", "whole"):
         raise DataError(f"--split {split}: give lines or whole")
+    if form == "chat" and split is not None:
+        raise DataError("--split is of the plain form; in chat form a self-edit's lines are lessons anyway")
+    if form == "plain" and grounding:
+        raise DataError("--grounding is of the chat form; the plain one takes lines as they are")
     from selfedit.tasks.knowledge.data import load_edits
 
     written, newlines = load_edits(file)

@@ -34,10 +34,10 @@ from selfedit.cli.common import (
     print_config,
     run_config,
     styles_from,
-    write_json,
 )
 from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import ContinualConfig
+from selfedit.runs import write_json
 
 
 def continual_command(

@@ -35,9 +35,9 @@ from selfedit.cli.common import (
     print_config,
     run_config,
     styles_from,
-    write_json,
 )
 from selfedit.config import EvalConfig
+from selfedit.runs import keep_data, write_json
 
 app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def knowledge_command(
     writer: Annotated[str | None, typer.Option(help="Run of selfedit train, or a policy's folder.")] = None,
     external: Annotated[str | None, typer.Option(help="File with self-edits, or URL of an OpenAI-compatible server.")] = None,
     model: ModelOption = None,
-    edits: Annotated[int | None, typer.Option(help="Own self-edits a passage; averaged, never selected.")] = None,
+    edits: Annotated[int | None, typer.Option(help="Self-edits a passage of each writer; averaged, never selected.")] = None,
     style: StyleOption = None,
     grader: GraderOption = None,
     seed: SeedOption = None,
@@ -90,7 +90,7 @@ def knowledge_command(
     Example: selfedit eval knowledge --writer runs/train-1 --methods none,passage,self,seal-writer,seal
     Example: selfedit eval knowledge --methods none,passage,self --setting corpus --n 40 --edits 5
     """
-    from selfedit.tasks.knowledge.data import load_dataset
+    from selfedit.tasks.knowledge.data import flat_dataset, load_dataset
     from selfedit.tasks.knowledge.prompts import check_styles
 
     flags: dict[str, Any] = {
@@ -118,8 +118,12 @@ def knowledge_command(
         print_config(resolved)
         from selfedit.estimate import estimate_evaluation
 
+        if resolved.data.partition(":")[0] == "squad" and not resolved.limit:
+            typer.echo("# no estimate: how many passages there are is known once they are fetched; give --limit")
+            return
         on_hub = resolved.data.partition(":")[0] == "squad"
-        count = resolved.limit or (0 if on_hub else len(load_dataset(resolved.data, resolved.split)))
+        found = resolved.limit if on_hub else len(load_dataset(resolved.data, resolved.split))
+        count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))
         return
     from selfedit.corpus import evaluate_corpus, trainings
@@ -136,6 +140,8 @@ def knowledge_command(
     check_writable(json_file)
     opened, resolved = open_run(folder, resolved, resume)
     corpus = resolved.setting == "corpus"
+    # What is disturbed elsewhere is asked of the others, too.
+    keep_data(folder, flat_dataset([*passages, *others] if corpus else passages))
     what = "passages, then trainings" if corpus else "passages"
     total = len(passages) + (trainings(resolved) if corpus else 0)
     with WorkBar(what) as bar:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
+from selfedit.cli.common import check_writable, err, narrow_table, out
 from selfedit.cli.evaluate import interval_cells, mean_cell
 from selfedit.config import DEFAULT_MODEL
+from selfedit.runs import write_json
 from selfedit.stats import paired_difference
 
 

@@ -33,10 +33,10 @@ from selfedit.cli.common import (
     out,
     print_config,
     styles_from,
-    write_json,
 )
 from selfedit.config import LearnConfig
 from selfedit.errors import DataError
+from selfedit.runs import write_json
 
 
 def learn_command(
@@ -104,6 +104,8 @@ def learn_command(
     }
     resolved = build_config(LearnConfig, config, flags, sets or [])
     check_styles(list(resolved.edit.styles))
+    if (judge_url or judge_model) and resolved.grader != "judge":
+        raise DataError(f"--judge-url and --judge-model are of the grader judge, not of {resolved.grader}; give --grader judge")
     if dry_run:
         print_config(resolved)
         return
@@ -130,7 +132,7 @@ def learn_command(
 
         def progress(event: str, details: dict[str, Any]) -> None:
             if event == "waiting":
-                err.print(f"{details['folder']} is in use by another process; waiting for it to finish")
+                err.print(f"{details['folder']} is in use by another process; waiting for it to finish", markup=False)
             elif event == "started":
                 if details["parts"] > 1:
                     err.print(f"the passage is longer than half the model's window; split into {details['parts']} parts")
@@ -218,8 +220,9 @@ def _show(result: dict[str, Any], memory: Path) -> None:
         out.print(own)
     best = result["best"]
     chosen = best + 1 if best is not None else "-"
+    wordings = f" in {report['wordings']} wordings" if report["wordings"] > report["n"] else ""
     out.print(
-        f"[bold]The exam without the passage[/], on questions that chose nothing (n={report['n']}, self-edit {chosen})",
+        f"[bold]The exam without the passage[/], on questions that chose nothing (n={report['n']}{wordings}, self-edit {chosen})",
         highlight=False,
     )
     exam = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)

@@ -8,6 +8,7 @@ import sys
 from types import FrameType
 
 import typer
+from rich.markup import escape
 
 from selfedit import __version__
 from selfedit.cli import ask, bench, chat, compile, continual, evaluate, general, learn, memory, puzzles, report, train
@@ -54,7 +55,7 @@ def main() -> None:
     try:
         app()
     except SelfeditError as error:
-        err.print(f"[bold red]selfedit:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]selfedit:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except _Interrupted:
         err.print("[bold]selfedit:[/] interrupted; what was committed before stays, nothing half-written does")
@@ -67,7 +68,3 @@ class _Interrupted(BaseException):
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _Interrupted
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

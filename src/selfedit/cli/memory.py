@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from selfedit.cli.common import build_config, check_writable, err, make_grader, narrow_table, out, write_json
+from selfedit.cli.common import build_config, check_writable, err, make_grader, narrow_table, out
 from selfedit.config import GraderName, JudgeConfig, LearnConfig, Settings
 from selfedit.errors import DataError, MemoryStoreError
+from selfedit.runs import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +34,11 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
     opened = Memory.open(memory)
     live = set(opened.state.entries)
     entries = opened.entries()
+    state: str | None = None
+    try:
+        state = opened.digest()
+    except MemoryStoreError as error:
+        err.print(str(error), highlight=False, markup=False)
     if as_json:
         rows = [
             {
@@ -44,9 +50,9 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
             }
             for e in entries
         ]
-        typer.echo(json.dumps({"base": opened.base.name, "keep": opened.keep, "state": opened.digest(), "entries": rows}, indent=1))
+        typer.echo(json.dumps({"base": opened.base.name, "keep": opened.keep, "state": state, "entries": rows}, indent=1))
         return
-    table = Table(title=escape(f"{memory}: {opened.base.name}, {opened.keep}, state {opened.digest()}"))
+    table = Table(title=escape(f"{memory}: {opened.base.name}, {opened.keep}, state {state or '?'}"))
     for name in ("entry", "title", "style", "before", "after", "learnt", ""):
         table.add_column(name)
     for entry in entries:
@@ -95,7 +101,7 @@ def undo_command(
     graders = graders_of(grader)
     exams: list[dict[str, Any]] = []
     opened = Memory.open(memory)
-    with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
+    with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting", markup=False)):
         slots = opened.state.slots
         chosen = slots[-1].entries[-1] if entry is None and slots else entry
         if chosen is None or (slots and slots[-1].entries == (chosen,)):
@@ -140,7 +146,7 @@ def consolidate_command(
     opened = Memory.open(memory)
     lessons = [entry.record["settings"] for entry in opened.entries() if entry.id in opened.state.entries]
     changed = settings_from(sets or [], lessons[-1] if lessons else {})
-    with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting")):
+    with opened.writing(told=lambda: err.print(f"{memory} is in use by another process; waiting", markup=False)):
         found = consolidate(
             opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model, changed
         )
@@ -197,7 +203,8 @@ def before_and_after(rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name == "title" else "right")
     for row in rows:
         title = escape(row["title"]) + (" [dim](taken back)[/]" if row.get("undone") else "")
-        table.add_row(str(row["entry"]), title, str(row["n"]), f"{row['before']:.0%}", f"{row['after']:.0%}")
+        before = "?" if row["before"] is None else f"{row['before']:.0%}"
+        table.add_row(str(row["entry"]), title, str(row["n"]), before, f"{row['after']:.0%}")
     return table
 
 

@@ -32,13 +32,12 @@ from selfedit.cli.common import (
     out,
     print_config,
     run_config,
-    write_json,
 )
 from selfedit.cli.evaluate import interval_cells, mean_cell, method_table, print_cost
 from selfedit.config import ArcEvalConfig, ArcTrainConfig
 from selfedit.contexts import Rows
 from selfedit.errors import DataError
-from selfedit.runs import first_difference
+from selfedit.runs import first_difference, keep_data, write_json
 
 
 def eval_arc_command(
@@ -109,7 +108,7 @@ def eval_arc_command(
         count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_puzzles(resolved, known, count))
         return
-    from selfedit.puzzles.evaluate import check_same, evaluate, fixed_recipes
+    from selfedit.puzzles.evaluate import evaluate, fixed_recipes
     from selfedit.tasks.arc.data import as_json, check_solved, load_puzzles
 
     puzzles = load_puzzles(resolved.data, resolved.split)
@@ -119,9 +118,7 @@ def eval_arc_command(
     folder = run or Path("runs") / time.strftime("eval-arc-%Y%m%d-%H%M%S")
     check_writable(json_file)
     opened, resolved = open_run(folder, resolved, resume)
-    if resume:
-        check_same(folder, puzzles)
-    write_json(folder / "data.json", as_json(puzzles))
+    keep_data(folder, as_json(puzzles))
     with WorkBar("puzzles, then trials") as bar:
         task = bar.add_task("", total=len(puzzles))
         result = evaluate(resolved, puzzles, opened, workers, lambda done, of: bar.update(task, completed=done, total=of))

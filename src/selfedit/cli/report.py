@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from selfedit.cli.common import check_writable, err, narrow_table, out, write_json
+from selfedit.cli.common import check_writable, err, narrow_table, out
 from selfedit.config import CreditName, SelectionRule
+from selfedit.runs import write_json
 
 
 def report_command(
@@ -26,10 +27,9 @@ def report_command(
     from selfedit.report.page import write_report
 
     page = file or runs[0] / "report.html"
-    check_writable(page)
     written = write_report(runs, page)
-    out.print(f"{written[0]}", highlight=False, soft_wrap=True)
-    err.print(f"{len(written) - 1} pictures and tables in {written[-1].parent}", highlight=False, soft_wrap=True)
+    out.print(f"{written[0]}", highlight=False, markup=False, soft_wrap=True)
+    err.print(f"{len(written) - 1} pictures and tables in {written[-1].parent}", highlight=False, markup=False, soft_wrap=True)
 
 
 def convert_command(

@@ -34,11 +34,10 @@ from selfedit.cli.common import (
     print_table,
     run_config,
     styles_from,
-    write_json,
 )
 from selfedit.config import LABEL_FREE, ArcTrainConfig, OuterConfig, TrainConfig
 from selfedit.errors import DataError
-from selfedit.runs import first_difference
+from selfedit.runs import first_difference, keep_data, write_json
 
 if TYPE_CHECKING:
     from selfedit.graders import Grader
@@ -141,6 +140,10 @@ def knowledge_command(
     }
     resolved = _resolved(TrainConfig, flags, config, sets, run, resume)
     check_styles(list(resolved.edit.styles))
+    if screened is not None and not resolved.screen:
+        raise DataError(
+            "--screened is given, but no --screen looks at what is written; give one of ridge, in-context, gradient, ..."
+        )
     if dry_run:
         print_config(resolved)
         from selfedit.estimate import estimate_training
@@ -283,17 +286,15 @@ def _train_on(
 ) -> None:
     """The run itself, whatever the domain; ``stored`` makes what its ``data.json`` keeps of the contexts drawn."""
     from selfedit.executors.local import LocalExecutor, ModelChoice
-    from selfedit.outer.draw import check_begun, check_same_contexts, draw
+    from selfedit.outer.draw import check_begun, draw
     from selfedit.outer.loop import train
 
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     drawn_by_round = draw(resolved, contexts)
-    check_begun(folder, drawn_by_round)
-    drawn = stored([context for part in drawn_by_round for context in part])
-    check_same_contexts(folder, drawn)
     opened, resolved = open_run(folder, resolved, resume)
-    write_json(folder / "data.json", drawn)
+    check_begun(folder, drawn_by_round)
+    keep_data(folder, stored([context for part in drawn_by_round for context in part]), growing=True)
     with WorkBar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head, made = "", 0
@@ -390,7 +391,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     if result["policy"]:
         out.print(f"policy: {result['policy']}", highlight=False, soft_wrap=True)
     else:
-        out.print(f"{folder}: no round yet", highlight=False)
+        out.print(f"{folder}: no round yet", highlight=False, markup=False)
 
 
 def _mean(value: dict[str, Any]) -> str:

@@ -80,6 +80,12 @@ class _Later(Future[Any]):
 _place: _Place | None = None
 
 
+DIED = (
+    "a worker process died, most likely for want of memory; run again with --workers 1 or a smaller model (in a script of your "
+    "own, what starts the work must stand below if __name__ == '__main__')"
+)
+
+
 class LocalExecutor:
     """Runs ``job(lm, *arguments)`` in worker processes; results come in the order of submission or as they end.
 
@@ -123,7 +129,10 @@ class LocalExecutor:
         """Starts a job; ``job`` is a module-level function whose first argument is the language model."""
         if self.here is not None:
             return _Later(self.here, job, arguments)
-        return self.pool.submit(_run, job, arguments)
+        try:
+            return self.pool.submit(_run, job, arguments)
+        except BrokenProcessPool as error:
+            raise SelfeditError(DIED) from error
 
     def map(self, job: Callable[..., Any], argument_lists: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Results as they end, whatever the order of ``argument_lists``."""
@@ -154,9 +163,7 @@ def result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except BrokenProcessPool as error:
-        raise SelfeditError(
-            "a worker process died, most likely for want of memory; run again with --workers 1 or a smaller model"
-        ) from error
+        raise SelfeditError(DIED) from error
 
 
 def default_workers(device: str) -> int:

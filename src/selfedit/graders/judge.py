@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import httpx
-
+from selfedit.contexts import Question
 from selfedit.errors import GraderError
 from selfedit.graders import ExamItem, Verdict
 from selfedit.graders.text import normalise, repeated_answers
+from selfedit.remote import FAULTS, replies
 
+# Asked before long work, so that a judge that can't be had is told of at once.
+SAMPLE = ExamItem(Question("What is two and two?", "four"), "four", 0)
 INSTRUCTION = (
     "You mark an exam. Say whether the student's answer is correct: it must convey the reference answer and must not "
     "contradict it; extra detail is fine. Reply with yes or no and nothing else.\n\n"
@@ -28,22 +29,23 @@ class JudgeGrader:
     """Asks a server whether an answer conveys the gold answer (paper section 4.1: GPT-4.1 as the judge).
 
     Departures from the reference code: (1) each (model, question, gold, answer) is asked once, then read from a cache; (2) a call
-    that fails is an error, there it counts as "wrong"; (3) temperature 0 is set; (4) an answer given to most questions is "wrong".
+    that fails is an error, there it counts as "wrong"; (3) temperature 0 is set; (4) an answer given to most questions is "wrong";
+    (5) a busy server is asked again.
 
     Args:
         url: the server's base URL, such as http://127.0.0.1:8000/v1.
         model: the model's name there.
         cache: SQLite file of verdicts.
-        key: API key; by default ``OPENAI_API_KEY`` of the environment.
-        workers: concurrent requests.
     """
 
-    def __init__(self, url: str, model: str, cache: Path, key: str | None = None, workers: int = 8) -> None:
+    def __init__(self, url: str, model: str, cache: Path) -> None:
         self.url = url.rstrip("/")
         self.model = model
         self.cache = cache
-        self.key = key or os.environ.get("OPENAI_API_KEY", "")
-        self.workers = workers
+
+    def check(self) -> None:
+        """One call, answered from the cache the next time. Raises GraderError as ``mark``."""
+        self.mark([SAMPLE])
 
     def mark(self, exam: list[ExamItem]) -> list[Verdict]:
         """One verdict for each item.
@@ -69,44 +71,35 @@ class JudgeGrader:
                 row = store.execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
                 if row is not None:
                     known[key] = bool(row[0])
-            with httpx.Client(timeout=60.0, headers=self._headers()) as client, ThreadPoolExecutor(self.workers) as pool:
-                waiting = {pool.submit(self._ask, client, item): key for key, item in asked.items() if key not in known}
-                failed = None
-                for future in as_completed(waiting):
-                    # Each verdict is kept at once: one failed call must not cost those that were paid for.
-                    try:
-                        known[waiting[future]] = future.result()
-                        store.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (waiting[future], int(future.result())))
-                    except GraderError as error:
-                        failed = error
+            waiting = [key for key in asked if key not in known]
+            failed = None
+            for at, reply in replies(self.url, [self._body(asked[key]) for key in waiting]):
+                # Each verdict is kept at once: one failed call must not cost those that were paid for.
+                try:
+                    verdict = known[waiting[at]] = self._verdict(reply)
+                    store.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", (waiting[at], int(verdict)))
+                except GraderError as error:
+                    failed = failed or error
             if failed is not None:
                 raise failed
         return [Verdict(known.get(self._key(item), False), float(known.get(self._key(item), False))) for item in exam]
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def _key(self, item: ExamItem) -> str:
         parts = [INSTRUCTION, self.url, self.model, item.question.question, *item.question.golds, item.answer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _ask(self, client: httpx.Client, item: ExamItem) -> bool:
+    def _body(self, item: ExamItem) -> dict[str, Any]:
         prompt = INSTRUCTION.format(question=item.question.question, gold=" / ".join(item.question.golds), answer=item.answer)
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": 8,
-        }
-        try:
-            reply = client.post(f"{self.url}/chat/completions", json=body)
-            reply.raise_for_status()
-            text = str(reply.json()["choices"][0]["message"]["content"]).strip().lower()
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        return {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 8}
+
+    def _verdict(self, reply: str | Exception) -> bool:
+        if isinstance(reply, FAULTS):
             raise GraderError(
-                f"judge at {self.url}: no verdict ({error}); check the settings judge.url and judge.model, and OPENAI_API_KEY"
-            ) from error
-        word = re.match(r"\W*(yes|no)\b(?!\s+sure)", text)
+                f"judge at {self.url}: no verdict ({reply}); check the settings judge.url and judge.model, and OPENAI_API_KEY"
+            ) from reply
+        if isinstance(reply, Exception):
+            raise reply
+        word = re.match(r"\W*(yes|no)\b(?!\s+sure)", reply.lower())
         if word is not None:
             return word[1] == "yes"
-        raise GraderError(f"judge at {self.url}: replied {text[:60]!r}, neither yes nor no; use a model that follows the request")
+        raise GraderError(f"judge at {self.url}: replied {reply[:60]!r}, neither yes nor no; use a model that follows the request")

@@ -112,9 +112,9 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> Language
         if chosen is None:
             raise ModelError(f"unknown dtype {dtype!r}; give one of auto, {', '.join(DTYPES)}")
         try:
-            model = AutoModelForCausalLM.from_pretrained(known.folder, dtype=chosen, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(known.folder, dtype=chosen, use_safetensors=True, trust_remote_code=False)
             model.to(target)
-        except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
             raise ModelError(_not_loaded(name, known.folder, error)) from error
     _check_structure(name, model)
     model.eval()
@@ -129,19 +129,31 @@ def _check_structure(name: str, model: Any) -> None:
     decoder, config = model.base_model, model.config.get_text_config()
     unknown = [part for part in ("layers", "norm", "rotary_emb") if not hasattr(decoder, part)]
     unknown += [key for key in ("logits_scaling", "logit_scale") if getattr(config, key, None) not in (None, 1, 1.0)]
+    _refuse(name, type(model).__name__, unknown)
+
+
+def _refuse(name: str, kind: str, unknown: list[str]) -> None:
     if unknown:
         raise ModelError(
-            f"model {name}: {type(model).__name__} can't be adapted ({', '.join(unknown)}); give a text model of the families "
+            f"model {name}: {kind} can't be adapted ({', '.join(unknown)}); give a text model of the families "
             "Llama, Mistral, Qwen 2 or 3, Gemma 3, SmolLM, OLMo 2, Phi 3"
         )
 
 
 def resolve_device(device: str) -> torch.device:
-    """A device by name; ``auto`` is CUDA where there is one, else the CPU. Raises ModelError for an unknown name."""
+    """A device by name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ModelError: it is unknown, or not on this machine.
+    """
     try:
-        return torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ModelError(f"unknown device {device!r}; give auto, cpu, cuda, cuda:1, mps, ...") from error
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= there:
+        raise ModelError(f"device {device!r}: PyTorch finds {there} CUDA devices here; give auto, cpu or another number")
+    return found
 
 
 def identify(name: str) -> Identity:
@@ -153,11 +165,13 @@ def identify(name: str) -> Identity:
     folder = resolve(name)
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # a damaged tokenizer.json raises nothing more special
             raise ModelError(_not_loaded(name, folder, error)) from error
         ends = end_ids(config, _generation_config(folder)) or end_ids(tokenizer)
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+    _refuse(name, config.model_type, [size for size in sizes if not hasattr(config.get_text_config(), size)])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Identity(name, folder, _fingerprint(folder, config), config, tokenizer, _takes_turns(tokenizer, ends))
@@ -187,6 +201,12 @@ def _takes_turns(tokenizer: Any, ends: set[int]) -> bool:
     _, _, tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("Pong")
     closing = [token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in tokenizer.all_special_ids]
     return not closing or bool(ends.intersection(closing))
+
+
+def lasting(name: str) -> str:
+    """A model's name that holds wherever the command is called from: of a folder or file here its absolute path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() and not name.startswith("builtin:") else name
 
 
 def resolve(name: str) -> str:
@@ -385,7 +405,10 @@ def _time_decoder_step(folder: str, dtype: torch.dtype) -> float:
 def _not_loaded(name: str, folder: str, error: Exception) -> str:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(folder).is_dir():
-        return f"model {name}: the folder {folder} can't be loaded ({first_line})"
+        return (
+            f"model {name}: the folder {folder} can't be loaded ({first_line}); is it whole? A clone made without git-lfs has "
+            "pointers in the place of large files"
+        )
     return (
         f"model {name}: not on this machine and the hub could not be reached or does not know it ({first_line}). "
         f"Check the id, or download the model where there is a network and give its folder; built in: {', '.join(BUILTIN)}"

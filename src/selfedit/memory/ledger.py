@@ -35,6 +35,9 @@ CREATE TABLE states (id INTEGER PRIMARY KEY AUTOINCREMENT, parent INTEGER, chang
 CREATE TABLE pointer (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), state INTEGER NOT NULL REFERENCES states(id));
 """
 
+# What stands in a memory's folder before there is a ledger.
+BEFORE_LEDGER = frozenset({"ledger.lock", "ledger.new", "ledger.new-journal", "lock", ".DS_Store"})
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -116,10 +119,14 @@ class Memory:
             keep: how the adapters of a new one are composed (``memory/compose.py``); empty: ``bank``.
 
         Raises:
-            MemoryStoreError: the folder holds a memory made with another base model (both are named), or can't be written.
+            MemoryStoreError: the folder holds a memory with entries made with another base model (both are named), or files that
+                are no memory's, or can't be written.
         """
         memory = cls(folder)
         if not memory._ledger.is_file():
+            # What is below adapters/ and isn't an entry's is swept.
+            if folder.is_dir() and (other := sorted(file.name for file in folder.iterdir() if file.name not in BEFORE_LEDGER)):
+                raise MemoryStoreError(f"{folder}: no memory, but it holds {other[0]}; give an empty or a new --memory folder")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # A lock of its own: the memory's lock may be held for long by a process that made the ledger a moment ago.
@@ -129,7 +136,8 @@ class Memory:
             except (OSError, sqlite3.Error) as error:
                 raise MemoryStoreError(f"{folder}: a memory can't be made there ({error}); give another --memory folder") from error
         memory = cls.open(folder)
-        memory.check_base(base)
+        if memory.entries():
+            memory.check_base(base)
         return memory
 
     def check_base(self, base: Base) -> None:
@@ -156,20 +164,22 @@ class Memory:
         with self._read() as store:
             return str(store.execute("SELECT value FROM about WHERE key = 'keep'").fetchone()[0])
 
-    def keep_as(self, keep: str) -> None:
-        """From now on composed so, if nothing has been learnt yet. Call inside ``writing``.
+    def bind(self, base: Base, keep: str) -> None:
+        """From now on of this base and composed so (empty: as it is), if nothing has been learnt yet. Call inside ``writing``.
 
         Raises:
-            MemoryStoreError: there are entries, and they are composed in another way.
+            MemoryStoreError: there are entries, and they are of another base or composed in another way.
         """
-        if not keep or keep == self.keep:
-            return
         if self.entries():
-            raise MemoryStoreError(
-                f"{self.folder}: made as a {self.keep}; leave keep ({keep}) out, or give another --memory folder"
-            )
+            self.check_base(base)
+            if keep and keep != self.keep:
+                raise MemoryStoreError(
+                    f"{self.folder}: made as a {self.keep}; leave keep ({keep}) out, or give another --memory folder"
+                )
+            return
         with self._transaction() as store:
-            store.execute("UPDATE about SET value = ? WHERE key = 'keep'", (keep,))
+            now = {"base_name": base.name, "base_fingerprint": base.fingerprint, "keep": keep or self.keep}
+            store.executemany("UPDATE about SET value = ? WHERE key = ?", [(value, key) for key, value in now.items()])
 
     @property
     def state(self) -> State:

@@ -62,31 +62,40 @@ def undo_earlier(
     records = {e.id: e.record for e in memory.entries()}
     examined = {number: records[number] for number in state.entries}
     still = {number: record for number, record in examined.items() if number != entry}
-    before = exams(kept_by(memory, state), known.name, examined, graders)
+    before: Mapping[int, float | None]
+    try:
+        before = exams(kept_by(memory, state), known.name, examined, graders)
+    except MemoryStoreError as error:
+        # To take a damaged adapter out is the remedy, so it must not need that adapter.
+        progress(f"what was right before can't be told: {error}")
+        before = dict.fromkeys(examined)
     scratch = memory.scratch()
-    bank = memory.keep == "bank"
-    kept = list(state.slots[:at])
-    places = [memory.folder / "adapters" / slot.folder for slot in kept]
-    built = []
-    for slot in state.slots[at:]:
-        remaining = [one for one in slot.entries if one != entry]
-        if not remaining:
-            continue
-        if bank and len(remaining) == len(slot.entries):
-            places.append(memory.folder / "adapters" / slot.folder)
-            kept.append(slot)
-            continue
-        for one in remaining:
-            progress(f"training entry {one} again: {records[one]['title']}")
-        folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
-        below = [] if bank else places
-        build([records[one] for one in remaining], still, known.name, below, folder, memory.keep, slot.changed)
-        places.append(folder)
-        built.append((folder, folder.name))
-        kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
-    after = exams(kept_in(memory.keep, kept, places, still), known.name, examined, graders)
-    memory.replace(f"undo entry {entry}", kept, built)
-    return [row | {"undone": row["entry"] == entry} for row in _beside(examined, before, after)]
+    try:
+        bank = memory.keep == "bank"
+        kept = list(state.slots[:at])
+        places = [memory.folder / "adapters" / slot.folder for slot in kept]
+        built = []
+        for slot in state.slots[at:]:
+            remaining = [one for one in slot.entries if one != entry]
+            if not remaining:
+                continue
+            if bank and len(remaining) == len(slot.entries):
+                places.append(memory.folder / "adapters" / slot.folder)
+                kept.append(slot)
+                continue
+            for one in remaining:
+                progress(f"training entry {one} again: {records[one]['title']}")
+            folder = scratch / f"{remaining[-1]:04d}-after-{state.id}"
+            below = [] if bank else places
+            build([records[one] for one in remaining], still, known.name, below, folder, memory.keep, slot.changed)
+            places.append(folder)
+            built.append((folder, folder.name))
+            kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
+        after = exams(kept_in(memory.keep, kept, places, still), known.name, examined, graders)
+        memory.replace(f"undo entry {entry}", kept, built)
+        return [row | {"undone": row["entry"] == entry} for row in _beside(examined, before, after)]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def consolidate(
@@ -149,7 +158,9 @@ def is_lost(before: float, after: float, questions: int) -> bool:
     return before > 0 and (not after or (before - after) * questions > 1 + 1e-9)
 
 
-def _beside(records: Mapping[int, dict[str, Any]], before: Mapping[int, float], after: Mapping[int, float]) -> list[dict[str, Any]]:
+def _beside(
+    records: Mapping[int, dict[str, Any]], before: Mapping[int, float | None], after: Mapping[int, float]
+) -> list[dict[str, Any]]:
     return [
         {"entry": number, "title": of["title"], "n": len(of["quiz"]), "before": before[number], "after": after[number]}
         for number, of in records.items()

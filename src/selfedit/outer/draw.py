@@ -54,33 +54,6 @@ def check_begun(folder: Path, drawn: Sequence[Sequence[Any]]) -> None:
             )
 
 
-def check_same_contexts(folder: Path, drawn: Any) -> None:
-    """That contexts which a run's ``data.json`` has are still what they were, questions and solutions too.
-
-    Args:
-        folder: the run's, which may be new.
-        drawn: what ``data.json`` will be: puzzles by id, or a list of passages.
-
-    Raises:
-        DataError: one has changed.
-    """
-    file = folder / "data.json"
-    if not file.is_file():
-        return
-    before, now = (_by_name(data) for data in (json.loads(file.read_text()), drawn))
-    if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
-        raise DataError(
-            f"{file}: {len(changed)} contexts, {sorted(changed)[0][:80]!r} among them, aren't what they were when the run began; "
-            "give --data as it was, or another --run"
-        )
-
-
-def _by_name(stored: Any) -> dict[str, Any]:
-    """What is kept of each context, by its id or, of a passage, by its title and text."""
-    plain = json.loads(json.dumps(stored))
-    return plain if isinstance(plain, dict) else {f"{one['title']}: {one['context']}": one for one in plain}
-
-
 def taken(run: Path, rounds: int) -> list[list[dict[str, Any]]]:
     """What a finished run selected in each of its first rounds, one row a self-edit."""
     found = []

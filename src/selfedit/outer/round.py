@@ -28,7 +28,7 @@ from selfedit.outer.rows import Lessons, RowMaker, Trials
 from selfedit.rewards import LikelihoodReward, Reward, make_reward, rewards_beside
 from selfedit.rewards.exams import Exam, Labelled
 from selfedit.rewards.screens import Tried, correlations, scores_of
-from selfedit.runs import Log, Policy, Run, keep_rows, policy_at, read_rows
+from selfedit.runs import Log, Policy, Run, keep_rows, policy_at, read_rows, write_json
 from selfedit.selection import Scored, finalists, preferences, round_summary, select
 from selfedit.stats import mean_and_error
 from selfedit.tasks.base import Credit, Sitting, Task
@@ -97,7 +97,7 @@ class Round:
             rows, job = self.rows(self.row_maker(contexts, written), chosen, scored), sft
         keep_rows(self.folder / "rows.jsonl", rows)
         listed = [{"context": context, "candidate": candidate} for context, candidate in chosen]
-        (self.folder / "selected.json").write_text(json.dumps(listed, indent=1) + "\n")
+        write_json(self.folder / "selected.json", listed)
         after, training = self.train_policy(job, rows)
         parts: dict[str, Lessons | Trials] = {"exams": materials, "writing": written, "screening": self.looks, "trying": tried}
         cost = {name: round(sum(row["seconds"] for row in part.values()), 1) for name, part in parts.items()}
@@ -125,7 +125,7 @@ class Round:
         """By the rule; of a control as many of each context as the other run took, each drawn on its own."""
         seed = self.seed("select")
         if not self.config.control_of:
-            return select(self.config.rule, finalists(scored), self.config.fraction, seed)
+            return select(self.config.rule, scored, self.config.fraction, seed)
         by_context: dict[str, list[Scored]] = defaultdict(list)
         for one in scored:
             by_context[one.context].append(one)
@@ -141,7 +141,7 @@ class Round:
         if isinstance(self.exam, Labelled):
             return {context.id: {"material": {}, "seconds": 0.0} for context in contexts}
         log = Log(self.folder / "exams.jsonl")
-        self.check_policy(log)
+        log.check_policy(self.policy.digest)
         done = {row["context"] for row in log.rows}
         jobs = {
             self.executor.submit(prepare_exam, self.exam, context, self.seed("exam"), self.student): context
@@ -181,7 +181,7 @@ class Round:
     def write(self, contexts: Sequence[Any], materials: Lessons) -> Lessons:
         """Each context's self-edits and baseline exam; what is there already is not written again."""
         log = Log(self.folder / "edits.jsonl")
-        self.check_policy(log)
+        log.check_policy(self.policy.digest)
         done = {row["context"] for row in log.rows}
         config = self.config
         exam = "labelled" if isinstance(self.exam, Labelled) else REWARD_EXAMS[config.reward]
@@ -217,7 +217,7 @@ class Round:
         self-edits of a context are tried once and counted often.
         """
         rows = {(row["context"], row["candidate"], row["repeat"]): row for row in self.run.rows if row["round"] == self.number}
-        self.check_policy(self.run.log, [row for row in self.run.rows if row["round"] == self.number])
+        self.run.log.check_policy(self.policy.digest, [row for row in self.run.rows if row["round"] == self.number])
         if self.config.screen:
             self.try_screened(contexts, written, rows)
             return rows
@@ -266,7 +266,7 @@ class Round:
         """What each self-edit looks like; what is there already is not looked at again."""
         assert isinstance(self.config, TrainConfig)
         log = Log(self.folder / "looks.jsonl")
-        self.check_policy(log)
+        log.check_policy(self.policy.digest)
         done = {row["context"] for row in log.rows}
         jobs = {
             self.executor.submit(
@@ -520,15 +520,6 @@ class Round:
     def seed(self, *parts: Any) -> int:
         """A seed of this round."""
         return seeds.derive(self.config.seed, self.number, *parts)
-
-    def check_policy(self, log: Log, rows: Sequence[dict[str, Any]] | None = None) -> None:
-        """Raises DataError for rows that another policy wrote."""
-        for row in log.rows if rows is None else rows:
-            if row["policy"] != self.policy.digest:
-                raise DataError(
-                    f"{log.file}: has a row of policy {row['policy']}, but round {self.number} begins with {self.policy.digest}; "
-                    "its rewards don't hold for this one. Start a new run"
-                )
 
 
 def only(context: Any, kept: Sequence[int]) -> Any:

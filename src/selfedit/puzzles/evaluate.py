@@ -193,25 +193,9 @@ def seen(config: ArcEvalConfig, puzzles: Sequence[Puzzle]) -> list[str]:
         # A policy's folder lies in its run's.
         for folder in (Path(name), *Path(name).resolve().parents[:2]) if name else ():
             if (folder / "data.json").is_file():
-                known |= set(json.loads((folder / "data.json").read_text()))
+                known |= set(json.loads((folder / "data.json").read_text(encoding="utf-8")))
                 break
     return [puzzle.id for puzzle in puzzles if puzzle.id in known]
-
-
-def check_same(folder: Path, puzzles: Sequence[Puzzle]) -> None:
-    """That the puzzles of a run that has begun are what they were.
-
-    Raises:
-        DataError: one has changed, is gone, or is new.
-    """
-    file = folder / "data.json"
-    before = {puzzle.id: puzzle for puzzle in load_puzzles(str(file), "")} if file.is_file() else None
-    now = {puzzle.id: puzzle for puzzle in puzzles}
-    if before is not None and (other := [name for name in before | now if before.get(name) != now.get(name)]):
-        raise DataError(
-            f"{folder}: {len(other)} puzzles, {other[0]} among them, aren't what they were when it began; give --data as it was, "
-            "or another --run"
-        )
 
 
 # The oracle's recipe of the puzzles that it names none for.

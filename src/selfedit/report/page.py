@@ -7,6 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jinja2
 import markupsafe
 import yaml
 
+from selfedit.errors import DataError
 from selfedit.report import tables
 from selfedit.report.continual import continual_pictures, kept_differences_table, kept_table, matrices_table
 from selfedit.report.plots import Picture, pictures_of
@@ -26,31 +28,45 @@ def write_report(folders: Sequence[Path], file: Path) -> list[Path]:
     """Writes ``file``, and PNG and CSV into the folder ``NAME-files`` beside it; returns everything written.
 
     Raises:
-        DataError: a folder isn't a run, or has nothing to show.
+        DataError: a folder isn't a run, or has nothing to show; the page can't be written.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = _named([read_run(folder) for folder in folders])
     pictures = pictures_of(runs) + puzzle_pictures(runs) + continual_pictures(runs)
     sections = [(run, _tables(run)) for run in runs]
     compared = tables.comparison(runs) if len(runs) > 1 else None
     page = _template().render(
         runs=[_section(run, found) for run, found in sections], pictures=[_embedded(p) for p in pictures], compared=compared
     )
+    try:
+        written = _all_written(file, page, pictures, sections, compared)
+    except OSError as error:
+        raise DataError(f"{file}: can't be written ({error}); give --out another place") from error
+    return [file, *written]
+
+
+def _all_written(
+    file: Path,
+    page: str,
+    pictures: Sequence[Picture],
+    sections: Sequence[tuple[RunData, Sequence[tables.Table]]],
+    compared: tables.Table | None,
+) -> list[Path]:
     beside, scratch = file.with_name(f"{file.stem}-files"), file.with_name(f".{file.name}.new")
     beside.mkdir(parents=True, exist_ok=True)
     written = []
     for picture in pictures:
         written.append(beside / f"{_slug(picture.name)}.png")
         written[-1].write_bytes(picture.png)
-    for name, (run, found) in zip(_names(runs), sections, strict=True):
+    for run, found in sections:
         for table in [*found, *_more(run)]:
-            written.append(beside / f"{name}-{_slug(table.title)}.csv")
+            written.append(beside / f"{_slug(run.name)}-{_slug(table.title)}.csv")
             written[-1].write_text(_csv(table), encoding="utf-8")
     if compared is not None:
         written.append(beside / f"{_slug(compared.title)}.csv")
         written[-1].write_text(_csv(compared), encoding="utf-8")
     scratch.write_text(page, encoding="utf-8")
     scratch.replace(file)
-    return [file, *written]
+    return written
 
 
 def _tables(run: RunData) -> list[tables.Table]:
@@ -112,10 +128,13 @@ def _csv(table: tables.Table) -> str:
     return buffer.getvalue()
 
 
-def _names(runs: Sequence[RunData]) -> list[str]:
-    """A name for each run's files; of equal ones, and of names without a Latin letter, the place is a part."""
+def _named(runs: Sequence[RunData]) -> list[RunData]:
+    """Of equal names, and of names without a Latin letter, the place becomes a part: files are called by them."""
     slugs = [_slug(run.name) for run in runs]
-    return [slug if slug and slugs.count(slug) == 1 else f"{slug or 'run'}-{at}" for at, slug in enumerate(slugs, start=1)]
+    return [
+        run if slug and slugs.count(slug) == 1 else replace(run, name=f"{run.name}-{at}" if slug else f"run-{at}")
+        for at, (slug, run) in enumerate(zip(slugs, runs, strict=True), start=1)
+    ]
 
 
 def _slug(name: str) -> str:

@@ -149,8 +149,8 @@ def galleries(folder: Path) -> list[dict[str, Any]]:
     # Here, since other runs need no torch.
     from selfedit.puzzles.evaluate import assembled
 
-    data = json.loads((folder / "data.json").read_text())
-    config = ArcEvalConfig.model_validate(json.loads((folder / "run.json").read_text())["config"])
+    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    config = ArcEvalConfig.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"])
     puzzles = sorted(load_puzzles(str(folder / "data.json"), ""), key=lambda puzzle: puzzle.id)
     found = []
     for row in assembled(read_rows(folder / ROWS), config, puzzles[:SHOWN]):

@@ -80,20 +80,18 @@ def read_run(folder: Path) -> RunData:
     Raises:
         DataError: no run there, or none that has anything to show yet.
     """
-    file = folder / "run.json"
+    file, name = folder / "run.json", folder.resolve().name
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no run there ({error}); give the folder of a run of selfedit train, eval or convert") from error
     if (folder / "table.json").is_file():
-        table = json.loads((folder / "table.json").read_text())
-        return RunData(
-            folder.name, folder, next((kind for key, kind in TABLES.items() if key in table), "eval"), settings, table=table
-        )
+        table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        return RunData(name, folder, next((kind for key, kind in TABLES.items() if key in table), "eval"), settings, table=table)
     rounds = [_round(folder, index, metrics) for index, metrics in enumerate(read_rows(folder / "metrics.jsonl"), start=1)]
     if not rounds:
         raise DataError(f"{folder}: has no finished round and no table yet; let it end, or go on with it by --resume")
-    return RunData(folder.name, folder, "train", settings, rounds)
+    return RunData(name, folder, "train", settings, rounds)
 
 
 def passages_of(folder: Path) -> dict[str, Passage]:

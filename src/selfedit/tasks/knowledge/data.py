@@ -29,7 +29,7 @@ def load_passage(file: Path, title: str | None = None) -> Passage:
         DataError: missing, empty, binary or not UTF-8.
     """
     text = _read_text(file, "a passage")
-    heading = re.match(r"\s*#+\s+(.+?)\s*#*\s*(?:\n|$)", text)
+    heading = re.match(r"\s*#+[^\S\n]+(.+?)\s*#*\s*(?:\n|$)", text)
     if heading:
         text = text[heading.end() :]
     chosen = title or (heading.group(1) if heading else file.stem.replace("_", " ").replace("-", " ").strip())
@@ -205,6 +205,10 @@ def _text_field(row: dict[str, Any], field: str, at: str) -> str:
         raise DataError(f"{at}: field {field} must be text, but is {kind} ({value!r}); put it in quotes")
     if not value.strip():
         raise DataError(f"{at}: field {field} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{at}: field {field} has half a character ({error.reason}); write it again as whole text") from error
     return value.strip()
 
 
@@ -309,6 +313,9 @@ def _official_squad(articles: list[Any], where: str) -> list[Passage]:
 
 
 def _squad_from_hub(split: str) -> list[Passage]:
+    """SQuAD has no test split of its own: every second title of its validation split is ``dev``, the others are ``test``."""
+    if split not in SPLITS:
+        raise DataError(f"squad has no split {split!r}; give one of {', '.join(SPLITS)}")
     try:
         import datasets
     except ImportError as error:
@@ -316,7 +323,7 @@ def _squad_from_hub(split: str) -> list[Passage]:
             "squad needs the library datasets and a network: pip install datasets; or give a SQuAD JSON file"
         ) from error
     try:
-        rows = datasets.load_dataset("rajpurkar/squad", split="validation" if split in ("dev", "test") else split)
+        rows = datasets.load_dataset("rajpurkar/squad", split="train" if split == "train" else "validation")
     except Exception as error:
         raise DataError(f"squad: the hub could not be reached ({error}); give a SQuAD JSON file instead") from error
     questions: dict[tuple[str, str], list[Question]] = {}
@@ -324,7 +331,9 @@ def _squad_from_hub(split: str) -> list[Passage]:
         golds = list(dict.fromkeys(row["answers"]["text"]))
         key = (row["title"].replace("_", " ").strip(), row["context"].strip())
         questions.setdefault(key, []).append(Question(row["question"], golds[0], tuple(golds[1:])))
-    return [Passage(title, text, tuple(found)) for (title, text), found in questions.items()]
+    titles = sorted({title for title, _ in questions})
+    wanted = set(titles if split == "train" else titles[split == "test" :: 2])
+    return [Passage(title, text, tuple(found)) for (title, text), found in questions.items() if title in wanted]
 
 
 def load_edits(file: Path, questions: bool = False) -> tuple[list[tuple[Passage, list[str]]], bool]:
