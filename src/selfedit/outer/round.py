@@ -16,7 +16,7 @@ from typing import Any
 
 from selfedit import seeds
 from selfedit.config import REWARD_EXAMS, TEXT_REWARDS, OuterConfig, TrainConfig
-from selfedit.errors import DataError, InvalidEditError
+from selfedit.errors import DataError, DivergedError, InvalidEditError
 from selfedit.executors.local import LocalExecutor, result
 from selfedit.graders import Grader
 from selfedit.inner import Trial
@@ -474,7 +474,13 @@ class Round:
             steps = outer.epochs * math.ceil(len(rows) / (outer.batch_size * outer.accumulation))
             self.told("reinforcing", {"rows": len(rows), "steps": steps})
             start = time.perf_counter()
-            losses = result(self.executor.submit(job, rows, self.config, self.seed("outer"), self.policy.folder, str(scratch)))
+            try:
+                losses = result(self.executor.submit(job, rows, self.config, self.seed("outer"), self.policy.folder, str(scratch)))
+            except DivergedError as error:
+                raise DivergedError(
+                    f"round {self.number}: the policy's training on {len(rows)} rows diverged ({error}); give another --run with "
+                    f"--set outer.learning_rate below {outer.learning_rate:g}"
+                ) from error
             known = {"rows": len(rows), "losses": losses, "base": self.known.fingerprint}
             known["seconds"] = round(time.perf_counter() - start, 2)
             (scratch / "training.json").write_text(json.dumps(known) + "\n")
