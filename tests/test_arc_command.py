@@ -297,8 +297,12 @@ def test_a_run_of_the_outer_loop_goes_on_with_its_own_puzzles_only(
         task = one(number)
         task["test"][0]["output"] = [[4]]
         (changed / f"task{number}.json").write_text(json.dumps(task))
+    settings = tmp_path / "run" / "run.json"
+    settings.write_text(settings.read_text().replace(str(puzzles), str(changed)))
     before = (tmp_path / "run" / "data.json").read_text()
-    done = command("train", "arc", "--data", changed, "--run", tmp_path / "run", "--resume", "--workers", 0)
+    done = command("train", "arc", "--run", tmp_path / "run", "--resume", "--rounds", 9, "--workers", 0)
+    assert done.returncode == 1, "there are too few for so many rounds"
+    done = command("train", "arc", "--run", tmp_path / "run", "--resume", "--workers", 0)
     assert done.returncode == 1 and "aren't what they were" in done.stderr and "data.json" in done.stderr
     assert (tmp_path / "run" / "data.json").read_text() == before
 
@@ -329,7 +333,7 @@ def test_a_run_goes_on_with_its_own_puzzles_only(command: Command, tiny_model: P
     assert command(*flags, tmp_path / "eval", "--resume").returncode == 0
     (tmp_path / "own.json").write_text(json.dumps(one(6)))
     done = command(*flags, tmp_path / "eval", "--resume")
-    assert done.returncode == 1 and "own among them" in done.stderr and "give --data as it was" in done.stderr
+    assert done.returncode == 1 and "'own' among them" in done.stderr and "give --data as it was" in done.stderr
     assert (tmp_path / "eval" / "data.json").read_text() == before
 
 

@@ -21,7 +21,7 @@ import torch
 
 from selfedit.config import ContinualConfig, EditConfig, KeepConfig, Settings
 from selfedit.contexts import Passage, Question
-from selfedit.continual import LEAST, Commit, _sat, check_run, commit, sequences
+from selfedit.continual import Commit, check_run, commit, sequences
 from selfedit.edits import Document, Message
 from selfedit.errors import DataError
 from selfedit.graders.text import ExactMatchGrader
@@ -38,7 +38,7 @@ from selfedit.report.continual import kept_differences_table, kept_table
 from selfedit.report.read import RunData, read_run
 from selfedit.report.tables import with_interval
 from selfedit.runs import Policy, Run
-from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.base import Asked
 from selfedit.tasks.general import general_questions, load_general, sit_general
 from selfedit.tasks.knowledge.exam import exam_questions
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -713,9 +713,3 @@ def test_adapters_from_a_folder_meet_one_that_was_just_trained(lm: Any) -> None:
     trained = replace(read, weights={name: (down.to(device), up.to(device))})
     found = FrozenSum.of([read, trained], name, SimpleNamespace(device=device, dtype=torch.float32))  # type: ignore[arg-type]
     assert found.down.device == found.up.device == device and len(found.down) == 2 * len(down)
-
-
-def test_states_that_are_no_numbers_have_the_least_log_probability() -> None:
-    passage = LESSONS[0].passage
-    kept = _sat([passage], [Sitting(("red",), (math.nan,), (-math.inf,))])[passage.id]
-    assert kept["log_probabilities"] == kept["margins"] == [LEAST]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from selfedit.cli.common import check_writable
-from selfedit.config import EvalConfig
+from selfedit.config import EvalConfig, TrainConfig
 from selfedit.errors import DataError
-from selfedit.runs import Log, Run, keep_data, policy_of, write_json
+from selfedit.runs import Log, Run, check_data, keep_data, policy_of, write_json
 
 CONFIG = EvalConfig(model="m", dtype="float32")
 
@@ -32,10 +32,12 @@ def test_a_folder_with_somebody_s_files_is_no_new_run(tmp_path: Path, name: str)
 
 def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
     first = Run(tmp_path / "run", CONFIG, resume=False)
-    with pytest.raises(DataError, match="another process works on this run"):
+    with pytest.raises(DataError, match="somebody works on this run"):
         Run(tmp_path / "run", CONFIG, resume=True)
     first.append({"passage": "one"})
     del first
+    again = Run(tmp_path / "run", CONFIG, resume=True)
+    again.close()
     assert Run(tmp_path / "run", CONFIG, resume=True).rows == [{"passage": "one"}]
 
 
@@ -78,10 +80,13 @@ def test_a_run_keeps_what_it_is_about(tmp_path: Path, now: list[Any], growing: b
     keep_data(tmp_path, [passage("x"), passage("y")])
     before = (tmp_path / "data.json").read_bytes()
     if reason is None:
-        keep_data(tmp_path, now, growing)
+        check_data(tmp_path, now, growing)
         return
     with pytest.raises(DataError, match=reason):
-        keep_data(tmp_path, now, growing)
+        check_data(tmp_path, now, growing)
+    if not growing:
+        with pytest.raises(DataError, match=reason):
+            keep_data(tmp_path, now)
     assert (tmp_path / "data.json").read_bytes() == before
 
 
@@ -99,3 +104,24 @@ def test_asking_whether_a_file_can_be_written_makes_no_folder(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="can't be written"):
         check_writable(tmp_path / "file" / "table.json")
+
+
+def test_more_is_written_down_only_after_the_check(tmp_path: Path) -> None:
+    config = TrainConfig(model="m", dtype="float32", rounds=2)
+    Run(tmp_path / "run", config, resume=False)
+
+    def refuse() -> None:
+        raise DataError("other data")
+
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(DataError, match="other data"):
+        Run(tmp_path / "run", config.model_copy(update={"rounds": 3}), resume=True, check=refuse)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with pytest.raises(DataError, match="seed"):
+        Run(tmp_path / "run", config.model_copy(update={"seed": 3}), resume=True, check=refuse)
+
+
+def test_damaged_data_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[{")
+    with pytest.raises(DataError, match=r"data\.json: can't be read as the data"):
+        keep_data(tmp_path, [])

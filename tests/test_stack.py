@@ -29,7 +29,7 @@ from selfedit.lm.score import log_probabilities
 from selfedit.lm.stack import Slots, slots_that_fit
 from selfedit.lm.train import Trained, train
 from selfedit.lm.train_many import Job, train_many
-from selfedit.tasks.base import Asked, Sitting
+from selfedit.tasks.base import Asked
 from selfedit.tasks.knowledge.exam import Paper, sit_exams
 from selfedit.tasks.knowledge.task import KnowledgeTask, Together
 from test_train import rows_of
@@ -349,7 +349,6 @@ def test_jobs_of_other_shapes_are_refused_together_and_run_apart(lm: LanguageMod
 
 @pytest.fixture
 def make_trial() -> Callable[..., Trial]:
-    from selfedit.edits import Document, TrainingPlan
 
     passage = Passage("Bridge", "It was built in 1732.", (Question("When was it built?", "1732"),))
 
@@ -379,12 +378,13 @@ def test_slots_leave_room_for_the_model_and_count_what_is_adapted(lm: LanguageMo
     assert fit(weights + 2 * 3.5 * slot, targets="qv") == 8 > fit(weights + 2 * 3.5 * slot, layers="last:2") >= 6
 
 
-def test_an_exam_without_finite_numbers_is_no_reward(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_finite_states_has_the_least_log_probability(tiny_model: Path) -> None:
     lm = load_model(str(tiny_model), dtype="float32")
-    plan = TrainingPlan((Document("The bridge is made of slate."),), Settings(rank=4, epochs=1), 0)
-    monkeypatch.setattr("selfedit.inner._examine", lambda *_: [(Sitting(("a", "b"), (-1.0, math.nan)),)])
-    (outcome,) = run_trials(lm, [], [Trial(None, plan)], 1)
-    assert outcome.status == "diverged" and "no finite numbers" in outcome.reason and outcome.sittings == ()
+    adapter = new_adapter(lm, Settings(rank=2, layers="all"), 0)
+    for _, up in adapter.weights.values():
+        up.data.fill_(math.nan)
+    install(lm, adapter)
+    assert log_probabilities(lm, rows_of(lm)[:2]) == [-1000.0, -1000.0]
 
 
 def test_a_job_that_diverged_leaves_nothing_to_the_next_in_its_slot(tiny_model: Path) -> None:

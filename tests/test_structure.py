@@ -9,7 +9,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "selfedit"
 ROOMS = [
-    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "graders", "lm", "tasks", "samplers", "marks",
+    "errors", "seeds", "progress", "config", "contexts", "edits", "stats", "remote", "graders", "lm", "tasks", "samplers", "marks",
     "rewards", "selection", "keepers", "runs", "inner", "executors", "memory", "convert", "learn", "outer",
     "evaluate", "corpus",
     "puzzles", "matrix", "continual", "report", "rows", "estimate", "bench", "bench_rewards", "cli", "__main__",

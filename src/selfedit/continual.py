@@ -13,7 +13,6 @@ stands beneath them, and there each sequence has adapters of its own.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -42,9 +41,6 @@ from selfedit.tasks.general.jobs import known_to
 from selfedit.tasks.general.rehearsal import rehearsals
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
-
-# A log-probability of a model whose states are no finite numbers.
-LEAST = -1000.0
 
 
 def continual(
@@ -366,16 +362,11 @@ def _sat(passages: Sequence[Passage], sittings: Sequence[Sitting]) -> dict[str, 
     return {
         passage.id: {
             "answers": list(one.answers),
-            "log_probabilities": [_finite(value) for value in one.log_probabilities],
-            "margins": [_finite(value) for value in one.margins],
+            "log_probabilities": [round(value, 5) for value in one.log_probabilities],
+            "margins": [round(value, 5) for value in one.margins],
         }
         for passage, one in zip(passages, sittings, strict=True)
     }
-
-
-def _finite(value: float) -> float:
-    """A log-probability that is none, of a model whose states are no finite numbers, is the least there may be."""
-    return round(value, 5) if math.isfinite(value) else LEAST
 
 
 def _bytes(adapter: Adapter) -> int:

@@ -163,12 +163,6 @@ def check_writers(config: EvalConfig) -> None:
         raise DataError("seal, seal-writer, policy-none and policy-passage need a trained policy: give --writer RUN")
     if "external" in names and not config.external:
         raise DataError("the method external needs --external FILE, or the URL of a server")
-    if config.writer and not {"seal-writer", *ON_POLICY} & names:
-        raise DataError(
-            "--writer is given, but no method takes it; add seal-writer (or seal, policy-none, policy-passage) to --methods"
-        )
-    if config.external and "external" not in names:
-        raise DataError("--external is given, but no method takes it; add external to --methods")
 
 
 def leases(

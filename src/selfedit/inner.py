@@ -5,7 +5,6 @@ Every function here is a job: its first argument is the language model, and it r
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,10 +88,6 @@ def _run_alike(lm: LanguageModel, tasks: Sequence[Task], trials: Sequence[Trial]
         seconds = spent * weight / sum(weights)
         if isinstance(result, DivergedError):
             outcomes.append(Outcome("diverged", str(result), (), (), 0, seconds))
-            continue
-        if not all(math.isfinite(value) for sitting in sat for value in sitting.log_probabilities):
-            reason = "the exam's log-probabilities are no finite numbers; lower the learning rate"
-            outcomes.append(Outcome("diverged", reason, (), tuple(result.losses), result.tokens, seconds, examined))
             continue
         if trial.adapter_folder is not None:
             save_adapter(result.adapter, Path(trial.adapter_folder), lm.name)

@@ -57,16 +57,19 @@ def _reply(client: httpx.Client, url: str, body: dict[str, Any], stop: Event) ->
 
 def _posted(client: httpx.Client, url: str, body: dict[str, Any], stop: Event) -> httpx.Response:
     """One call, made again a few times if the server is busy or out of reach; later each time, or as the server says."""
-    for wait in WAITS:
-        said = ""
+    for wait in (*WAITS, None):
+        if stop.is_set():
+            raise httpx.RequestError("given up, as another call failed")
+        said, last = "", wait is None
         try:
             reply = client.post(url, json=body)
-            if reply.status_code not in PASSING:
+            if last or reply.status_code not in PASSING:
                 return reply.raise_for_status()
             said = reply.headers.get("retry-after", "")
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+            raise
         except httpx.TransportError:
-            if stop.is_set():
+            if last:
                 raise
-        if stop.wait(min(float(said), LONGEST_WAIT) if said.isdigit() else wait):
-            break
-    return client.post(url, json=body).raise_for_status()
+        stop.wait(min(float(said), LONGEST_WAIT) if said.isdigit() else wait)
+    raise AssertionError("the last call returns or raises")

@@ -91,7 +91,7 @@ class Log:
         for row in self.rows if rows is None else rows:
             if (other := row.get("policy", BASE.digest)) != digest:
                 raise DataError(
-                    f"{self.file}: has a row of policy {other}, but {digest} writes now; its rewards don't hold for this one. "
+                    f"{self.file}: has a row of policy {other}, but {digest} writes now; what it found doesn't hold for this one. "
                     "Give a new --run"
                 )
 
@@ -175,10 +175,13 @@ class Run:
         other_code: whether that isn't the code that runs now.
     """
 
-    def __init__(self, folder: Path, config: BaseModel, resume: bool) -> None:
+    def __init__(self, folder: Path, config: BaseModel, resume: bool, check: Callable[[], None] | None = None) -> None:
         """Makes a new folder, or reopens one made with the same config, but for what may have become more (``MORE``).
 
-        It is locked as long as this object lives.
+        It is locked as long as this object lives, or until ``close``.
+
+        Args:
+            check: looks at what else must be the same, before anything is written down.
 
         Raises:
             DataError: the folder holds a run without ``resume``, one made with other settings (the first difference is named), one
@@ -193,7 +196,9 @@ class Run:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
-                raise DataError(f"{folder}: another process works on this run; wait until it ends, or stop it") from error
+                raise DataError(
+                    f"{folder}: somebody works on this run already; wait until that ends, or stop it (in Python: run.close())"
+                ) from error
         commit = self.begun_by = self.commit = _commit()
         resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
@@ -214,6 +219,8 @@ class Run:
             if other := first_difference(before, config, more):
                 key, old, new = other
                 raise DataError(f"{folder}: made with {key}={old!r}, now {new!r}; give the same settings or another --run")
+            if check is not None:
+                check()
             if more:
                 write_json(file, stored | {"config": stored["config"] | more})
         else:
@@ -230,34 +237,44 @@ class Run:
         """Adds rows, durable on return."""
         self.log.append(*rows)
 
+    def close(self) -> None:
+        """Lets others work on it."""
+        self._lock.release()
 
-def keep_data(folder: Path, data: Any, growing: bool = False) -> None:
-    """Keeps what a run is about beside it, as ``data.json``; where it has that already, checks that it is still the same.
+
+def keep_data(folder: Path, data: Any) -> None:
+    """Keeps what a run is about beside it, as ``data.json``; where it has that already, that must be the same (``check_data``)."""
+    check_data(folder, data)
+    write_json(folder / DATA, data)
+
+
+def check_data(folder: Path, data: Any, growing: bool = False) -> None:
+    """That what a run is about is still what its ``data.json`` has; nothing where it has none.
 
     Args:
-        folder: the run's.
+        folder: the run's, which may be new.
         data: puzzles by id, or a list of passages in the flat form, in their order.
-        growing: further ones may have come.
+        growing: further ones may have come, and ones not yet begun may be others.
 
     Raises:
         DataError: one has changed, questions and solutions count too; or (but for ``growing``) is gone, new, or in another place.
     """
     file = folder / DATA
-    now = json.loads(json.dumps(without_nan(data)))
-    if file.is_file():
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        before, after = _by_name(stored), _by_name(now)
-        names = before.keys() & after.keys() if growing else before | after
-        if other := sorted(name for name in names if before.get(name) != after.get(name)):
-            raise DataError(
-                f"{file}: {len(other)} contexts, {other[0][:80]!r} among them, aren't what they were when the run began; "
-                "give --data as it was, or another --run"
-            )
-        if not growing and list(before) != list(after) and isinstance(stored, list):
-            raise DataError(
-                f"{file}: the passages were in another order when the run began; give --data as it was, or another --run"
-            )
-    write_json(file, now)
+    if not file.is_file():
+        return
+    try:
+        before = _by_name(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: can't be read as the data of a run ({error}); bring it back, or give another --run") from error
+    now = _by_name(json.loads(json.dumps(without_nan(data))))
+    names = before.keys() & now.keys() if growing else before | now
+    if other := sorted(name for name in names if before.get(name) != now.get(name)):
+        raise DataError(
+            f"{file}: {len(other)} contexts, {other[0][:80]!r} among them, aren't what they were when the run began; "
+            "give --data as it was, or another --run"
+        )
+    if not growing and isinstance(data, list) and list(before) != list(now):
+        raise DataError(f"{file}: the passages were in another order when the run began; give --data as it was, or another --run")
 
 
 def _by_name(stored: Any) -> dict[str, Any]:

@@ -50,5 +50,6 @@ def chat_command(
             prompt = encode_prompt(lm, tuple(turns))
         with model_of.to(line):
             answer = generate(lm, [prompt], 256, temperature, 0.95, [seeds.derive(seed, "chat", len(turns))], stop=stop)[0]
+        answer = answer if lm.chat else answer.strip().split("\n")[0].strip()
         typer.echo(answer)
         turns.append(Message("assistant", answer))

@@ -71,7 +71,7 @@ def print_table(found: ReportTable) -> None:
     out.print(found.note, highlight=False)
 
 
-def open_run(folder: Path, config: Config, resume: bool) -> tuple[Run, Config]:
+def open_run(folder: Path, config: Config, resume: bool, check: Callable[[], None] | None = None) -> tuple[Run, Config]:
     """The run's folder, and its settings with what this machine chooses in the place of ``auto``: device, precision, slots.
 
     Raises:
@@ -89,7 +89,7 @@ def open_run(folder: Path, config: Config, resume: bool) -> tuple[Run, Config]:
     if getattr(values, "slots", None) == 0:
         chosen["slots"] = slots_that_fit(known, values.settings, values.device, most_workers(values.device))
     resolved = config.model_copy(update=chosen)
-    run = Run(folder, resolved, resume)
+    run = Run(folder, resolved, resume, check)
     err.print(f"run folder: {folder}", highlight=False, markup=False)
     if run.other_code:
         err.print(f"begun by the code of {run.begun_by}, which is not what runs now: rows may differ", highlight=False)
@@ -250,11 +250,11 @@ def estimates(model: str, estimate: Callable[[Identity], Estimate]) -> None:
     from selfedit.lm.load import identify
 
     try:
-        known = identify(model)
+        lines = estimate(identify(model)).lines()
     except SelfeditError as error:
         typer.echo(f"# no estimate: {error}")
         return
-    for line in estimate(known).lines():
+    for line in lines:
         typer.echo(line)
 
 

@@ -114,6 +114,7 @@ def continual_command(
     if pairs < wanted:
         few = f"{pairs} of {wanted} sequences with two passages of one title"
         err.print(f"{few}: {', '.join(resolved.data)} has no more; --set related=0 asks for none", highlight=False)
+    grading = make_grader(resolved.grader, resolved.judge)
     opened, resolved = open_run(folder, resolved, resume)
     with WorkBar("commits") as bar:
         task = bar.add_task("", total=None)
@@ -121,7 +122,6 @@ def continual_command(
         def told(done: int, of: int) -> None:
             bar.update(task, completed=done, total=of)
 
-        grading = make_grader(resolved.grader, resolved.judge)
         result = continual(
             resolved, list(found.values()), grading, opened, workers, told, lambda table: write_json(folder / "table.json", table)
         )

@@ -37,6 +37,7 @@ from selfedit.cli.common import (
     styles_from,
 )
 from selfedit.config import EvalConfig
+from selfedit.errors import DataError
 from selfedit.runs import keep_data, write_json
 
 app = typer.Typer(help="Compare methods on a data set.", no_args_is_help=True)
@@ -127,17 +128,22 @@ def knowledge_command(
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))
         return
     from selfedit.corpus import evaluate_corpus, trainings
-    from selfedit.evaluate import check_writers, evaluate
+    from selfedit.evaluate import ON_POLICY, check_writers, evaluate, method_name
     from selfedit.lm.load import identify
     from selfedit.runs import policy_of
 
     check_writers(resolved)
+    names = {method_name(method) for method in resolved.methods}
+    for option, given, takers in (("--writer", writer, {"seal-writer", *ON_POLICY}), ("--external", external, {"external"})):
+        if given and not takers & names:
+            raise DataError(f"{option} is given, but no method takes it; add {' or '.join(sorted(takers))} to --methods")
     # The run may get further rounds; what is measured here stays this policy.
     resolved = resolved.model_copy(update={"writer": policy_of(resolved.writer, identify(resolved.model).fingerprint).folder or ""})
     passages = load_dataset(resolved.data, resolved.split)
     passages, others = (passages[: resolved.limit], passages[resolved.limit :]) if resolved.limit else (passages, [])
     folder = run or Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
     check_writable(json_file)
+    grading = make_grader(resolved.grader, resolved.judge)
     opened, resolved = open_run(folder, resolved, resume)
     corpus = resolved.setting == "corpus"
     # What is disturbed elsewhere is asked of the others, too.
@@ -146,7 +152,6 @@ def knowledge_command(
     total = len(passages) + (trainings(resolved) if corpus else 0)
     with WorkBar(what) as bar:
         task = bar.add_task("", total=total)
-        grading = make_grader(resolved.grader, resolved.judge)
         measured = partial(evaluate_corpus, others=others) if corpus else evaluate
         result = measured(resolved, passages, grading, opened, workers, lambda count: bar.update(task, completed=count))
     write_json(folder / "table.json", result)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from selfedit.graders import Grader
+    from selfedit.memory.ledger import Memory
 
 app = typer.Typer(help="Look at, undo and export what a memory has learnt.", no_args_is_help=True)
 Model = Annotated[str | None, typer.Option(help="The memory's base model under another name or path.")]
@@ -34,11 +35,7 @@ def list_command(memory: Folder = Path("memory"), as_json: Annotated[bool, typer
     opened = Memory.open(memory)
     live = set(opened.state.entries)
     entries = opened.entries()
-    state: str | None = None
-    try:
-        state = opened.digest()
-    except MemoryStoreError as error:
-        err.print(str(error), highlight=False, markup=False)
+    state = digest_of(opened)
     if as_json:
         rows = [
             {
@@ -113,9 +110,10 @@ def undo_command(
             undone = chosen
         if exams:
             out.print(before_and_after(exams))
-        out.print(f"Took back entry {undone}; state {opened.digest()}", highlight=False)
+        state = digest_of(opened)
+        out.print(f"Took back entry {undone}; state {state or '?'}", highlight=False)
         if json_file is not None:
-            write_json(json_file, {"entry": undone, "state": opened.digest(), "entries": exams})
+            write_json(json_file, {"entry": undone, "state": state, "entries": exams})
 
 
 @app.command("consolidate")
@@ -196,6 +194,15 @@ def settings_from(sets: Sequence[str], others: dict[str, Any]) -> dict[str, Any]
     return build_config(Settings, None, others, list(sets)).model_dump(include=set(named))
 
 
+def digest_of(memory: Memory) -> str | None:
+    """The state's digest; None, and why, where an adapter can't be read, so that it can still be found and taken out."""
+    try:
+        return memory.digest()
+    except MemoryStoreError as error:
+        err.print(str(error), highlight=False, markup=False)
+        return None
+
+
 def before_and_after(rows: list[dict[str, Any]]) -> Table:
     """Entries with the shares right of their exams."""
     table = narrow_table()
@@ -204,7 +211,8 @@ def before_and_after(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         title = escape(row["title"]) + (" [dim](taken back)[/]" if row.get("undone") else "")
         before = "?" if row["before"] is None else f"{row['before']:.0%}"
-        table.add_row(str(row["entry"]), title, str(row["n"]), before, f"{row['after']:.0%}")
+        after = "?" if row["after"] is None else f"{row['after']:.0%}"
+        table.add_row(str(row["entry"]), title, str(row["n"]), before, after)
     return table
 
 

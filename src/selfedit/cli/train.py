@@ -37,7 +37,7 @@ from selfedit.cli.common import (
 )
 from selfedit.config import LABEL_FREE, ArcTrainConfig, OuterConfig, TrainConfig
 from selfedit.errors import DataError
-from selfedit.runs import first_difference, keep_data, write_json
+from selfedit.runs import DATA, check_data, first_difference, write_json
 
 if TYPE_CHECKING:
     from selfedit.graders import Grader
@@ -292,9 +292,14 @@ def _train_on(
     folder = run or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
     check_writable(json_file)
     drawn_by_round = draw(resolved, contexts)
-    opened, resolved = open_run(folder, resolved, resume)
-    check_begun(folder, drawn_by_round)
-    keep_data(folder, stored([context for part in drawn_by_round for context in part]), growing=True)
+    drawn = stored([context for part in drawn_by_round for context in part])
+
+    def check() -> None:
+        check_begun(folder, drawn_by_round)
+        check_data(folder, drawn, growing=True)
+
+    opened, resolved = open_run(folder, resolved, resume, check)
+    write_json(folder / DATA, drawn)
     with WorkBar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
         head, made = "", 0

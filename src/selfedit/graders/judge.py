@@ -44,8 +44,10 @@ class JudgeGrader:
         self.cache = cache
 
     def check(self) -> None:
-        """One call, answered from the cache the next time. Raises GraderError as ``mark``."""
-        self.mark([SAMPLE])
+        """One call. Raises GraderError as ``mark``, and where what is right is marked wrong."""
+        (reply,) = (text for _, text in replies(self.url, [self._body(SAMPLE)]))
+        if not self._verdict(reply):
+            raise GraderError(f"judge at {self.url}: says that two and two isn't four; use a model that follows the request")
 
     def mark(self, exam: list[ExamItem]) -> list[Verdict]:
         """One verdict for each item.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
@@ -13,10 +14,16 @@ from selfedit.lm.load import LanguageModel
 from selfedit.lm.stack import document_attention
 from selfedit.lm.train import head_logits
 
+LEAST = -1000.0
+
 
 def log_probabilities(lm: LanguageModel, rows: Sequence[Row], slots: Sequence[int] | None = None, first: int = 0) -> list[float]:
-    """For each row the mean natural log-probability of its labelled tokens; arguments as in ``token_log_probabilities``."""
-    return [fmean(values) for values in token_log_probabilities(lm, rows, slots, first)]
+    """For each row the mean natural log-probability of its labelled tokens; arguments as in ``token_log_probabilities``.
+
+    ``LEAST`` of a model whose states are no finite numbers, which training's last step may leave: a figure that rows can keep.
+    """
+    means = (fmean(values) for values in token_log_probabilities(lm, rows, slots, first))
+    return [mean if math.isfinite(mean) else LEAST for mean in means]
 
 
 @torch.inference_mode()

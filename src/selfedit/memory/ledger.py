@@ -124,11 +124,12 @@ class Memory:
         """
         memory = cls(folder)
         if not memory._ledger.is_file():
-            # What is below adapters/ and isn't an entry's is swept.
-            if folder.is_dir() and (other := sorted(file.name for file in folder.iterdir() if file.name not in BEFORE_LEDGER)):
-                raise MemoryStoreError(f"{folder}: no memory, but it holds {other[0]}; give an empty or a new --memory folder")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                other = sorted(file.name for file in folder.iterdir() if file.name not in BEFORE_LEDGER)
+                # What is below adapters/ and isn't an entry's would be swept. Another process may just have made the ledger.
+                if other and not memory._ledger.is_file():
+                    raise MemoryStoreError(f"{folder}: no memory, but it holds {other[0]}; give an empty or a new --memory folder")
                 # A lock of its own: the memory's lock may be held for long by a process that made the ledger a moment ago.
                 with FileLock(folder / "ledger.lock"):
                     if not memory._ledger.is_file():

@@ -47,7 +47,8 @@ def undo_earlier(
 
     Returns:
         All entries with their stored exams under the old state and under the new one, the one taken back among them, of which
-        the new one should know no more than the base: ``[{entry, title, n, before, after, undone}]``.
+        the new one should know no more than the base: ``[{entry, title, n, before, after, undone}]``; None where an adapter of
+        the state can't be read.
 
     Raises:
         MemoryStoreError: the entry doesn't answer now, or the model is not the memory's base.
@@ -62,13 +63,16 @@ def undo_earlier(
     records = {e.id: e.record for e in memory.entries()}
     examined = {number: records[number] for number in state.entries}
     still = {number: record for number, record in examined.items() if number != entry}
-    before: Mapping[int, float | None]
-    try:
-        before = exams(kept_by(memory, state), known.name, examined, graders)
-    except MemoryStoreError as error:
-        # To take a damaged adapter out is the remedy, so it must not need that adapter.
-        progress(f"what was right before can't be told: {error}")
-        before = dict.fromkeys(examined)
+
+    def sat(kept: Callable[[], Kept]) -> Mapping[int, float | None]:
+        # To take a damaged adapter out is the remedy, so it must need neither that adapter nor another damaged one.
+        try:
+            return exams(kept(), known.name, examined, graders)
+        except MemoryStoreError as error:
+            progress(f"what is right can't be told: {error}")
+            return dict.fromkeys(examined)
+
+    before = sat(lambda: kept_by(memory, state))
     scratch = memory.scratch()
     try:
         bank = memory.keep == "bank"
@@ -91,7 +95,7 @@ def undo_earlier(
             places.append(folder)
             built.append((folder, folder.name))
             kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
-        after = exams(kept_in(memory.keep, kept, places, still), known.name, examined, graders)
+        after = sat(lambda: kept_in(memory.keep, kept, places, still))
         memory.replace(f"undo entry {entry}", kept, built)
         return [row | {"undone": row["entry"] == entry} for row in _beside(examined, before, after)]
     finally:
@@ -159,7 +163,7 @@ def is_lost(before: float, after: float, questions: int) -> bool:
 
 
 def _beside(
-    records: Mapping[int, dict[str, Any]], before: Mapping[int, float | None], after: Mapping[int, float]
+    records: Mapping[int, dict[str, Any]], before: Mapping[int, float | None], after: Mapping[int, float | None]
 ) -> list[dict[str, Any]]:
     return [
         {"entry": number, "title": of["title"], "n": len(of["quiz"]), "before": before[number], "after": after[number]}

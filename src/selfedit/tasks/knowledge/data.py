@@ -29,7 +29,7 @@ def load_passage(file: Path, title: str | None = None) -> Passage:
         DataError: missing, empty, binary or not UTF-8.
     """
     text = _read_text(file, "a passage")
-    heading = re.match(r"\s*#+[^\S\n]+(.+?)\s*#*\s*(?:\n|$)", text)
+    heading = re.match(r"\s*#+[^\S\n]+(\S.*?)\s*#*\s*(?:\n|$)", text)
     if heading:
         text = text[heading.end() :]
     chosen = title or (heading.group(1) if heading else file.stem.replace("_", " ").replace("-", " ").strip())
@@ -193,6 +193,8 @@ def _question(row: Any, at: str) -> Question:
     for field, value in (("paraphrases", paraphrases), ("aliases", aliases)):
         if not isinstance(value, list) or not all(isinstance(entry, str) and entry.strip() for entry in value):
             raise DataError(f"{at}: field {field} must be a list of texts")
+        for entry in value:
+            _whole(entry, field, at)
     return Question(_text_field(row, "question", at), _text_field(row, "answer", at), tuple(aliases), tuple(paraphrases))
 
 
@@ -205,11 +207,16 @@ def _text_field(row: dict[str, Any], field: str, at: str) -> str:
         raise DataError(f"{at}: field {field} must be text, but is {kind} ({value!r}); put it in quotes")
     if not value.strip():
         raise DataError(f"{at}: field {field} is empty")
+    return _whole(value, field, at).strip()
+
+
+def _whole(value: str, field: str, at: str) -> str:
+    """A text as it is; what cuts an emoji in two leaves half a character, which no file can keep."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{at}: field {field} has half a character ({error.reason}); write it again as whole text") from error
-    return value.strip()
+    return value
 
 
 def _csv_rows(file: Path, text: str) -> tuple[list[Any], list[int]]:
@@ -313,9 +320,10 @@ def _official_squad(articles: list[Any], where: str) -> list[Passage]:
 
 
 def _squad_from_hub(split: str) -> list[Passage]:
-    """SQuAD has no test split of its own: every second title of its validation split is ``dev``, the others are ``test``."""
-    if split not in SPLITS:
-        raise DataError(f"squad has no split {split!r}; give one of {', '.join(SPLITS)}")
+    """SQuAD shows nobody its test split: every second title of ``validation`` is ``dev``, the others are ``test``."""
+    known = (*SPLITS, "validation")
+    if split not in known:
+        raise DataError(f"squad has no split {split!r}; give one of {', '.join(known)}")
     try:
         import datasets
     except ImportError as error:
@@ -332,7 +340,7 @@ def _squad_from_hub(split: str) -> list[Passage]:
         key = (row["title"].replace("_", " ").strip(), row["context"].strip())
         questions.setdefault(key, []).append(Question(row["question"], golds[0], tuple(golds[1:])))
     titles = sorted({title for title, _ in questions})
-    wanted = set(titles if split == "train" else titles[split == "test" :: 2])
+    wanted = set(titles[split == "test" :: 2] if split in ("dev", "test") else titles)
     return [Passage(title, text, tuple(found)) for (title, text), found in questions.items() if title in wanted]
 
 
@@ -381,7 +389,7 @@ def _edits_of(item: Any, at: str, with_questions: bool) -> tuple[Passage, list[s
         text = completion.get("text") if isinstance(completion, dict) else completion
         if not isinstance(text, str):
             raise DataError(f"{at}, completion {number + 1}: not text")
-        texts.append(text)
+        texts.append(_whole(text, f"completion {number + 1}", at))
     questions = item.get("questions", []) if with_questions else []
     if not isinstance(questions, list):
         raise DataError(f"{at}: field questions must be a list")
