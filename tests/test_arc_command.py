@@ -285,6 +285,13 @@ def test_solve_trains_as_eval_does(command: Command, tiny_model: Path, puzzles: 
     assert [json.dumps(answer) for answer in result["before"]] == recipes["icl"]["sitting"]["answers"]
     theirs = {row["recipe"]: row["sitting"]["answers"] for row in trials}
     assert {row["recipe"]: [json.dumps(answer) for answer in row["after"]] for row in result["recipes"]} == theirs
+    unknown = json.loads((puzzles / "task5.json").read_text())
+    del unknown["test"][0]["output"]
+    (tmp_path / "task5.json").write_text(json.dumps(unknown))
+    done = command("solve", tmp_path / "task5.json", "--json", tmp_path / "u.json", *flags)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "u.json").read_text())
+    assert [row["after"] for row in again["recipes"]] == [row["after"] for row in result["recipes"]]
 
 
 def test_a_run_of_the_outer_loop_goes_on_with_its_own_puzzles_only(

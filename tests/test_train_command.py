@@ -87,7 +87,7 @@ def test_rows_of_another_policy_are_refused(command: Command, trained: Path, tin
     edits = (stale / "round-02" / "edits.jsonl").read_text()
     (stale / "round-02" / "edits.jsonl").write_text(edits.replace('"policy": "', '"policy": "0', 1))
     done = command("train", "knowledge", "--run", stale, "--resume", "--workers", 0)
-    assert done.returncode == 1 and "its rewards don't hold" in done.stderr, done.stderr
+    assert done.returncode == 1 and "what it found doesn't hold" in done.stderr, done.stderr
 
 
 def test_kill_and_resume_end_in_the_same_policy(trained: Path, tiny_model: Path, tmp_path: Path) -> None:
