@@ -349,7 +349,6 @@ def test_jobs_of_other_shapes_are_refused_together_and_run_apart(lm: LanguageMod
 
 @pytest.fixture
 def make_trial() -> Callable[..., Trial]:
-
     passage = Passage("Bridge", "It was built in 1732.", (Question("When was it built?", "1732"),))
 
     def make(layers: str, seed: int) -> Trial:

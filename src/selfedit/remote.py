@@ -18,7 +18,7 @@ FAULTS = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, T
 
 
 def replies(url: str, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str | Exception]]:
-    """The place and the text of each reply, as they come; of a call that failed for good its error.
+    """The place and the text of each reply, as they come; of a call that failed for good what failed (``FAULTS``).
 
     Once one has failed, or nobody listens any longer, no further call is made; those under way are waited for and given out, since
     they are paid for.
@@ -38,11 +38,13 @@ def replies(url: str, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[int, s
                 if job.cancelled():
                     continue
                 error = job.exception()
-                if isinstance(error, Exception):
-                    stop.set()
-                    for other in jobs:
-                        other.cancel()
-                yield jobs[job], error if isinstance(error, Exception) else job.result()
+                if not isinstance(error, FAULTS):
+                    yield jobs[job], job.result()
+                    continue
+                stop.set()
+                for other in jobs:
+                    other.cancel()
+                yield jobs[job], error
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)

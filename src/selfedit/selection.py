@@ -73,8 +73,8 @@ def select(rule: SelectionRule, scored: Sequence[Scored], fraction: float, seed:
 
     ``best``: of each context the one with the highest reward (the paper's); ``positive``: all above the baseline (its equation 2);
     ``best-positive``: the best, if it is above the baseline; ``top-fraction``: so large a share of all, over contexts;
-    ``random``: of each context one, uniformly. Only self-edits that could be tried and were (``finalists``) not let go; ties by
-    likelihood, then by lower index.
+    ``random``: of each context one, uniformly. Only self-edits that could be tried and that halving didn't let go
+    (``finalists``); ties by likelihood, then by lower index.
     """
     tried, scored = sum(one.tried for one in scored), finalists(scored)
     if rule == "positive":

@@ -119,10 +119,10 @@ def knowledge_command(
         print_config(resolved)
         from selfedit.estimate import estimate_evaluation
 
-        if resolved.data.partition(":")[0] == "squad" and not resolved.limit:
+        on_hub = resolved.data.partition(":")[0] == "squad"
+        if on_hub and not resolved.limit:
             typer.echo("# no estimate: how many passages there are is known once they are fetched; give --limit")
             return
-        on_hub = resolved.data.partition(":")[0] == "squad"
         found = resolved.limit if on_hub else len(load_dataset(resolved.data, resolved.split))
         count = min(found, resolved.limit or found)
         estimates(resolved.model, lambda known: estimate_evaluation(resolved, known, count))

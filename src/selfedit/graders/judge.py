@@ -14,7 +14,7 @@ from selfedit.contexts import Question
 from selfedit.errors import GraderError
 from selfedit.graders import ExamItem, Verdict
 from selfedit.graders.text import normalise, repeated_answers
-from selfedit.remote import FAULTS, replies
+from selfedit.remote import replies
 
 # Asked before long work, so that a judge that can't be had is told of at once.
 SAMPLE = ExamItem(Question("What is two and two?", "four"), "four", 0)
@@ -95,12 +95,10 @@ class JudgeGrader:
         return {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 8}
 
     def _verdict(self, reply: str | Exception) -> bool:
-        if isinstance(reply, FAULTS):
+        if isinstance(reply, Exception):
             raise GraderError(
                 f"judge at {self.url}: no verdict ({reply}); check the settings judge.url and judge.model, and OPENAI_API_KEY"
             ) from reply
-        if isinstance(reply, Exception):
-            raise reply
         word = re.match(r"\W*(yes|no)\b(?!\s+sure)", reply.lower())
         if word is not None:
             return word[1] == "yes"

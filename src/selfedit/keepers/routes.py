@@ -46,8 +46,8 @@ class Bank(Keeper):
     Likeness is a late interaction (ColBERT's MaxSim, Khattab and Zaharia 2020) with the base model's own hidden states, of its
     lower layers: each token of the question finds the most like token of the passage, and counts the more the less neutral texts
     have one like it. Below ``threshold`` the base answers; as the most like passage counts, more that is none of them reaches it
-    the more are held (docs/keeping.md). Departure from
-    ColBERT: nothing is trained; states are standardised by those of neutral texts instead (``neutral_texts``).
+    the more are held (docs/keeping.md). Departure from ColBERT: nothing is trained; states are standardised by those of neutral
+    texts instead (``neutral_texts``).
     """
 
     threshold: float

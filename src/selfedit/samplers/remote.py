@@ -10,7 +10,7 @@ from typing import Any
 from selfedit.config import Sampling
 from selfedit.errors import SamplerError
 from selfedit.lm.load import Identity
-from selfedit.remote import FAULTS, replies
+from selfedit.remote import replies
 from selfedit.tasks.base import Request
 
 # A chat server has no role for bare text.
@@ -45,12 +45,10 @@ class RemoteSampler:
         bodies = [self._body(request, sampling, seed) for request, seed in zip(requests, row_seeds, strict=True)]
         texts = dict(replies(self.url, bodies))
         for text in texts.values():
-            if isinstance(text, FAULTS):
+            if isinstance(text, Exception):
                 raise SamplerError(
                     f"writer at {self.url}: no text ({text}); check the URL, the model's name, and OPENAI_API_KEY"
                 ) from text
-            if isinstance(text, Exception):
-                raise text
             if not text:
                 raise SamplerError(
                     f"writer at {self.url}: an empty reply; use a model that follows the request, or a longer answer"
