@@ -390,8 +390,8 @@ def test_a_method_keeps_by_it_and_a_bank_s_adapters_dont_count_as_earlier(tiny_m
             held, _, accepted = keeper(name, KeepConfig()).commit(lm, held, one, plain, 0)
             assert accepted
         found[name] = held.adapters
-    faster = keeper("null-space", KeepConfig(null_space_rate=0.05)).parts[0].settings(plain)
-    assert (faster.learning_rate, faster.null_space) == (0.05, KeepConfig().null_space)
+    faster = keeper("null-space", KeepConfig(null_space_rate=0.05, null_space_rank=2)).parts[0].settings(plain)
+    assert (faster.learning_rate, faster.null_space, faster.rank, faster.alpha) == (0.05, KeepConfig().null_space, 2, plain.alpha)
     (alone,) = jobs_of(lm, [plan(*lessons[1].edits[0])])
     assert alone.directions is not None
     for name, down in alone.directions.downs.items():

@@ -32,6 +32,7 @@ class KeepConfig(Frozen):
         0.01
     )
     null_space_rate: Annotated[float, Field(ge=0, le=0.1, description="null-space: learning rate; 0: settings.learning_rate")] = 0.0
+    null_space_rank: Annotated[int, Field(ge=0, le=512, description="null-space: rank, alpha as it is; 0: settings.rank")] = 0
     dead_zone: Annotated[float, Field(ge=0, le=100, description="null-space: in the place of settings.dead_zone")] = 1.5
     retention_weight: Annotated[float, Field(ge=0, description="retention: weight of what earlier passages lose")] = 1.0
     remembered: Annotated[int, Field(ge=1, description="retention: earlier passages that are asked")] = 4

@@ -26,7 +26,7 @@ KEEPERS: dict[str, Callable[[KeepConfig], Keeper]] = {
     "consolidate": lambda config: Consolidate(config.every, config.sleep_epochs, config.sleep_rate, config.sleep_share),
     "orthogonal": lambda config: Orthogonal(),
     "distil": lambda config: Distil(config.distil_share),
-    "null-space": lambda config: NullSpace(config.null_space, config.dead_zone, config.null_space_rate),
+    "null-space": lambda config: NullSpace(config.null_space, config.dead_zone, config.null_space_rate, config.null_space_rank),
     "retention": lambda config: Retention(config.retention_weight, config.remembered),
     "bank": lambda config: Bank(config.threshold),
     "retrieve": lambda config: Retrieve(),

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,17 +141,21 @@ class Round:
         """What each context's exam takes, made before anything is written; what is there already is not made again."""
         if isinstance(self.exam, Labelled):
             return {context.id: {"material": {}, "seconds": 0.0} for context in contexts}
-        log = Log(self.folder / "exams.jsonl")
+
+        def submit(context: Any) -> Future[Any]:
+            return self.executor.submit(prepare_exam, self.exam, context, self.seed("exam"), self.student)
+
+        return self.made("exams.jsonl", contexts, submit, "examined")
+
+    def made(self, file: str, contexts: Sequence[Any], submit: Callable[[Any], Future[Any]], event: str, **known: str) -> Lessons:
+        """A row of each context, by a job, in a file of the round; what is there already is not made again."""
+        log = Log(self.folder / file)
         log.check_policy(self.policy.digest)
         done = {row["context"] for row in log.rows}
-        jobs = {
-            self.executor.submit(prepare_exam, self.exam, context, self.seed("exam"), self.student): context
-            for context in contexts
-            if context.id not in done
-        }
-        for job in self.executor.ended(jobs):
-            log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
-            self.told("examined", {"done": len(log.rows), "of": len(contexts)})
+        jobs = {submit(context): context for context in contexts if context.id not in done}
+        for job in self.executor.ended(list(jobs)):
+            log.append({"context": jobs[job].id, "policy": self.policy.digest, **known} | result(job))
+            self.told(event, {"done": len(log.rows), "of": len(contexts)})
         return {row["context"]: row for row in log.rows}
 
     def askable(self, contexts: Sequence[Any], materials: Lessons) -> list[Any]:
@@ -180,17 +185,15 @@ class Round:
 
     def write(self, contexts: Sequence[Any], materials: Lessons) -> Lessons:
         """Each context's self-edits and baseline exam; what is there already is not written again."""
-        log = Log(self.folder / "edits.jsonl")
-        log.check_policy(self.policy.digest)
-        done = {row["context"] for row in log.rows}
-        config = self.config
+        config, file = self.config, self.folder / "edits.jsonl"
         exam = "labelled" if isinstance(self.exam, Labelled) else REWARD_EXAMS[config.reward]
         # A control weighs nothing, so it takes any.
-        for row in log.rows if config.rule != "random" else ():
+        for row in Log(file).rows if config.rule != "random" else ():
             if (theirs := row.get("exam", "labelled")) != exam:
-                raise DataError(f"{log.file}: its baselines are of the exam {theirs}, not of {exam}; start a new run")
-        jobs = [
-            self.executor.submit(
+                raise DataError(f"{file}: its baselines are of the exam {theirs}, not of {exam}; start a new run")
+
+        def submit(context: Any) -> Future[Any]:
+            return self.executor.submit(
                 write_and_sit,
                 self.task,
                 context,
@@ -202,13 +205,8 @@ class Round:
                 self.exam.task,
                 self.exam.examined(context, materials[context.id]["material"]),
             )
-            for context in contexts
-            if context.id not in done
-        ]
-        for job in self.executor.ended(jobs):
-            log.append(result(job) | {"policy": self.policy.digest, "exam": exam})
-            self.told("wrote", {"done": len(log.rows), "of": len(contexts)})
-        return {row["context"]: row for row in log.rows}
+
+        return self.made(file.name, contexts, submit, "wrote", exam=exam)
 
     def try_all(self, contexts: Sequence[Any], written: Lessons) -> Trials:
         """Every trial of the round, by (context, candidate, repeat).
@@ -264,28 +262,17 @@ class Round:
 
     def look(self, contexts: Sequence[Any], written: Lessons) -> Lessons:
         """What each self-edit looks like; what is there already is not looked at again."""
-        assert isinstance(self.config, TrainConfig)
-        log = Log(self.folder / "looks.jsonl")
-        log.check_policy(self.policy.digest)
-        done = {row["context"] for row in log.rows}
-        jobs = {
-            self.executor.submit(
-                look_at,
-                self.task,
-                self.examined[context.id],
-                [edit["text"] for edit in written[context.id]["edits"]],
-                self.config,
-                self.seed("look", context.id),
-                self.student,
-            ): context
-            for context in contexts
-            if context.id not in done and context.id not in self.undecided
-        }
-        for job in self.executor.ended(jobs):
-            log.append({"context": jobs[job].id, "policy": self.policy.digest} | result(job))
-            self.told("looked", {"done": len(log.rows), "of": sum(one.id not in self.undecided for one in contexts)})
+        config = self.config
+        assert isinstance(config, TrainConfig)
+
+        def submit(context: Any) -> Future[Any]:
+            texts = [edit["text"] for edit in written[context.id]["edits"]]
+            examined, seed = self.examined[context.id], self.seed("look", context.id)
+            return self.executor.submit(look_at, self.task, examined, texts, config, seed, self.student)
+
         nothing = {one.id: {"features": [None] * len(written[one.id]["edits"]), "seconds": 0.0} for one in contexts}
-        return nothing | {row["context"]: row for row in log.rows}
+        decided = [context for context in contexts if context.id not in self.undecided]
+        return nothing | self.made("looks.jsonl", decided, submit, "looked")
 
     def worth(self, contexts: Sequence[Any], written: Lessons, rows: Trials, looks: Lessons) -> list[Tried]:
         """Each context's looks beside its true rewards, of the self-edits that have both."""
