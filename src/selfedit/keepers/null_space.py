@@ -17,7 +17,7 @@ class NullSpace(Keeper):
         damping: ``Settings.null_space``.
         dead_zone: ``Settings.dead_zone``.
         rate: learning rate, which may be higher where so little is disturbed; 0: the settings'.
-        rank: in fewer directions a lesson stands out more, and there is room for more lessons; alpha stays, so that a step moves the
+        rank: in fewer directions a lesson stands out more, and more lessons find room; alpha stays, so that a step moves the
             output as far. 0: the settings'.
     """
 
