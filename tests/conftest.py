@@ -127,7 +127,7 @@ def command() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
 
     yield run
     requests.close()
-    launcher.wait(timeout=10)
+    launcher.wait(timeout=60)
 
 
 @pytest.fixture

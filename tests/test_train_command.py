@@ -297,6 +297,10 @@ def test_every_method_of_a_policy_and_an_external_writer(
     (row,) = rows_of(tmp_path / "file" / "trials.jsonl")
     assert [(t["status"], t["edit"] == "") for t in row["trials"]] == [("ok", False), ("ok", True)], "empty: the passage alone"
     assert row["trials"][0]["steps"] > row["trials"][1]["steps"] > 0
+    (tmp_path / "file" / "trials.jsonl").unlink()
+    (tmp_path / "notes.json").write_text(json.dumps([named | {"completions": ["Others.", ""]}]))
+    changed = command(*flat, "--external", tmp_path / "notes.json", "--run", tmp_path / "file", "--resume")
+    assert changed.returncode == 1 and "when the run began" in changed.stderr
     other = command(*flags, "--run", tmp_path / "new", "--writer", tmp_path, "--external", server)
     assert other.returncode == 1 and "no policy there" in other.stderr
     missing = command(*flags, "--run", tmp_path / "new", "--external", server)

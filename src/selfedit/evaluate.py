@@ -205,10 +205,18 @@ def elsewhere(config: EvalConfig, passage: Passage, passages: Sequence[Passage])
 def external_edits(
     config: EvalConfig, passages: Sequence[Passage], known: Identity, run: Run
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Passage id -> style -> self-edits that another model wrote: from a file, or by a server, kept in ``external.jsonl``."""
+    """Passage id -> style -> self-edits that another model wrote: from a file, or by a server, kept in ``external.jsonl``.
+
+    Raises:
+        DataError: the file lacks a passage, or isn't what it was when the run began.
+    """
     styles = [method.partition(":")[2] for method in config.methods if method.partition(":")[0] == "external"]
     if not styles:
         return {}
+    log = Log(run.folder / "external.jsonl")
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for row in log.rows:
+        found.setdefault(row["passage"], {})[row["style"]] = tuple(row["edits"])
     if not config.external.startswith(("http://", "https://")):
         if styles != [""]:
             raise DataError(f"{config.external}: a file's self-edits have no style; give the method external without one")
@@ -216,11 +224,14 @@ def external_edits(
         for passage in passages:
             if not listed.get(_named(passage)):
                 raise DataError(f"{config.external}: has no self-edit for {passage.title!r}; its title and context must be equal")
-        return {passage.id: {"": listed[_named(passage)][: config.edits]} for passage in passages}
-    log = Log(run.folder / "external.jsonl")
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in log.rows:
-        found.setdefault(row["passage"], {})[row["style"]] = tuple(row["edits"])
+        given = {passage.id: {"": listed[_named(passage)][: config.edits]} for passage in passages}
+        if other := [passage for passage in passages if found.get(passage.id, given[passage.id]) != given[passage.id]]:
+            raise DataError(
+                f"{config.external}: its self-edits about {other[0].title!r} aren't what they were when the run began; bring the "
+                "file back, or give another --run"
+            )
+        log.append(*({"passage": key, "style": "", "edits": list(of[""])} for key, of in given.items() if key not in found))
+        return given
     sampler = RemoteSampler(config.external, config.external_model, known)
     for passage in passages:
         for style in styles:
