@@ -785,6 +785,21 @@ def test_how_much_of_the_labelled_gain_a_pick_has() -> None:
     assert rows["gradient (labelled)"]["likelihood"]["share"]["mean"] == pytest.approx(0)
 
 
+def test_a_pick_on_the_questions_that_chose_it() -> None:
+    """The first half's questions are taught by the first self-edit, the second half's by the last one."""
+    one = by_hand([[1, 1], [0, 0]], [[2, 2], [1, 1]], [0.0, 0.0])
+    halves = {outcome: [of[0], of[0][::-1]] for outcome, of in one.worth.items()}
+    chosen = {name: [of[0][::-1], of[0]] for name, of in one.rewards.items()}
+    one = replace(one, worth=halves, rewards=chosen, ties=chosen)
+    table = summarise([one] * 2, RewardBenchConfig(edits=2, screened=1))
+    (row,) = [row for row in table["rows"] if row["name"] == "likelihood"]
+    assert row["accuracy"]["minus_random"]["mean"] == -0.5 and row["same_questions"]["accuracy"]["mean"] == 0.5
+    assert next(row for row in table["rows"] if row["name"] == "length (labelled)")["same_questions"] is None
+    (random,) = [row for row in table["two_stage"] if (row["screen"], row["by"]) == ("random", "likelihood")]
+    assert random["accuracy"]["all_minus_one"]["mean"] == -0.5
+    assert random["same_questions"]["accuracy"]["all_minus_one"]["mean"] == 0.5
+
+
 def test_ridge_is_judged_on_passages_that_it_was_not_fitted_on() -> None:
     one = by_hand([[0, 0], [1, 1], [2, 2], [3, 3]], [[1, 1], [2, 2], [3, 3], [4, 4]], [0.0, 1.0, 2.0, 3.0])
     table = summarise([one] * 7, RewardBenchConfig(edits=4, screened=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -65,6 +65,10 @@ class Measured:
     writing: Cost
     training: Cost
     tokens: float
+
+    def turned(self) -> Measured:
+        """The same, but that the half that chooses is the one that reports too."""
+        return replace(self, worth={outcome: of[::-1] for outcome, of in self.worth.items()})
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Measured:

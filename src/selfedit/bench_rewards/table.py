@@ -47,7 +47,7 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
         spent = [one.making[exam] + one.training * count for one, count in zip(own, edits, strict=True)]
         costs = [wasted + made + sitting for made, sitting in zip(spent, sat, strict=True)]
         tokens = [_edits(one) * one.tokens for one in own]
-        row = _row(name, own, _by_reward(name), controls, costs, tokens)
+        row = _row(name, own, _by_reward(name), controls, costs, tokens, asks=exam == "labelled")
         rows.append(
             row | {"reliability": asdict(found) if found else None, "halves": None, "named": name == config.named.label_free}
         )
@@ -66,6 +66,7 @@ def summarise(measured: Sequence[Measured], config: RewardBenchConfig) -> dict[s
                 controls,
                 costs,
                 [0.0] * len(judged),
+                asks=screen in ASKING and source == "labelled",
             )
             agreeing = [
                 rank_correlation(*([look[screen] for look in half] for half in one.features[source]))
@@ -162,12 +163,17 @@ def _row(
     controls: dict[str, dict[int, float]],
     costs: list[Cost],
     tokens: list[float],
+    asks: bool,
 ) -> dict[str, Any]:
-    """What the self-edit with the best score is worth by seeds that did not score it, by each outcome, and what that costs."""
+    """What the self-edit with the best score is worth by seeds that did not score it, by each outcome, and what that costs.
+
+    Where labelled questions choose (``asks``), ``same_questions`` says by how much it is better than a random one on those.
+    """
     return {
         "name": name,
         "n": len(measured),
         **{outcome: _worth(measured, scores, controls[outcome], outcome) for outcome in OUTCOMES},
+        "same_questions": {outcome: _on_same(measured, scores, outcome) for outcome in OUTCOMES} if asks else None,
         "seconds_a_passage": asdict(mean_and_error([cost.seconds for cost in costs])),
         "read_tokens_a_passage": asdict(mean_and_error([cost.read for cost in costs])),
         "written_tokens_a_passage": asdict(mean_and_error([cost.written for cost in costs])),
@@ -193,6 +199,14 @@ def _worth(measured: Sequence[Measured], scores: Scores, control: dict[int, floa
         "minus_labelled": asdict(paired_difference(picked, labelled)) if several else None,
         "share": asdict(jackknife(triples, _share_of_gain)) if several and gain.low > 0 else None,
     }
+
+
+def _on_same(measured: Sequence[Measured], scores: Scores, outcome: str) -> dict[str, Any] | None:
+    """The pick's worth on the questions that chose it, by other seeds, against a random self-edit's."""
+    if len(measured) < 2:
+        return None
+    picked = [value for _, value in _picked([one.turned() for one in measured], scores, outcome)]
+    return asdict(paired_difference(picked, [_average(one, outcome) for one in measured]))
 
 
 def _share_of_gain(triples: Sequence[tuple[float, float, float]]) -> float:
@@ -240,12 +254,15 @@ def _two_stage(every: Sequence[Measured], screen: str, count: int, reward: Rewar
     the first ``NOISE_CONTEXTS`` whole and twice in either way; in two stages it looks at all of them, and trains those of the
     others once more that tie for the best, above nothing; ``cost_share_planned``: the same of a run over ``PLANNED_PASSAGES`` with
     ``PLANNED_EDITS`` each, as many of which tie. Shares are of sums over passages, their errors the jackknife's. A training is
-    taken to cost the same whether it shares its pass with all others or with the few.
+    taken to cost the same whether it shares its pass with all others or with the few. ``same_questions``: where those that chose
+    report, too.
     """
     measured = _judged(every, screen, "labelled", reward)
     looks, rewards = _by_screen(every, screen, "labelled", reward), _by_reward(reward)
     costs = [_costs(one, screen, count, len(every), looks, rewards) for one in measured]
+    turned = [one.turned() for one in measured]
     worth: dict[str, Any] = {outcome: _stages_worth(measured, screen, count, looks, rewards, outcome) for outcome in OUTCOMES}
+    worth["same_questions"] = {outcome: _stages_worth(turned, screen, count, looks, rewards, outcome) for outcome in OUTCOMES}
     return {
         "screen": screen,
         "count": count,

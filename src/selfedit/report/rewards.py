@@ -18,7 +18,7 @@ def rewards_tables(run: RunData) -> list[Table]:
     table = run.table or {}
     first, second = (_worth_table(table, outcome) for outcome in OUTCOMES)
     first = replace(first, note=f"{_notes(table)} {first.note}")
-    return [first, second, _cost_table(table), _stages_table(table), _shares_table(table)]
+    return [first, second, _cost_table(table), _stages_table(table), _same_table(table), _shares_table(table)]
 
 
 def _notes(table: dict[str, Any]) -> str:
@@ -43,16 +43,19 @@ def _worth_table(table: dict[str, Any], outcome: str) -> Table:
         reliable = None if own is None or own["single"] is None else f"{own['single']:.2f}"
         reliable = reliable if row["halves"] is None else _mean(row["halves"], 2)
         found = (_mean(of["rank_correlation"], 2), _mean(of["picked"], 3), _interval(of["minus_random"]))
-        rows.append((_named(row, "name"), row["n"], reliable, *found, _interval(of["minus_labelled"]), _interval(of["share"], "")))
+        against = (_interval(of["minus_labelled"]), _interval(of["share"], ""))
+        same = row["same_questions"]
+        rows.append((_named(row, "name"), row["n"], reliable, *found, *against, _interval(same[outcome] if same else None)))
     return Table(
         f"Rewards and screens by {OUTCOMES[outcome]}, {table['passages']} passages",
         f"{table['edits']} self-edits each, {table['repeats']} seeds. Picked: {OUTCOMES[outcome]} of the self-edit taken, on "
         "questions and by seeds that chose nothing (each half of the questions in turn); rank: Spearman's rho with it within a "
         "passage, where not all are worth the same. Paired differences, to a random self-edit and to the pick of the labelled "
         "reward likelihood, with 95 % intervals; share: of what that pick gains over a random self-edit, on the same passages, if "
-        "that gain's interval is above zero. Reliability: of one run's reward; of a look: rank correlation of its two halves. "
+        "that gain's interval is above zero. Same questions: minus random on the questions that chose, by seeds that "
+        "didn't, as the outer loop has it. Reliability: of one run's reward; of a look: rank correlation of its two halves. "
         "*: named before anything was measured; the best of the others is the best of many.",
-        ("reward", "n", "reliability", "rank", "picked", "minus random", "minus labelled", "share"),
+        ("reward", "n", "reliability", "rank", "picked", "minus random", "minus labelled", "share", "same questions"),
         tuple(rows),
     )
 
@@ -86,6 +89,24 @@ def _stages_table(table: dict[str, Any]) -> Table:
         (
             *("screen", "by", "trained", "n", "picked", "minus training all", "minus random", "all - one"),
             *("minus training all'", "minus random'"),
+        ),
+        tuple(rows),
+    )
+
+
+def _same_table(table: dict[str, Any]) -> Table:
+    rows = []
+    for row in table["two_stage"]:
+        same = row["same_questions"]
+        found = [_interval(same[outcome][name]) for outcome in OUTCOMES for name in DIFFERENCES]
+        rows.append((_named(row, "screen"), row["by"], row["count"], row["n"], *found))
+    return Table(
+        "The same, where the questions that chose report, too",
+        "By seeds that chose nothing, as the outer loop has it: a self-edit's gain on the questions that it is chosen by. The last "
+        "three: by the golds' likelihood.",
+        (
+            *("screen", "by", "trained", "n", "minus training all", "minus random", "all - one"),
+            *("minus training all'", "minus random'", "all - one'"),
         ),
         tuple(rows),
     )
