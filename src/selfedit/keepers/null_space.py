@@ -17,8 +17,7 @@ class NullSpace(Keeper):
         damping: ``Settings.null_space``.
         dead_zone: ``Settings.dead_zone``.
         rate: learning rate, which may be higher where so little is disturbed; 0: the settings'.
-        rank: in fewer directions a lesson stands out more, and more lessons find room; alpha stays, so that a step moves the
-            output as far. 0: the settings'.
+        rank: in fewer directions a lesson stands out more, and more lessons find room; alpha stays. 0: the settings'.
     """
 
     damping: float
@@ -30,4 +29,5 @@ class NullSpace(Keeper):
     def settings(self, settings: Settings) -> Settings:
         """The settings with its damping, its dead zone, its learning rate and its rank."""
         own = {"null_space": self.damping, "dead_zone": self.dead_zone, "learning_rate": self.rate or settings.learning_rate}
-        return settings.model_copy(update=own | {"rank": self.rank or settings.rank})
+        own["rank"] = self.rank or settings.rank
+        return settings.model_copy(update=own)

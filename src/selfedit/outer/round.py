@@ -188,7 +188,7 @@ class Round:
         config, file = self.config, self.folder / "edits.jsonl"
         exam = "labelled" if isinstance(self.exam, Labelled) else REWARD_EXAMS[config.reward]
         # A control weighs nothing, so it takes any.
-        for row in Log(file).rows if config.rule != "random" else ():
+        for row in read_rows(file) if config.rule != "random" else ():
             if (theirs := row.get("exam", "labelled")) != exam:
                 raise DataError(f"{file}: its baselines are of the exam {theirs}, not of {exam}; start a new run")
 
