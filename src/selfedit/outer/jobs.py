@@ -62,7 +62,6 @@ def write_and_sit(
         baseline = sit(lm, [(examiner, examined)])[0] if student == "policy" else None
     baseline = baseline or sit(lm, [(examiner, examined)])[0]
     return {
-        "context": context.id,
         "edits": [{"text": one.edit.text, "style": one.edit.style, "texts": list(one.texts)} for one in written],
         "baseline": asdict(baseline),
         "seconds": round(time.perf_counter() - start, 2),
