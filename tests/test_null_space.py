@@ -116,6 +116,19 @@ def test_principal_directions_are_those_of_a_singular_value_decomposition(count:
     assert few.shape == (3, 12) and few[0].any() and not few[1:].any(), "one direction; the others are nothing"
 
 
+def test_a_wide_layer_s_directions_are_found_without_all_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(600, 400, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 401) ** -0.7
+    whole, state = principal(rows, 20), torch.get_rng_state()
+    monkeypatch.setattr("selfedit.lm.null_space.WIDE", 300)
+    found = principal(rows, 20)
+    assert torch.equal(torch.get_rng_state(), state), "nothing else draws otherwise for it"
+    assert torch.equal(principal(rows, 20).vectors, found.vectors)
+    assert torch.allclose(found.values, whole.values, rtol=1e-2)
+    shared = (whole.vectors[:15] @ found.vectors.T).square().sum(1)
+    assert shared.min() > 0.99 and torch.allclose(found.vectors @ found.vectors.T, torch.eye(20), atol=1e-3)
+    assert not torch.equal(found.values, whole.values), "another way"
+
+
 def test_few_rows_and_their_second_moments_say_the_same() -> None:
     rows = torch.randn(30, 12, generator=torch.Generator().manual_seed(1))
     whole, parts, down = Moments(), Moments(), torch.randn(3, 12)
