@@ -373,7 +373,9 @@ def test_consolidation_check_and_undo_out_of_it(command: Command, taught: Path, 
     assert "lost" in done.stdout and "memory consolidate" not in done.stdout, "it would be refused"
     done = command("memory", "undo", "--memory", taught)
     assert done.returncode == 0 and "training entry 1 again" in done.stderr, done.stderr
-    assert Memory.open(taught).state.entries == (1,)
+    left = Memory.open(taught)
+    assert left.state.entries == (1,) and left.state.slots[0].changed == {"rank": 3, "epochs": 2}
+    assert {adapter[0].shape[0] for adapter in load_adapter(left.adapter_folders()[0]).weights.values()} == {3}
 
 
 def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,10 +352,15 @@ def test_a_memory_with_a_dead_zone_answers_gives_entries_back_and_is_no_sum(
     assert asked.returncode == 0, asked.stderr
     refused = command("memory", "export", tmp_path / "out", "--memory", tmp_path / "m")
     assert refused.returncode == 1 and "dead zone" in refused.stderr and not (tmp_path / "out").exists()
+    assert f"memory consolidate --memory {tmp_path / 'm'} --set dead_zone=0" in " ".join(refused.stderr.split())
     done = command("memory", "undo", 1, "--memory", tmp_path / "m")
     assert done.returncode == 0, done.stderr
     (rebuilt,) = (load_adapter(folder) for folder in Memory.open(tmp_path / "m").adapter_folders())
     assert alike(rebuilt, on_base.adapter)  # type: ignore[union-attr]
+    plain = command("memory", "consolidate", "--set", "dead_zone=0", "--budget", 1, "--memory", tmp_path / "m")
+    assert plain.returncode == 0, plain.stderr
+    exported = command("memory", "export", tmp_path / "out", "--memory", tmp_path / "m")
+    assert exported.returncode == 0 and (tmp_path / "out" / "config.json").is_file(), exported.stderr
 
 
 def test_what_is_familiar_is_made_once_and_read_again(tiny_model: Path, cache: Path) -> None:

@@ -135,7 +135,7 @@ def consolidate_command(
     """Puts one fresh adapter, trained on all stored lessons from the base on, in the place of all adapters, if it knows as much.
 
     No single entry may lose more than one question, or all of it, either (unless --budget is 1). The old state answers until the
-    new one is whole; undo takes single entries out as before.
+    new one is whole; undo takes single entries out as before. With --set a single adapter is trained anew too.
     """
     from selfedit.memory.ledger import Memory
     from selfedit.memory.rebuild import consolidate

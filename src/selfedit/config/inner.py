@@ -80,7 +80,7 @@ class Settings(Frozen):
     @model_validator(mode="after")
     def _directions_as_given(self) -> Settings:
         if self.dead_zone and not self.null_space:
-            raise ValueError(f"dead_zone is {self.dead_zone}, but A is trained; give null_space=0.01 too")
+            raise ValueError(f"dead_zone is {self.dead_zone}, but A is trained; give dead_zone=0 too, or null_space=0.01")
         if self.null_space and self.weight_decay:
             raise ValueError(f"weight_decay is {self.weight_decay}, but null_space holds A as it is; give one of them as 0")
         return self

@@ -208,15 +208,17 @@ def export(memory: Memory, folder: Path, merged: bool, model: str | None = None)
     adapters = [load_adapter(path) for path in memory.adapter_folders()]
     if not adapters:
         raise MemoryStoreError(f"{memory.folder}: nothing learnt yet, so there is nothing to export")
+    floors = any(adapter.floors for adapter in adapters)
+    together = f"selfedit memory consolidate --memory {memory.folder}{' --set dead_zone=0' if floors else ''}"
     if memory.keep == "bank" and len(adapters) > 1:
         raise MemoryStoreError(
             f"{memory.folder}: its {len(adapters)} adapters are kept apart and make no single model; put them together first: "
-            f"selfedit memory consolidate --memory {memory.folder}"
+            f"{together}"
         )
-    if any(adapter.floors for adapter in adapters):
+    if floors:
         raise MemoryStoreError(
-            f"{memory.folder}: its adapters were trained with a dead zone, which no sum of weights expresses; ask it by "
-            "selfedit, or learn with --set settings.dead_zone=0"
+            f"{memory.folder}: it was trained with a dead zone, which no sum of weights expresses; ask it by selfedit, or train it "
+            f"without one first: {together}"
         )
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))

@@ -94,7 +94,7 @@ def undo_earlier(
             build([records[one] for one in remaining], still, known.name, below, folder, memory.keep, slot.changed)
             places.append(folder)
             built.append((folder, folder.name))
-            kept.append(Slot(tuple(remaining), folder.name, slot.changed if len(remaining) > 1 else {}))
+            kept.append(Slot(tuple(remaining), folder.name, slot.changed))
         after = sat(lambda: kept_in(memory.keep, kept, places, still))
         memory.replace(f"undo entry {entry}", kept, built)
         return [row | {"undone": row["entry"] == entry} for row in _beside(examined, before, after)]
@@ -127,14 +127,17 @@ def consolidate(
         ``{before, after, accepted, entries: [{entry, title, n, before, after}]}``: shares right.
 
     Raises:
-        MemoryStoreError: fewer than two adapters answer, or the model is not the memory's base.
+        MemoryStoreError: fewer than two adapters answer (one with ``changed``), or the model is not the memory's base.
         DivergedError: the training diverged; the memory is as it was.
     """
     known = identify(model or memory.base.name)
     memory.check_base(Base(known.name, known.fingerprint))
     state = memory.state
-    if len(state.slots) < 2:
-        raise MemoryStoreError(f"{memory.folder}: {len(state.slots)} adapters answer; there is nothing to put together")
+    if len(state.slots) < (1 if changed else 2):
+        raise MemoryStoreError(
+            f"{memory.folder}: {len(state.slots)} adapters answer; there is nothing to put together"
+            f"{', nor is another setting given' if state.slots else ''}"
+        )
     records = {entry.id: entry.record for entry in memory.entries() if entry.id in state.entries}
     progress(f"sitting the exams of {len(records)} entries")
     before = exams(kept_by(memory, state), known.name, records, graders)
@@ -259,7 +262,7 @@ def build(
 
 def together(plans: Sequence[TrainingPlan], changed: Mapping[str, Any]) -> TrainingPlan:
     """One plan of several: all documents, each with its own passage in view; the newest one's settings, but for those changed."""
-    if len(plans) == 1:
+    if len(plans) == 1 and not changed:
         return plans[0]
     settings = Settings.model_validate(plans[-1].settings.model_dump() | dict(changed))
     documents = tuple(document for plan in plans for document in plan.documents)
