@@ -37,8 +37,7 @@ from selfedit.matrix import BASE_METHOD, FORMS, shown, table
 from selfedit.runs import Log, Policy, Run, policy_of, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.tasks.base import Asked, Sitting
-from selfedit.tasks.general.jobs import known_to
-from selfedit.tasks.general.rehearsal import rehearsals
+from selfedit.tasks.general.jobs import prepare
 from selfedit.tasks.knowledge.prompts import STYLES, parts_of
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
@@ -77,7 +76,9 @@ def continual(
     with LocalExecutor(choice, workers) as executor:
         if len(run.rows) < total:
             # Made once, so that no commit's time has it.
-            result(executor.submit(prepare, config))
+            ways = [keeper(method, config.keep) for method in config.methods]
+            trained = [way.settings(config.settings) for way in ways if way.trains]
+            result(executor.submit(prepare, trained, bool(config.keep.sleep_share)))
         edits = _written(executor, config, [passage for sequence in drawn for passage in sequence], edits_log, policy)
         done = {(row["method"], row["sequence"], row["step"]) for row in run.rows}
         waiting: dict[Future[Any], tuple[str, int]] = {}
@@ -248,15 +249,6 @@ def elsewhere(config: ContinualConfig, drawn: Sequence[Sequence[Passage]], passa
 def asked_elsewhere(others: Sequence[Passage]) -> list[Asked]:
     """Their questions as one exam."""
     return [Asked(passage.questions[0], group, paraphrase=False) for group, passage in enumerate(others)]
-
-
-def prepare(lm: LanguageModel, config: ContinualConfig) -> None:
-    """A job: makes what some methods need of the base and keep in the cache, whoever asks for it first."""
-    ways = [way.settings(config.settings) for way in (keeper(method, config.keep) for method in config.methods) if way.trains]
-    if any(way.rehearsal or way.null_space for way in ways) or config.keep.sleep_share:
-        rehearsals(lm)
-    if any(way.null_space for way in ways):
-        known_to(lm)
 
 
 def write(lm: LanguageModel, passage: Passage, config: ContinualConfig, policy: str | None) -> list[str]:

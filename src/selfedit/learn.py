@@ -36,6 +36,7 @@ from selfedit.samplers.base import Written
 from selfedit.samplers.local import write_edits
 from selfedit.stats import best_of, tail_chance
 from selfedit.tasks.base import Asked, Sitting, Task
+from selfedit.tasks.general.jobs import prepare
 from selfedit.tasks.knowledge.compile import split_passage
 from selfedit.tasks.knowledge.exam import ExamForm, asked_in, exam_questions
 from selfedit.tasks.knowledge.task import KnowledgeTask
@@ -101,7 +102,7 @@ def learn(
 
     Args:
         questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
-        progress: called with (event, details): ``waiting, started, quiz, left, baseline, wrote, steps, decided``.
+        progress: called with (event, details): ``waiting, started, quiz, left, preparing, baseline, wrote, steps, decided``.
         workers: processes; by default as many as a short timing says.
 
     Returns:
@@ -142,6 +143,7 @@ def learn(
                 written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
                 sittings = executor.submit(sit_kept, exams_of(halves, task, again), now) if halves else None
                 general = executor.submit(sample_kept, now)
+                ready = executor.submit(prepare, (config.settings,))
                 dtype: str = result(executor.submit(dtype_of))
                 edits: list[Written] = result(written)
                 if made is not None:
@@ -163,6 +165,9 @@ def learn(
                 share = max(1, -(-len(plans) // processes))
                 slots = config.slots or min(slots_that_fit(known, config.settings, config.device, processes), share)
                 ways = executor.submit(newest_answers, task, chooser, now.beside("", chooser))
+                if not ready.done():
+                    progress("preparing", {})
+                result(ready)
                 progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
                 chosen_before, *before = result(sittings)
                 baseline = mark_sitting(grader, to_choose, chosen_before)

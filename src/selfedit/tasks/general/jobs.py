@@ -6,17 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfedit.config import Settings
 from selfedit.edits import TrainingPlan
 from selfedit.lm.adapter import Adapter, Directions, load_adapter
 from selfedit.lm.load import LanguageModel
 from selfedit.lm.null_space import Familiar, directions_of, familiar_of
 from selfedit.lm.train_many import Job
-from selfedit.tasks.general.rehearsal import asked_digest, familiar, rows_of
+from selfedit.tasks.general.rehearsal import asked_digest, familiar, rehearsals, rows_of
 
 
 def known_to(lm: LanguageModel) -> Mapping[str, Familiar]:
     """What is familiar to the base, by module: of what it is asked and says; made once and kept in the cache."""
     return familiar_of(lm, lambda: familiar(lm), asked_digest(lm))
+
+
+def prepare(lm: LanguageModel, ways: Sequence[Settings], rehearsed: bool = False) -> None:
+    """A job: what trainings need of the base and keep in the cache is there afterwards, so that none of them waits for it.
+
+    Args:
+        ways: the trainings' settings.
+        rehearsed: rehearsals are needed by whatever settings.
+    """
+    if rehearsed or any(way.rehearsal or way.null_space for way in ways):
+        rehearsals(lm)
+    if any(way.null_space for way in ways):
+        known_to(lm)
 
 
 def jobs_of(lm: LanguageModel, plans: Sequence[TrainingPlan], earlier: Sequence[Adapter] = ()) -> list[Job]:
