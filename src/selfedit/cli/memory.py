@@ -149,7 +149,7 @@ def consolidate_command(
             opened, graders_of(grader), lambda text: err.print(text, highlight=False, markup=False), budget, model, changed
         )
     out.print(before_and_after(found["entries"]))
-    verdict = "Consolidated" if found["accepted"] else "Nothing changed: too much would be lost"
+    verdict = "Consolidated" if found["accepted"] else "Nothing changed: too much would be lost (--budget 1 takes it all the same)"
     out.print(f"{verdict}; right over all entries: {found['before']:.0%} before, {found['after']:.0%} after", highlight=False)
     if json_file is not None:
         write_json(json_file, found)

@@ -50,7 +50,7 @@ class LearnConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     quiz: QuizConfig = QuizConfig()
     edit: EditConfig = EditConfig()
-    settings: Settings = Settings()
+    settings: Settings = Settings(rank=8, learning_rate=4e-3, null_space=0.01, dead_zone=1.5)
 
     @model_validator(mode="after")
     def _nothing_replayed_in_the_null_space(self) -> LearnConfig:
