@@ -431,7 +431,8 @@ def test_a_consolidation_killed_at_ten_moments_leaves_an_old_or_new_state(taught
 def test_learning_says_what_earlier_entries_lose(
     command: Command, taught: Path, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
 ) -> None:
-    more = ("--set", "replay=0.5", "--json", tmp_path / "r.json")
+    plain = ("--set", "settings.null_space=0", "--set", "settings.dead_zone=0")
+    more = ("--set", "replay=0.5", *plain, "--json", tmp_path / "r.json")
     done = learn(command, tiny_model, passage_file, quiz_file, taught, *more)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
@@ -450,7 +451,10 @@ def test_learning_into_a_bank_asks_what_the_memory_answers(
     general = result["report"]["general"]
     assert general["n"] > 60 and set(general["right"]) == set(general["text"]) == {"before", "after"}
     assert "General questions" in done.stdout
-    refused = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5")
+    both = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5")
+    assert both.returncode == 1 and "settings.null_space=0 and settings.dead_zone=0" in " ".join(both.stderr.split())
+    plain = ("--set", "settings.null_space=0", "--set", "settings.dead_zone=0")
+    refused = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5", *plain)
     assert refused.returncode == 1 and "replay is 0.5" in refused.stderr
 
 

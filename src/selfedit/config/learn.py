@@ -55,5 +55,8 @@ class LearnConfig(Frozen):
     @model_validator(mode="after")
     def _nothing_replayed_in_the_null_space(self) -> LearnConfig:
         if self.replay and self.settings.null_space:
-            raise ValueError("replay mixes in what null_space keeps out of the way of; give one of them as 0")
+            raise ValueError(
+                "replay mixes in what null_space keeps out of the way of; give replay=0, or settings.null_space=0 and "
+                "settings.dead_zone=0"
+            )
         return self
