@@ -25,6 +25,7 @@ from selfedit.keepers.routes import STATES
 from selfedit.lm.adapter import load_adapter
 from selfedit.memory.ledger import Memory
 
+PLAIN = ("--set", "settings.null_space=0", "--set", "settings.dead_zone=0")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ("--set", "edit.sampling.max_new_tokens=16", "--set", "edit.form=plain", "--set", "settings.epochs=2", "--edits", 2)
 WITHIN = ("--workers", 0)  # no processes of their own for the trials; the tests of kills and of two workers leave it out
@@ -431,8 +432,7 @@ def test_a_consolidation_killed_at_ten_moments_leaves_an_old_or_new_state(taught
 def test_learning_says_what_earlier_entries_lose(
     command: Command, taught: Path, tiny_model: Path, passage_file: Path, quiz_file: Path, tmp_path: Path
 ) -> None:
-    plain = ("--set", "settings.null_space=0", "--set", "settings.dead_zone=0")
-    more = ("--set", "replay=0.5", *plain, "--json", tmp_path / "r.json")
+    more = ("--set", "replay=0.5", *PLAIN, "--json", tmp_path / "r.json")
     done = learn(command, tiny_model, passage_file, quiz_file, taught, *more)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
@@ -453,8 +453,7 @@ def test_learning_into_a_bank_asks_what_the_memory_answers(
     assert "General questions" in done.stdout
     both = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5")
     assert both.returncode == 1 and "settings.null_space=0 and settings.dead_zone=0" in " ".join(both.stderr.split())
-    plain = ("--set", "settings.null_space=0", "--set", "settings.dead_zone=0")
-    refused = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5", *plain)
+    refused = learn(command, tiny_model, passage_file, quiz_file, apart, "--set", "replay=0.5", *PLAIN)
     assert refused.returncode == 1 and "replay is 0.5" in refused.stderr
 
 

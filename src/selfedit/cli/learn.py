@@ -148,7 +148,9 @@ def learn_command(
                 if not isinstance(details["left"], str):
                     err.print(f"{len(details['left'])} of them stand in no self-edit and are the exam", highlight=False)
             elif event == "preparing":
-                bar.update(task, description="reading what the base is familiar with, once for each base (minutes)")
+                bar.update(
+                    task, description="sitting the exam before; at a base's first use reading what it is familiar with (minutes)"
+                )
             elif event == "wrote":
                 bar.update(task, description="training on each self-edit, then the exam after", total=details["steps"])
             elif event == "steps":

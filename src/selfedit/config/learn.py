@@ -50,6 +50,7 @@ class LearnConfig(Frozen):
     judge: JudgeConfig = JudgeConfig()
     quiz: QuizConfig = QuizConfig()
     edit: EditConfig = EditConfig()
+    # What keeps the most of what the base knew, by docs/keeping.md; alpha stays what it is at rank 32.
     settings: Settings = Settings(rank=8, learning_rate=4e-3, null_space=0.01, dead_zone=1.5)
 
     @model_validator(mode="after")
