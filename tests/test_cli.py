@@ -396,7 +396,7 @@ def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monke
 def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> None:
     before = Memory.open(taught).digest()
     process = start_consolidating(taught)
-    wait_for_candidates(taught, process)
+    wait_for(taught / "adapters" / f".candidates-{process.pid}")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     memory = Memory.open(taught)
@@ -605,7 +605,7 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
 def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
     within = tuple(map(str, WITHIN))
     first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=50", *within)
-    wait_for_candidates(taught, first)
+    wait_for(taught / "unfinished" / "self-edits.json")
     second = start_learning(passage_file, quiz_file, taught, tiny_model, *within)
     told = [process.communicate(timeout=300)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), told
@@ -628,17 +628,22 @@ def test_a_full_disk_leaves_the_memory_as_it_was(
 def test_ctrl_c_leaves_things_whole(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
     before = Memory.open(taught).digest()
     process = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=200")
-    wait_for_candidates(taught, process)
+    wait_for(taught / "unfinished" / "self-edits.json")
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in told and "Traceback" not in told
     assert Memory.open(taught).digest() == before
-    assert not list((taught / "adapters").glob(".candidates-*"))
+    assert sorted(file.name for file in (taught / "adapters").iterdir()) == ["0001", "0002"], "what was tried isn't among them"
+    again = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=200")
+    said = next(line for line in again.stderr or () if "going on" in line)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert "going on where this call was interrupted; done already: " in said and "self-edits" in said
 
 
-def wait_for_candidates(memory: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(file: Path) -> None:
     deadline = time.monotonic() + 60
-    while not (memory / "adapters" / f".candidates-{process.pid}").exists() and time.monotonic() < deadline:
+    while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

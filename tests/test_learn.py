@@ -13,14 +13,15 @@ from selfedit.config import EditConfig, LearnConfig, Sampling, Settings
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit
 from selfedit.errors import DataError
-from selfedit.executors.local import cores, default_workers, workers_that_pay
+from selfedit.executors.local import LocalExecutor, ModelChoice, cores, default_workers, result, workers_that_pay
 from selfedit.graders.text import RecallGrader
-from selfedit.inner import Outcome
+from selfedit.inner import Outcome, run_trials
 from selfedit.learn import Candidate, choose, enough, guess_rate, learn, noise_chance
 from selfedit.lm.batch import encode_answer
 from selfedit.lm.score import log_probabilities
 from selfedit.marks import Marks, split_quiz
-from selfedit.memory.ledger import Memory
+from selfedit.memory.ledger import Base, Memory
+from selfedit.memory.unfinished import Unfinished
 from selfedit.tasks.base import Asked, Sitting
 from selfedit.tasks.knowledge.exam import Paper, exam_questions, sit_exams
 from selfedit.tasks.knowledge.prompts import exam_prompt
@@ -102,6 +103,71 @@ def test_a_lesson_that_costs_earlier_ones_more_than_the_budget_is_not_kept(
     assert Memory.open(tmp_path / "m").digest() == before
     kept = learnt("Bridge", 0.3)
     assert kept["decision"] == "accepted" and not kept["over_budget"]
+
+
+def test_an_interrupted_call_goes_on_and_finds_what_a_whole_one_finds(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
+    passage = Passage("Tower", "The tower is made of slate. It stands by 12 mills.")
+    config = LearnConfig(
+        model=str(tiny_model), dtype="float32", edits=3, slots=1, settings=Settings(rank=4, epochs=2),
+        edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8, temperature=1.0)),
+    )  # fmt: skip
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def learnt(memory: str, **changed: Any) -> dict[str, Any]:
+        told.clear()
+        now = config.model_copy(update=changed)
+        return learn(now, passage, questions, tmp_path / memory, RecallGrader(), lambda *one: told.append(one), workers=0)
+
+    def without_seconds(found: dict[str, Any]) -> Any:
+        return found | {"config": {}, "candidates": [row | {"seconds": 0} for row in found["candidates"]]}
+
+    whole = learnt("whole")
+    unfinished = tmp_path / "cut" / "unfinished"
+    assert not (tmp_path / "whole" / "unfinished").exists(), "nothing is left of what is through"
+    calls = 0
+
+    def trials(*arguments: Any) -> list[Outcome]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return run_trials(*arguments)
+
+    monkeypatch.setattr("selfedit.learn.run_trials", trials)
+    with pytest.raises(KeyboardInterrupt):
+        learnt("cut")
+    assert {file.stem for file in unfinished.glob("*.json")} == {"about", "self-edits", "exam", "trials-0-by-1"}
+    monkeypatch.setattr("selfedit.learn.write_as", None)
+    # Another grader marks what is there.
+    assert without_seconds(learnt("cut", grader="em")) == without_seconds(whole) and calls == 4, "two of three trials were left"
+    assert told[0] == ("going on", {"done": {"self-edits", "exam", "trials-0-by-1"}})
+    left = dict(told)["wrote"]["candidates"][1:]
+    assert dict(told)["wrote"]["steps"] == sum(one.plans[0].steps for one in left)
+    assert not unfinished.exists()
+
+
+def test_what_an_interrupted_call_left_is_of_no_other(tiny_model: Path, tmp_path: Path) -> None:
+    memory = Memory.create(tmp_path / "m", Base("b", "f"))
+    here = Unfinished(memory, ["one"])
+    with LocalExecutor(ModelChoice(str(tiny_model)), 0) as executor:
+        sitting = Sitting(("yes",), (-0.1,), (float("nan"),))
+        assert result(here.submit(executor, "sat", list[Sitting], given, sitting)) == [sitting]
+        again = Unfinished(memory, ["one"])
+        found = result(again.submit(executor, "sat", list[Sitting], given, None))
+        assert again.done == {"sat"} and repr(found) == repr([sitting]), "also what isn't a number"
+        (here.folder / "sat.json").write_text('[{"answers": 1}]')
+        damaged = Unfinished(memory, ["one"])
+        assert result(damaged.submit(executor, "sat", list[Sitting], given, sitting)) == [sitting] and not damaged.done
+    assert not Unfinished(memory, ["another"]).done and not (here.folder / "sat.json").exists()
+    again.close()
+    assert not here.folder.exists()
+
+
+def given(lm: Any, sitting: Sitting) -> list[Sitting]:
+    return [sitting]
 
 
 def test_the_halves_of_a_quiz() -> None:

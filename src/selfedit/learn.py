@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.compose import kept_by, newest_answers, passage_of, sample_kept, sit_kept
 from selfedit.memory.ledger import Base, Memory
 from selfedit.memory.rebuild import documents_of
+from selfedit.memory.unfinished import Unfinished
 from selfedit.rewards.self_quiz import Quiz, left_by, write_quiz
 from selfedit.runs import policy_of
 from selfedit.samplers.base import Written
@@ -83,6 +83,9 @@ class Halves:
 
 Progress = Callable[[str, dict[str, Any]], None]
 
+# What no job's result depends on: by other ones an interrupted call still goes on.
+AFTERWARDS = {"grader", "judge", "budget"}
+
 
 def learn(
     config: LearnConfig,
@@ -95,14 +98,16 @@ def learn(
 ) -> dict[str, Any]:
     """Learns one passage into a memory (paper algorithm 1 without its last line, the policy's update).
 
-    Duties, in order: lock the memory; a quiz, if there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates
-    are written; each candidate trained (in a stack on top of the memory's current state, in a bank on the base) and examined on the
-    choosing half of the quiz; the best kept if it gains ``enough`` (how often chance alone would is told); the gain reported on the
-    other half, as the memory would answer it; nothing kept if earlier entries lose more than ``config.budget``; the commit.
+    Duties, in order: lock the memory; find what the same call did before it was interrupted (``memory/unfinished.py``); a quiz, if
+    there is none (``rewards/self_quiz.py``); the baseline's exam while the candidates are written; each candidate trained (in a
+    stack on top of the memory's current state, in a bank on the base) and examined on the choosing half of the quiz; the best kept
+    if it gains ``enough`` (how often chance alone would is told); the gain reported on the other half, as the memory would answer
+    it; nothing kept if earlier entries lose more than ``config.budget``; the commit.
 
     Args:
         questions: none: the model makes a quiz by itself; where it can't, nothing is tried and the decision is ``no-quiz``.
-        progress: called with (event, details): ``waiting, started, quiz, left, preparing, baseline, wrote, steps, decided``.
+        progress: called with (event, details): ``waiting, going on, started, quiz, left, preparing, baseline, wrote, steps,
+            decided``.
         workers: processes; by default as many as a short timing says.
 
     Returns:
@@ -127,84 +132,97 @@ def learn(
         active = memory.state.entries
         earlier = [(entry.id, entry.record) for entry in memory.entries() if entry.id in active]
         again = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
-        scratch = memory.scratch()
+        unfinished = Unfinished(memory, _decides(config, passage, questions, known.fingerprint, writer.digest))
         now = kept_by(memory)
         choice = ModelChoice(config.model, config.device, config.dtype, now.stack, config.compiled)
+        if unfinished.done:
+            progress("going on", {"done": unfinished.done})
         progress("started", {"parts": len(parts), "quiz": halves is not None})
         made: Quiz | None = None
         kept: list[int] | None = None
-        try:
-            with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
-                if halves is None:
-                    made = result(executor.submit(write_quiz, passage, config.quiz, config.seed))
-                    progress("quiz", {"quiz": made})
-                    if made.reason:
-                        return _no_quiz(config, known, passage, made, made.reason)
-                written = executor.submit(write_as, writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
-                sittings = executor.submit(sit_kept, exams_of(halves, task, again), now) if halves else None
-                general = executor.submit(sample_kept, now)
-                ready = executor.submit(prepare, (config.settings,))
-                dtype: str = result(executor.submit(dtype_of))
-                edits: list[Written] = result(written)
-                if made is not None:
-                    left = left_by(made, [one.edit.text for one in edits], config.quiz)
-                    progress("left", {"left": left})
-                    if isinstance(left, str):
-                        return _no_quiz(config, known, passage, made, left)
-                    kept = left
-                    questions = [made.questions[index] for index in kept]
-                    halves = Halves.of(passage, questions, config)
-                    sittings = executor.submit(sit_kept, exams_of(halves, task, again), now)
-                assert halves is not None and sittings is not None
-                chooser, reports = halves.chooser, _reports(task, halves.reporter)
-                to_choose, to_report = task.asked(chooser), task.asked(halves.reporter)
-                candidates = [_candidate(one.edit, index, task, known, chooser, config, earlier) for index, one in enumerate(edits)]
-                plans = [plan for candidate in candidates for plan in candidate.plans]
-                # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
-                processes = most_workers(config.device)
-                share = max(1, -(-len(plans) // processes))
-                slots = config.slots or min(slots_that_fit(known, config.settings, config.device, processes), share)
-                ways = executor.submit(newest_answers, task, chooser, now.beside("", chooser))
-                if not ready.done():
-                    progress("preparing", {})
-                result(ready)
-                progress("wrote", {"candidates": candidates, "steps": sum(plan.steps for plan in plans)})
-                chosen_before, *before = result(sittings)
-                baseline = mark_sitting(grader, to_choose, chosen_before)
-                progress("baseline", {"marks": baseline})
-                _try_all(executor, candidates, task, chooser, scratch, grader, slots, chosen_before, result(ways))
-                best = choose(candidates)
-                accepted = best is not None and enough(candidates[best].marks, baseline)
-                general_before: dict[str, float] = result(general)
-                after, general_after = before, general_before
-                if best is not None:
-                    then = now.beside(str(scratch / f"{best}-0"), passage)
-                    changed = executor.submit(sample_kept, then)
-                    after = result(executor.submit(sit_kept, [*reports, *again], then))
-                    general_after = result(changed)
-                others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
-                over_budget = accepted and fall(others) > config.budget + 1e-9
-                accepted = accepted and not over_budget
-                if accepted and memory.keep == "bank":
-                    result(executor.submit(keep_states, (passage,), str(scratch / f"{best}-0")))
-            chance = noise_chance(candidates, best, baseline, to_choose)
-            report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
-            report["general"] = {
-                "n": general_before["n"],
-                "right": {"before": general_before["right"], "after": general_after["right"]},
-                "text": {"before": general_before["text"], "after": general_after["text"]},
-            }
-            known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
-            record: dict[str, Any] = {}
+        with LocalExecutor(choice, workers, lambda steps: progress("steps", {"done": steps})) as executor:
+            if halves is None:
+                made = result(unfinished.submit(executor, "quiz", Quiz, write_quiz, passage, config.quiz, config.seed))
+                progress("quiz", {"quiz": made})
+                if made.reason:
+                    unfinished.close()
+                    return _no_quiz(config, known, passage, made, made.reason)
+            wanted = (writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
+            written = unfinished.submit(executor, "self-edits", list[Written], write_as, *wanted)
+            sittings = (
+                unfinished.submit(executor, "exam", list[Sitting], sit_kept, exams_of(halves, task, again), now) if halves else None
+            )
+            general = executor.submit(sample_kept, now)
+            ready = executor.submit(prepare, (config.settings,))
+            dtype: str = result(executor.submit(dtype_of))
+            edits: list[Written] = result(written)
+            if made is not None:
+                left = left_by(made, [one.edit.text for one in edits], config.quiz)
+                progress("left", {"left": left})
+                if isinstance(left, str):
+                    unfinished.close()
+                    return _no_quiz(config, known, passage, made, left)
+                kept = left
+                questions = [made.questions[index] for index in kept]
+                halves = Halves.of(passage, questions, config)
+                sittings = unfinished.submit(executor, "exam", list[Sitting], sit_kept, exams_of(halves, task, again), now)
+            assert halves is not None and sittings is not None
+            chooser, reports = halves.chooser, _reports(task, halves.reporter)
+            to_choose, to_report = task.asked(chooser), task.asked(halves.reporter)
+            candidates = [_candidate(one.edit, index, task, known, chooser, config, earlier) for index, one in enumerate(edits)]
+            plans = [plan for candidate in candidates for plan in candidate.plans]
+            # By the machine, not by --workers: how trials are grouped must not depend on who runs them.
+            processes = most_workers(config.device)
+            share = max(1, -(-len(plans) // processes))
+            slots = config.slots or min(slots_that_fit(known, config.settings, config.device, processes), share)
+            ways = executor.submit(newest_answers, task, chooser, now.beside("", chooser))
+            if not ready.done():
+                progress("preparing", {})
+            result(ready)
+            groups = _groups(candidates, chooser, unfinished.folder, slots)
+            ahead = [trial.plan.steps for name, group in groups.items() if name not in unfinished.done for _, trial in group]
+            progress("wrote", {"candidates": candidates, "steps": sum(ahead)})
+            chosen_before, *before = result(sittings)
+            baseline = mark_sitting(grader, to_choose, chosen_before)
+            progress("baseline", {"marks": baseline})
+            jobs = [
+                unfinished.submit(executor, name, list[Outcome], run_trials, [task], [trial for _, trial in group], slots)
+                for name, group in groups.items()
+            ]
+            for group, job in zip(groups.values(), jobs, strict=True):
+                _fill_in(candidates, [index for index, _ in group], result(job), chosen_before, result(ways))
+            _mark(candidates, grader, to_choose)
+            best = choose(candidates)
+            accepted = best is not None and enough(candidates[best].marks, baseline)
+            general_before: dict[str, float] = result(general)
+            after, general_after = before, general_before
             if best is not None:
-                # The mean of several runs chose it; the first one's adapter is what is kept.
-                committed = mark_sitting(grader, to_choose, candidates[best].outcomes[0].sittings[0])
-                record = _record(known_config, passage, questions, halves.choosing, candidates[best], baseline, committed, report)
-                record["quiz_by"] = "model" if made else "user"
-            progress("decided", {"best": best, "accepted": accepted, "chance": chance})
-            entry = memory.commit(record, scratch / f"{best}-0").id if accepted else None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+                then = now.beside(str(unfinished.folder / f"{best}-0"), passage)
+                changed = executor.submit(sample_kept, then)
+                after = result(executor.submit(sit_kept, [*reports, *again], then))
+                general_after = result(changed)
+            others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
+            over_budget = accepted and fall(others) > config.budget + 1e-9
+            accepted = accepted and not over_budget
+            if accepted and memory.keep == "bank":
+                result(executor.submit(keep_states, (passage,), str(unfinished.folder / f"{best}-0")))
+        chance = noise_chance(candidates, best, baseline, to_choose)
+        report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
+        report["general"] = {
+            "n": general_before["n"],
+            "right": {"before": general_before["right"], "after": general_after["right"]},
+            "text": {"before": general_before["text"], "after": general_after["text"]},
+        }
+        known_config = config.model_copy(update={"dtype": dtype, "slots": slots})
+        record: dict[str, Any] = {}
+        if best is not None:
+            # The mean of several runs chose it; the first one's adapter is what is kept.
+            committed = mark_sitting(grader, to_choose, candidates[best].outcomes[0].sittings[0])
+            record = _record(known_config, passage, questions, halves.choosing, candidates[best], baseline, committed, report)
+            record["quiz_by"] = "model" if made else "user"
+        progress("decided", {"best": best, "accepted": accepted, "chance": chance})
+        entry = memory.commit(record, unfinished.folder / f"{best}-0").id if accepted else None
+        unfinished.close()
     return {
         "model": config.model,
         "fingerprint": known.fingerprint,
@@ -236,6 +254,12 @@ def learn(
         "earlier": others,
         "memory": {"entry": entry},
     }
+
+
+def _decides(config: LearnConfig, passage: Passage, questions: Sequence[Question], *fingerprints: str) -> list[Any]:
+    """All that decides what the jobs of a call find, but for the memory."""
+    known = [asdict(question) for question in questions]
+    return [config.model_dump(mode="json", exclude=AFTERWARDS), asdict(passage), known, *fingerprints]
 
 
 def exams_of(
@@ -355,38 +379,32 @@ def _candidate(
     return Candidate(edit, plans, replayed=replayed)
 
 
-def _try_all(
-    executor: LocalExecutor,
-    candidates: list[Candidate],
-    task: Task,
-    passage: Passage,
-    scratch: Path,
-    grader: Grader,
-    slots: int,
-    before: Sitting,
-    ways: Sequence[bool],
-) -> None:
-    """Runs every trial, ``slots`` at a time in each process, and fills in each candidate's outcomes and marks.
-
-    Repeats after the first keep no adapter. A question that doesn't go the candidate's way keeps its answer of ``before``.
-    """
+def _groups(candidates: Sequence[Candidate], passage: Passage, folder: Path, slots: int) -> dict[str, list[tuple[int, Trial]]]:
+    """A job's name -> its (candidate, trial) pairs, ``slots`` of them; repeats after the first keep no adapter."""
     trials = [
-        (index, Trial(passage, plan, str(scratch / f"{index}-0") if repeat == 0 else None))
+        (index, Trial(passage, plan, str(folder / f"{index}-0") if repeat == 0 else None))
         for index, candidate in enumerate(candidates)
         for repeat, plan in enumerate(candidate.plans)
     ]
-    groups = [trials[at : at + slots] for at in range(0, len(trials), slots)]
-    jobs = [executor.submit(run_trials, [task], [trial for _, trial in group], slots) for group in groups]
-    for group, job in zip(groups, jobs, strict=True):
-        for (index, _), outcome in zip(group, result(job), strict=True):
-            sittings = tuple(merged(sitting, before, ways) for sitting in outcome.sittings)
-            candidates[index].outcomes += (replace(outcome, sittings=sittings),)
+    return {f"trials-{at}-by-{slots}": trials[at : at + slots] for at in range(0, len(trials), slots)}
+
+
+def _fill_in(
+    candidates: list[Candidate], places: Sequence[int], outcomes: Sequence[Outcome], before: Sitting, ways: Sequence[bool]
+) -> None:
+    """Adds outcomes to their candidates; a question that doesn't go the candidate's way keeps its answer of ``before``."""
+    for index, outcome in zip(places, outcomes, strict=True):
+        sittings = tuple(merged(sitting, before, ways) for sitting in outcome.sittings)
+        candidates[index].outcomes += (replace(outcome, sittings=sittings),)
+
+
+def _mark(candidates: list[Candidate], grader: Grader, asked: tuple[Asked, ...]) -> None:
+    """Fills in each candidate's status and marks."""
     for candidate in candidates:
         failed = next((outcome for outcome in candidate.outcomes if outcome.status != "ok"), None)
         if failed is not None:
             candidate.status, candidate.reason = failed.status, failed.reason
         elif candidate.outcomes:
-            asked = task.asked(passage)
             candidate.marks = mean_marks([mark_sitting(grader, asked, outcome.sittings[0]) for outcome in candidate.outcomes])
 
 

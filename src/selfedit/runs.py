@@ -111,7 +111,7 @@ class Log:
 
 def keep_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a file of JSON rows, whole or not at all."""
-    _write(file, "".join(json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(file, "".join(json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_json(file: Path, data: Any) -> None:
@@ -120,10 +120,15 @@ def write_json(file: Path, data: Any) -> None:
     Raises:
         DataError: it can't be written.
     """
-    _write(file, json.dumps(without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(file, json.dumps(without_nan(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        DataError: it can't be written.
+    """
     scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
     with _written(file):
         try:
@@ -199,7 +204,7 @@ class Run:
                 raise DataError(
                     f"{folder}: somebody works on this run already; wait until that ends, or stop it (in Python: run.close())"
                 ) from error
-        commit = self.begun_by = self.commit = _commit()
+        commit = self.begun_by = self.commit = commit_of_code()
         resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
@@ -282,7 +287,7 @@ def _by_name(stored: Any) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {f"{one['title']}: {one['context']}": one for one in stored}
 
 
-def _commit() -> str | None:
+def commit_of_code() -> str | None:
     """The commit of the code that runs, ``+`` after it with changes; None outside a git clone of it."""
     # Installed into an environment that lies in somebody's own repository, this file isn't one of that repository's.
     if not _git("ls-files", "--error-unmatch", Path(__file__).name):

@@ -133,6 +133,10 @@ def learn_command(
         def progress(event: str, details: dict[str, Any]) -> None:
             if event == "waiting":
                 err.print(f"{details['folder']} is in use by another process; waiting for it to finish", markup=False)
+            elif event == "going on":
+                err.print(
+                    f"going on where this call was interrupted; done already: {', '.join(sorted(details['done']))}", markup=False
+                )
             elif event == "started":
                 if details["parts"] > 1:
                     err.print(f"the passage is longer than half the model's window; split into {details['parts']} parts")

@@ -106,6 +106,9 @@ class QuizConfig(Frozen):
     retries: Annotated[int, Field(ge=0, le=8, description="how often more are asked for while fewer than wanted have passed")] = 2
     resamples: Annotated[int, Field(ge=1, le=16, description="answers sampled with the passage in view")] = 4
     agreeing: Annotated[int, Field(ge=1, le=16, description="of which so many must be the answer")] = 3
+    view: Annotated[
+        int, Field(ge=64, le=2**20, description="tokens of the passage in view of who answers; a longer one is read part by part")
+    ] = 512
     temperature: Annotated[float, Field(gt=0, le=5, description="of questions and of those answers")] = 0.5
     overlap: Annotated[
         float, Field(gt=0, le=1, description="a question is dropped if a lesson has such a share of its word trigrams")

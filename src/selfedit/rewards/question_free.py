@@ -105,7 +105,7 @@ class QuestionFree:
     def _paraphrases(self, lm: LanguageModel, passage: Passage, seed: int) -> list[tuple[str, str]]:
         sampler, found = sampler_of(self.quiz, lm), []
         asked = STANDING_REQUESTS[0].format(title=passage.title)
-        every = sentences_of(lm, passage)
+        every = sentences_of(lm, passage, self.quiz.view)
         sentences = [every[at][1] for at in spread(range(len(every)), self.quiz.items)]
         prompts = edit_prompts("rewrite", passage.title, sentences, "", sampler.known.chat, 2, "sentence")
         with standing(lm, [], alone=True):
@@ -124,7 +124,7 @@ class QuestionFree:
 
     def _answers(self, lm: LanguageModel, passage: Passage, seed: int) -> list[tuple[str, str]]:
         sampler = sampler_of(self.quiz, lm)
-        sentences = sentences_of(lm, passage)
+        sentences = sentences_of(lm, passage, self.quiz.view)
         spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
         places = spread([at for at, of in enumerate(spans) if of], self.quiz.items)
         once = self.quiz.model_copy(update={"passes": 1})

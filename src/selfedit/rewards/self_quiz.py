@@ -7,7 +7,7 @@ self-edits never sees the quiz; a question that a self-edit has anyway is droppe
 Departures from others' ways (SCoL, SOAR ask a large model and take what it writes): (1) the answer is one of the sentence's own
 spans, a server's excepted; (2) a text that the model can't read, by the bits that a byte of it costs, gets no quiz; (3) while
 fewer than wanted have passed more are asked for, a few times, each time of a warmer writer; (4) the writer sees the sentence that
-it asks about, the reader the passage.
+it asks about, the reader the passage, or of a long one the part of ``QuizConfig.view`` tokens that the sentence stands in.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def write_quiz(lm: LanguageModel, passage: Passage, config: QuizConfig, seed: in
     if bits > config.most_bits:
         return Quiz((), reason=f"the model can't read it: {bits:.1f} bits a byte, more than quiz.most_bits={config.most_bits:g}")
     sampler = sampler_of(config, lm)
-    sentences = sentences_of(lm, passage)
+    sentences = sentences_of(lm, passage, config.view)
     spans = [answer_spans(passage.title, sentence) for _, sentence in sentences]
     passed: dict[int, list[tuple[int, Question]]] = defaultdict(list)
     refused: Counter[str] = Counter()
@@ -157,9 +157,9 @@ def sampler_of(config: QuizConfig, lm: LanguageModel) -> Sampler:
     return RemoteSampler(config.url, config.model, lm) if config.url else LocalSampler(lm)
 
 
-def sentences_of(lm: LanguageModel, passage: Passage) -> list[tuple[Passage, str]]:
-    """(part of the passage that fits the window, sentence of it), in order."""
-    return [(part, sentence) for part in split_passage(lm, passage) for sentence in passage_pieces(part.text)]
+def sentences_of(lm: LanguageModel, passage: Passage, view: int) -> list[tuple[Passage, str]]:
+    """(part of the passage of at most so many tokens, sentence of it), in order."""
+    return [(part, sentence) for part in split_passage(lm, passage, view) for sentence in passage_pieces(part.text)]
 
 
 def spread(places: Sequence[int], items: int) -> list[int]:
@@ -279,12 +279,15 @@ def _agreement(
 ) -> list[int]:
     """How many of the answers sampled with the passage in view are each question's own; those that can't reach enough end early."""
     agreeing = [0] * len(asked)
-    for turn in range(config.resamples):
-        needed = config.agreeing - (config.resamples - turn)
+    # Before so many answers no question can have lost; they are sampled at once, so that each prompt is read once for them.
+    first = config.resamples - config.agreeing + 1
+    for turn in range(first, config.resamples + 1):
+        needed = config.agreeing - (config.resamples - turn + 1)
         places = [at for at, count in enumerate(agreeing) if count >= needed]
-        texts = read_answers(lm, sampler, [asked[at] for at in places], config, 1, seeds.derive(seed, turn))
-        for at, text in zip(places, texts, strict=True):
-            agreeing[at] += _same(text, asked[at][1])
+        count = 1 if turn > first else first
+        texts = iter(read_answers(lm, sampler, [asked[at] for at in places], config, count, seeds.derive(seed, turn)))
+        for at in places:
+            agreeing[at] += sum(_same(next(texts), asked[at][1]) for _ in range(count))
     return agreeing
 
 
@@ -304,16 +307,17 @@ def read_answers(
         spans = [span for turn in zip_longest(*by_sentence) for span in turn if span is not None]
         own = [one.answer for other, one in asked if other == part]
         schemas[part] = quiz_schema([] if config.url else list(dict.fromkeys([*own, *spans]))[:MOST_SPANS], question=False)
-    requests = [
-        Request(reading_prompt(part.title, part.text, one.question, sampler.known.chat), LONGEST_ITEM, schemas[part])
-        for part, one in asked
-        for _ in range(count)
-    ]
-    with standing(lm, [], alone=True):
-        texts = sampler.write(
-            requests, Sampling(temperature=config.temperature), [seeds.derive(seed, index) for index in range(len(requests))]
-        )
-    return [_field(text, "answer") for text in texts]
+    sampling = Sampling(temperature=config.temperature)
+    texts: dict[int, str] = {}
+    # Part by part, so that each is read once.
+    for part, schema in schemas.items():
+        places = [at * count + turn for at, (other, _) in enumerate(asked) if other == part for turn in range(count)]
+        prompts = [reading_prompt(part.title, part.text, asked[at // count][1].question, sampler.known.chat) for at in places]
+        requests = [Request(prompt, LONGEST_ITEM, schema) for prompt in prompts]
+        with standing(lm, [], alone=True):
+            made = sampler.write(requests, sampling, [seeds.derive(seed, at) for at in places])
+        texts |= zip(places, made, strict=True)
+    return [_field(texts[at], "answer") for at in range(len(asked) * count)]
 
 
 def _field(text: str, name: str) -> str:

@@ -51,12 +51,17 @@ def _parted(text: str, share: float) -> list[tuple[str, bool]]:
     return [(sentence, at in hidden) for at, sentence in enumerate(sentences)]
 
 
-def split_passage(lm: Identity, passage: Passage) -> tuple[Passage, ...]:
+def split_passage(lm: Identity, passage: Passage, most: int | None = None) -> tuple[Passage, ...]:
     """The passage in parts of at most half the model's window, cut between sentences; one part if it fits.
 
     A part is a piece of the text as it stands: a line break that ends a sentence, as in Markdown, ends it there too.
+
+    Args:
+        lm: whose window and tokens.
+        passage: what is split.
+        most: tokens of a part, where half the window is more than that.
     """
-    room = lm.window // 2
+    room = min(lm.window // 2, most or lm.window)
 
     def fits(begin: int, end: int) -> bool:
         return len(lm.tokenizer(passage.text[begin:end])["input_ids"]) <= room
