@@ -196,6 +196,28 @@ def test_a_long_text_is_asked_about_to_its_end(lm: LanguageModel, monkeypatch: p
     assert years == [1701, 1703, 1705, 1707, 1709, 1711], "every second sentence, not the first six"
 
 
+def test_a_long_text_is_read_part_by_part(lm: LanguageModel) -> None:
+    passage = Passage("Diary", " ".join(f"In {1700 + n} a flood took {n + 2} old mills." for n in range(40)))
+    sentences = self_quiz.sentences_of(lm, passage, 128)
+    parts = list(dict.fromkeys(part for part, _ in sentences))
+    assert len(parts) > 2 and all(len(lm.tokenizer(part.text)["input_ids"]) <= 128 for part in parts)
+    assert [sentence for _, sentence in sentences] == [f"In {1700 + n} a flood took {n + 2} old mills." for n in range(40)]
+    batches: list[list[str]] = []
+
+    class Reader(Script):
+        def write(self, requests: Sequence[Request], sampling: Sampling, row_seeds: Sequence[int]) -> list[str]:
+            batches.append([request.prompt[-1].content for request in requests])
+            asked = [text.split("Question: ")[1].split("\n")[0] for text in batches[-1]]
+            return [json.dumps({"answer": f"{question} {seed}"}) for question, seed in zip(asked, row_seeds, strict=True)]
+
+    asked = [(sentences[at][0], Question(f"Flood {at}?", "x")) for at in (0, 39, 1, 20)]
+    texts = self_quiz.read_answers(lm, Reader(lm, [], {}), asked, QuizConfig(view=128), 2, 7)
+    assert texts == [f"Flood {at}? {derive(7, 2 * row + turn)}" for row, at in enumerate((0, 39, 1, 20)) for turn in (0, 1)]
+    assert [len(batch) for batch in batches] == [4, 2, 2], "those about one part together"
+    for batch, (part, _) in zip(batches, (asked[0], asked[1], asked[3]), strict=True):
+        assert all(part.text in text for text in batch)
+
+
 def test_of_each_sentence_the_best_question_comes_first() -> None:
     piles = [[(3, Question(f"{at}?", "good")), (4, Question(f"{at}?", "best"))] for at in range(3)]
     assert [(one.question, one.answer) for one in self_quiz.chosen(piles, 4)] == [
