@@ -78,7 +78,10 @@ def learn_command(
     choosing questions a gain of one lucky answer changes nothing; how often noise would look as good is printed.
 
     Without --quiz the model makes a quiz by itself before it writes, keeps what it answers alike with the passage in view and not
-    without it, and says which questions they are; where too few are left nothing is learnt. Example:
+    without it, and says which questions they are; where too few are left nothing is learnt.
+
+    A call that was interrupted goes on where it stopped when it is given again: the quiz, the self-edits and the trainings that
+    are done aren't done twice. Example:
 
         selfedit learn notes.md --quiz quiz.json --memory my-memory
 
