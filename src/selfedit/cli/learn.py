@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from selfedit.cli.common import (
@@ -24,6 +23,7 @@ from selfedit.cli.common import (
     SeedOption,
     SlotsOption,
     StyleOption,
+    WorkBar,
     WorkersOption,
     build_config,
     check_writable,
@@ -122,15 +122,7 @@ def learn_command(
     check_writable(json_file)
     from selfedit.learn import learn
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-    ) as bar:
+    with WorkBar("{task.description}") as bar:
         task = bar.add_task("loading the model", total=None)
 
         def progress(event: str, details: dict[str, Any]) -> None:
