@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,22 @@ def test_what_an_interrupted_call_left_is_of_no_other(tiny_model: Path, tmp_path
 
 def given(lm: Any, sitting: Sitting) -> list[Sitting]:
     return [sitting]
+
+
+def test_what_is_given_up_is_not_waited_for(tiny_model: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with LocalExecutor(ModelChoice(str(tiny_model)), 1) as executor:
+        job = executor.submit(long_work, begun)
+        while not begun.exists() and not job.done():
+            time.sleep(0.05)
+        executor.give_up()
+        start = time.monotonic()
+    assert time.monotonic() - start < 30 and begun.exists()
+
+
+def long_work(lm: Any, begun: Path) -> None:
+    begun.touch()
+    time.sleep(120)
 
 
 def test_the_halves_of_a_quiz() -> None:

@@ -160,6 +160,7 @@ def learn(
                 left = left_by(made, [one.edit.text for one in edits], config.quiz)
                 progress("left", {"left": left})
                 if isinstance(left, str):
+                    executor.give_up()
                     unfinished.close()
                     return _no_quiz(config, known, passage, made, left)
                 kept = left

@@ -104,6 +104,7 @@ class LocalExecutor:
         """
         self.workers = default_workers(model.device) if workers is None else workers
         self.closing = threading.Event()
+        self.given_up = False
         self.here: _Place | None = None
         self.counting: Callable[[int], None] | None = None
         if not self.workers:
@@ -143,6 +144,10 @@ class LocalExecutor:
         """Jobs as they end, whatever their order; without worker processes each runs as it is asked for."""
         return iter(list(jobs)) if self.here is not None else as_completed(jobs)
 
+    def give_up(self) -> None:
+        """Nothing that still runs or waits is wanted any more: leaving waits for none of it."""
+        self.given_up = True
+
     def __enter__(self) -> LocalExecutor:
         return self
 
@@ -152,10 +157,11 @@ class LocalExecutor:
             if self.counting is not None:
                 progress.leave(self.counting)
             return
-        if kind is not None:
+        unwanted = kind is not None or self.given_up
+        if unwanted:
             for process in list(getattr(self.pool, "_processes", {}).values()):
                 process.terminate()
-        self.pool.shutdown(wait=kind is None, cancel_futures=True)
+        self.pool.shutdown(wait=not unwanted, cancel_futures=True)
 
 
 def result(future: Future[Any]) -> Any:
