@@ -128,6 +128,10 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = {name: getattr(arguments, name) for name in ("data", "without", "passages", "settings", "variants")}
     config = PassesConfig(**chosen)
+    known = {"passes"} | EditConfig.model_fields.keys() | Settings.model_fields.keys()
+    for text in (config.settings, *config.variants):
+        if unknown := _pairs(text).keys() - known:
+            parser.error(f"{text}: no setting is called {sorted(unknown)[0]}")
     run = Run(arguments.run, config, arguments.resume)
     rows = (Path(config.without) / "trials.jsonl").read_text().splitlines() if config.without else []
     seen = {json.loads(row)["passage"] for row in rows}

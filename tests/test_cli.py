@@ -396,7 +396,7 @@ def test_a_consolidation_that_loses_too_much_changes_nothing(taught: Path, monke
 def test_a_consolidation_that_is_killed_leaves_the_old_state(taught: Path) -> None:
     before = Memory.open(taught).digest()
     process = start_consolidating(taught)
-    wait_for(taught / "adapters" / f".candidates-{process.pid}")
+    wait_for(taught, f"adapters/.candidates-{process.pid}")
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     memory = Memory.open(taught)
@@ -605,7 +605,7 @@ def test_kill_at_twenty_moments(command: Command, taught: Path, tiny_model: Path
 def test_two_processes_on_one_memory(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
     within = tuple(map(str, WITHIN))
     first = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=50", *within)
-    wait_for(taught / "unfinished" / "self-edits.json")
+    wait_for(taught, "unfinished/*/self-edits.json")
     second = start_learning(passage_file, quiz_file, taught, tiny_model, *within)
     told = [process.communicate(timeout=300)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), told
@@ -628,7 +628,7 @@ def test_a_full_disk_leaves_the_memory_as_it_was(
 def test_ctrl_c_leaves_things_whole(tiny_model: Path, passage_file: Path, quiz_file: Path, taught: Path) -> None:
     before = Memory.open(taught).digest()
     process = start_learning(passage_file, quiz_file, taught, tiny_model, "--set", "settings.epochs=200")
-    wait_for(taught / "unfinished" / "self-edits.json")
+    wait_for(taught, "unfinished/*/self-edits.json")
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in told and "Traceback" not in told
@@ -641,9 +641,9 @@ def test_ctrl_c_leaves_things_whole(tiny_model: Path, passage_file: Path, quiz_f
     assert "going on where this call was interrupted; done already: " in said and "self-edits" in said
 
 
-def wait_for(file: Path) -> None:
+def wait_for(folder: Path, pattern: str) -> None:
     deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -775,8 +775,11 @@ def test_slow_work_says_how_far_it_is_where_no_bar_can_be_drawn() -> None:
         for done in range(1, 6):
             now += 45
             bar.update(task, completed=done)
+        now += 90
+        bar.update(bar.add_task("making a quiz of", total=None), completed=0)
     lines = [line for line in file.getvalue().splitlines() if line]
     assert lines == [
         "trying passages 2/10, 0:01:30 so far, 0:06:00 left",
         "trying passages 4/10, 0:03:00 so far, 0:04:30 left",
+        "making a quiz of passages, 0:00:00 so far",
     ]

@@ -13,7 +13,7 @@ import torch
 from selfedit.config import EditConfig, LearnConfig, Sampling, Settings
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit
-from selfedit.errors import DataError
+from selfedit.errors import DataError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, cores, default_workers, result, workers_that_pay
 from selfedit.graders.text import RecallGrader
 from selfedit.inner import Outcome, run_trials
@@ -140,7 +140,7 @@ def test_an_interrupted_call_goes_on_and_finds_what_a_whole_one_finds(
     monkeypatch.setattr("selfedit.learn.run_trials", trials)
     with pytest.raises(KeyboardInterrupt):
         learnt("cut")
-    assert {file.stem for file in unfinished.glob("*.json")} == {"about", "self-edits", "exam", "trials-0-by-1"}
+    assert {file.stem for file in unfinished.glob("*/*.json")} == {"self-edits", "exam", "trials-0-by-1"}
     monkeypatch.setattr("selfedit.learn.write_as", None)
     # Another grader marks what is there.
     assert without_seconds(learnt("cut", grader="em")) == without_seconds(whole) and calls == 4, "two of three trials were left"
@@ -148,6 +148,35 @@ def test_an_interrupted_call_goes_on_and_finds_what_a_whole_one_finds(
     left = dict(told)["wrote"]["candidates"][1:]
     assert dict(told)["wrote"]["steps"] == sum(one.plans[0].steps for one in left)
     assert not unfinished.exists()
+
+
+def test_a_commit_that_fails_is_made_again(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfedit.learn.enough", lambda marks, baseline: marks is not None)
+    questions = [Question(f"What is it {n}?", f"a {n}") for n in range(3)]
+    config = LearnConfig(
+        model=str(tiny_model), dtype="float32", edits=1, settings=Settings(rank=4, epochs=1),
+        edit=EditConfig(form="plain", sampling=Sampling(max_new_tokens=8)),
+    )  # fmt: skip
+    told: list[str] = []
+
+    def learnt() -> dict[str, Any]:
+        told.clear()
+        passage = Passage("Tower", "The tower is made of slate. It stands.")
+        return learn(config, passage, questions, tmp_path / "m", RecallGrader(), lambda what, _: told.append(what), workers=0)
+
+    def full(*_: Any) -> int:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as disk, pytest.raises(MemoryStoreError, match="no space left"):
+        disk.setattr("selfedit.memory.ledger._add_state", full)
+        learnt()
+    assert learnt()["decision"] == "accepted" and told[0] == "going on", "the adapter that went with the commit is trained again"
+    assert not (tmp_path / "m" / "unfinished").exists()
+    memory = Memory.open(tmp_path / "m")
+    Unfinished(memory, ["another"]).folder.mkdir(parents=True)
+    with memory.writing():
+        memory.undo_last()
+    assert not (tmp_path / "m" / "unfinished").exists(), "of no use to another state"
 
 
 def test_what_an_interrupted_call_left_is_of_no_other(tiny_model: Path, tmp_path: Path) -> None:
@@ -159,8 +188,11 @@ def test_what_an_interrupted_call_left_is_of_no_other(tiny_model: Path, tmp_path
         again = Unfinished(memory, ["one"])
         found = result(again.submit(executor, "sat", list[Sitting], given, None))
         assert again.done == {"sat"} and repr(found) == repr([sitting]), "also what isn't a number"
-        (here.folder / "sat.json").write_text('[{"answers": 1}]')
+        assert result(again.submit(executor, "sat", list[Sitting], given, sitting, whole=lambda _: False)) == [sitting]
+        for name in ("sat", "later"):
+            (here.folder / f"{name}.json").write_text('[{"answers": 1}]')
         damaged = Unfinished(memory, ["one"])
+        assert damaged.done == {"sat", "later"}
         assert result(damaged.submit(executor, "sat", list[Sitting], given, sitting)) == [sitting] and not damaged.done
     assert not Unfinished(memory, ["another"]).done and not (here.folder / "sat.json").exists()
     again.close()

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,15 +16,15 @@ from selfedit import seeds
 from selfedit.config import LearnConfig, Sampling
 from selfedit.contexts import Passage, Question
 from selfedit.edits import SelfEdit, TrainingPlan
-from selfedit.errors import DataError, InvalidEditError
+from selfedit.errors import DataError, InvalidEditError, MemoryStoreError
 from selfedit.executors.local import LocalExecutor, ModelChoice, most_workers, result
 from selfedit.graders import Grader
 from selfedit.graders.text import RECALL_THRESHOLD, recall_score
 from selfedit.inner import Outcome, Trial, run_trials
 from selfedit.keepers.replay import drawn
 from selfedit.keepers.routes import keep_states
-from selfedit.lm.adapter import policy_standing
-from selfedit.lm.load import Identity, LanguageModel, identify, lasting
+from selfedit.lm.adapter import load_adapter, policy_standing
+from selfedit.lm.load import Identity, LanguageModel, dtype_name, identify, lasting, resolve_device
 from selfedit.lm.stack import slots_that_fit
 from selfedit.marks import Marks, mark_sitting, mean_marks, split_quiz
 from selfedit.memory.compose import kept_by, newest_answers, passage_of, sample_kept, sit_kept
@@ -132,9 +133,10 @@ def learn(
         active = memory.state.entries
         earlier = [(entry.id, entry.record) for entry in memory.entries() if entry.id in active]
         again = [(replace(task, margins=False), passage_of(record)) for _, record in earlier]
-        unfinished = Unfinished(memory, _decides(config, passage, questions, known.fingerprint, writer.digest))
+        device, dtype = str(resolve_device(config.device)), dtype_name(known, config.device, config.dtype)
+        unfinished = Unfinished(memory, _decides(config, passage, questions, known.fingerprint, writer.digest, device, dtype))
         now = kept_by(memory)
-        choice = ModelChoice(config.model, config.device, config.dtype, now.stack, config.compiled)
+        choice = ModelChoice(config.model, device, dtype, now.stack, config.compiled)
         if unfinished.done:
             progress("going on", {"done": unfinished.done})
         progress("started", {"parts": len(parts), "quiz": halves is not None})
@@ -154,7 +156,6 @@ def learn(
             )
             general = executor.submit(sample_kept, now)
             ready = executor.submit(prepare, (config.settings,))
-            dtype: str = result(executor.submit(dtype_of))
             edits: list[Written] = result(written)
             if made is not None:
                 left = left_by(made, [one.edit.text for one in edits], config.quiz)
@@ -181,15 +182,15 @@ def learn(
                 progress("preparing", {})
             result(ready)
             groups = _groups(candidates, chooser, unfinished.folder, slots)
+            jobs = [
+                unfinished.submit(executor, name, list[Outcome], run_trials, [task], trials, slots, whole=partial(_saved, trials))
+                for name, trials in ((name, [trial for _, trial in group]) for name, group in groups.items())
+            ]
             ahead = [trial.plan.steps for name, group in groups.items() if name not in unfinished.done for _, trial in group]
             progress("wrote", {"candidates": candidates, "steps": sum(ahead)})
             chosen_before, *before = result(sittings)
             baseline = mark_sitting(grader, to_choose, chosen_before)
             progress("baseline", {"marks": baseline})
-            jobs = [
-                unfinished.submit(executor, name, list[Outcome], run_trials, [task], [trial for _, trial in group], slots)
-                for name, group in groups.items()
-            ]
             for group, job in zip(groups.values(), jobs, strict=True):
                 _fill_in(candidates, [index for index, _ in group], result(job), chosen_before, result(ways))
             _mark(candidates, grader, to_choose)
@@ -198,15 +199,15 @@ def learn(
             general_before: dict[str, float] = result(general)
             after, general_after = before, general_before
             if best is not None:
-                then = now.beside(str(unfinished.folder / f"{best}-0"), passage)
+                then = now.beside(str(_adapter(unfinished.folder, best, slots)), passage)
                 changed = executor.submit(sample_kept, then)
                 after = result(executor.submit(sit_kept, [*reports, *again], then))
                 general_after = result(changed)
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             over_budget = accepted and fall(others) > config.budget + 1e-9
             accepted = accepted and not over_budget
-            if accepted and memory.keep == "bank":
-                result(executor.submit(keep_states, (passage,), str(unfinished.folder / f"{best}-0")))
+            if best is not None and accepted and memory.keep == "bank":
+                result(executor.submit(keep_states, (passage,), str(_adapter(unfinished.folder, best, slots))))
         chance = noise_chance(candidates, best, baseline, to_choose)
         report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
         report["general"] = {
@@ -222,7 +223,9 @@ def learn(
             record = _record(known_config, passage, questions, halves.choosing, candidates[best], baseline, committed, report)
             record["quiz_by"] = "model" if made else "user"
         progress("decided", {"best": best, "accepted": accepted, "chance": chance})
-        entry = memory.commit(record, unfinished.folder / f"{best}-0").id if accepted else None
+        entry = None
+        if best is not None and accepted:
+            entry = memory.commit(record, _adapter(unfinished.folder, best, slots)).id
         unfinished.close()
     return {
         "model": config.model,
@@ -295,11 +298,6 @@ def write_as(
     """A job: self-edits by a policy, or (None) by the base; without the memory, so what was learnt doesn't change the writing."""
     with policy_standing(lm, policy, alone=True):
         return write_edits(lm, task, passage, count, sampling, seed)
-
-
-def dtype_of(lm: LanguageModel) -> str:
-    """A job: the precision that the base runs in."""
-    return str(lm.dtype).removeprefix("torch.")
 
 
 def choose(candidates: Sequence[Candidate]) -> int | None:
@@ -383,11 +381,27 @@ def _candidate(
 def _groups(candidates: Sequence[Candidate], passage: Passage, folder: Path, slots: int) -> dict[str, list[tuple[int, Trial]]]:
     """A job's name -> its (candidate, trial) pairs, ``slots`` of them; repeats after the first keep no adapter."""
     trials = [
-        (index, Trial(passage, plan, str(folder / f"{index}-0") if repeat == 0 else None))
+        (index, Trial(passage, plan, str(_adapter(folder, index, slots)) if repeat == 0 else None))
         for index, candidate in enumerate(candidates)
         for repeat, plan in enumerate(candidate.plans)
     ]
     return {f"trials-{at}-by-{slots}": trials[at : at + slots] for at in range(0, len(trials), slots)}
+
+
+def _adapter(folder: Path, candidate: int, slots: int) -> Path:
+    """Where a candidate's adapter is written; how many were trained side by side may change its last bits."""
+    return folder / f"adapter-{candidate}-by-{slots}"
+
+
+def _saved(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> bool:
+    """Whether the adapters that trials have left can be read."""
+    for trial, outcome in zip(trials, outcomes, strict=True):
+        if trial.adapter_folder is not None and outcome.status == "ok":
+            try:
+                load_adapter(Path(trial.adapter_folder))
+            except MemoryStoreError:
+                return False
+    return True
 
 
 def _fill_in(

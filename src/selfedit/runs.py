@@ -204,7 +204,7 @@ class Run:
                 raise DataError(
                     f"{folder}: somebody works on this run already; wait until that ends, or stop it (in Python: run.close())"
                 ) from error
-        commit = self.begun_by = self.commit = commit_of_code()
+        commit = self.begun_by = self.commit = _commit()
         resolved = {"version": __version__, "commit": commit, "config": config.model_dump(mode="json")}
         file = folder / "run.json"
         if file.exists():
@@ -287,7 +287,7 @@ def _by_name(stored: Any) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {f"{one['title']}: {one['context']}": one for one in stored}
 
 
-def commit_of_code() -> str | None:
+def _commit() -> str | None:
     """The commit of the code that runs, ``+`` after it with changes; None outside a git clone of it."""
     # Installed into an environment that lies in somebody's own repository, this file isn't one of that repository's.
     if not _git("ls-files", "--error-unmatch", Path(__file__).name):

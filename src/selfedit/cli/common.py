@@ -167,7 +167,9 @@ class WorkBar(Progress):
         self._said = self.get_time()
         task = next(task for task in self.tasks if task.id == task_id)
         what, _, count, so_far, left = (str(column(task)).strip() for column in self.columns if isinstance(column, ProgressColumn))
-        self.console.print(f"{what} {count}, {so_far} so far, {left} left", highlight=False)
+        counted = task.total is not None
+        told = f"{what} {count}, {so_far} so far, {left} left" if counted else f"{what}, {so_far} so far"
+        self.console.print(told, highlight=False)
 
 
 def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def main() -> None:
         err.print(f"[bold red]selfedit:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except _Interrupted:
-        err.print("[bold]selfedit:[/] interrupted; what was committed before stays, nothing half-written does")
+        err.print("[bold]selfedit:[/] interrupted; what was committed before stays, and nothing half-written is taken for whole")
         sys.exit(130)
 
 

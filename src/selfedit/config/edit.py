@@ -104,7 +104,7 @@ class QuizConfig(Frozen):
     least: Annotated[int, Field(ge=2, le=64, description="with fewer that passed there is no decision")] = 4
     passes: Annotated[int, Field(ge=1, le=16, description="questions asked for about each sentence, each time")] = 4
     retries: Annotated[int, Field(ge=0, le=8, description="how often more are asked for while fewer than wanted have passed")] = 2
-    resamples: Annotated[int, Field(ge=1, le=16, description="answers sampled with the passage in view")] = 4
+    resamples: Annotated[int, Field(ge=1, le=16, description="answers sampled with the passage, or a part of it, in view")] = 4
     agreeing: Annotated[int, Field(ge=1, le=16, description="of which so many must be the answer")] = 3
     view: Annotated[
         int, Field(ge=64, le=2**20, description="tokens of the passage in view of who answers; a longer one is read part by part")

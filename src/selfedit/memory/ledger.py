@@ -5,6 +5,7 @@ Layout of a memory folder::
     ledger.sqlite   entries, states and the pointer to the current state
     adapters/ID/    one adapter in PEFT's format for each entry and state it belongs to
     lock            held by whoever changes the memory
+    unfinished/     what an interrupted learn has done so far (``memory/unfinished.py``)
 
 A commit writes the adapter beside the old ones, flushes it, and only then moves the pointer in one SQLite transaction; so a
 crash at any moment leaves the old state or the new one. Folders that no state names are removed by the next change.
@@ -268,6 +269,11 @@ class Memory:
         )
         return Entry(entry, record)
 
+    @property
+    def unfinished(self) -> Path:
+        """Where an interrupted learn keeps what it has done so far; of no use once the state is another."""
+        return self.folder / "unfinished"
+
     def undo_last(self) -> int:
         """Moves the pointer back to the state before the last entry; its adapters were never touched. Call inside ``writing``.
 
@@ -290,6 +296,7 @@ class Memory:
                 store.execute("UPDATE pointer SET state = ?", (before.id,))
             else:
                 store.execute("UPDATE pointer SET state = ?", (_add_state(store, state, "undo", state.slots[:-1]),))
+        shutil.rmtree(self.unfinished, ignore_errors=True)
         return state.slots[-1].entries[0]
 
     def replace(self, change: str, slots: Sequence[Slot], built: Sequence[tuple[Path, str]]) -> None:
@@ -330,6 +337,7 @@ class Memory:
             raise MemoryStoreError(
                 f"{self.folder}: the change could not be written ({error}); nothing was changed. Free space and try again"
             ) from error
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Removes adapter folders that no state names: what a killed process left behind."""

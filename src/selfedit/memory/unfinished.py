@@ -2,12 +2,11 @@
 
 Layout, below the memory's folder::
 
-    unfinished/about.json   which call it is of
-    unfinished/NAME.json    the result of a job that is done
-    unfinished/N-0/         the adapter of a candidate
+    unfinished/CALL/NAME.json   the result of a job that is done; CALL is a hash of all that decides the results
+    unfinished/CALL/...         adapters of candidates
 
-A call's results follow from its settings, its passage and the memory alone, so that what is there is what it would find again.
-Another call's are removed as it begins, its own once it is through.
+A call's results follow from its settings, its passage, the memory and the code alone, so that what is there is what it would find
+again. Those of other calls are removed as it begins, its own once it is through, all when the memory changes.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from selfedit import __version__
+import selfedit
 from selfedit.executors.local import LocalExecutor
 from selfedit.lm.load import LanguageModel
 from selfedit.memory.ledger import Memory
-from selfedit.runs import commit_of_code, write_text
-
-ABOUT = "about.json"
+from selfedit.runs import write_text
 
 
 class Unfinished:
@@ -40,47 +37,56 @@ class Unfinished:
     """
 
     def __init__(self, memory: Memory, call: Any) -> None:
-        """Finds what is there of this call, and removes what is of another.
+        """Finds what is there of this call, and removes what is of others.
 
         Args:
-            memory: what would change; its state counts as part of the call, and so does the code's version.
+            memory: what would change; its state counts as part of the call, and so does the code.
             call: what else decides the results, as JSON: settings, passage, fingerprints.
-
-        Raises:
-            DataError: the folder can't be written.
         """
-        self.folder = memory.folder / "unfinished"
-        whole = [__version__, commit_of_code(), memory.state.id, memory.keep, call]
-        about = {"call": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()}
-        if _read(self.folder / ABOUT) != about:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_text(self.folder / ABOUT, json.dumps(about))
-        self.done = {file.stem for file in self.folder.glob("*.json") if file.name != ABOUT}
+        whole = json.dumps([_code(), memory.state.id, memory.keep, call], sort_keys=True)
+        self.folder = memory.unfinished / hashlib.sha256(whole.encode()).hexdigest()[:16]
+        for other in memory.unfinished.glob("*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.done = {file.stem for file in self.folder.glob("*.json")}
 
-    def submit(self, executor: LocalExecutor, name: str, kind: Any, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    def submit(
+        self,
+        executor: LocalExecutor,
+        name: str,
+        kind: Any,
+        job: Callable[..., Any],
+        *arguments: Any,
+        whole: Callable[[Any], bool] = lambda _: True,
+    ) -> Future[Any]:
         """As ``executor.submit``, but that a job which is done isn't run again.
 
         Args:
             executor: who runs it.
             name: the job's in this call.
             kind: the type of its result, made of dataclasses, lists and tuples.
-            job: a module-level function whose first argument is the language model.
+            job: a module-level function whose first argument is the language model; beside its own errors it raises DataError if
+                its result can't be written.
             arguments: its others.
+            whole: whether what the job leaves on the disk beside its result is there.
         """
         file = self.folder / f"{name}.json"
         if name in self.done:
-            found: Future[Any] = Future()
             try:
-                found.set_result(TypeAdapter(kind).validate_python(_read(file)))
-                return found
+                result = TypeAdapter(kind).validate_python(_read(file))
+                if whole(result):
+                    found: Future[Any] = Future()
+                    found.set_result(result)
+                    return found
             except ValidationError:
-                # Damaged on the disk.
-                self.done.remove(name)
+                pass
+            # Damaged on the disk; what followed from it may follow from another result now.
+            self.done.clear()
         return executor.submit(_run_and_keep, file, kind, job, *arguments)
 
     def close(self) -> None:
         """The call is through."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
 def _run_and_keep(lm: LanguageModel, file: Path, kind: Any, job: Callable[..., Any], *arguments: Any) -> Any:
@@ -88,6 +94,14 @@ def _run_and_keep(lm: LanguageModel, file: Path, kind: Any, job: Callable[..., A
     result = job(lm, *arguments)
     write_text(file, json.dumps(TypeAdapter(kind).dump_python(result)))
     return result
+
+
+def _code() -> str:
+    """A hash of the package's own code."""
+    digest = hashlib.sha256(selfedit.__version__.encode())
+    for file in sorted(Path(selfedit.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(file: Path) -> Any:

@@ -309,11 +309,13 @@ def read_answers(
         schemas[part] = quiz_schema([] if config.url else list(dict.fromkeys([*own, *spans]))[:MOST_SPANS], question=False)
     sampling = Sampling(temperature=config.temperature)
     texts: dict[int, str] = {}
-    # Part by part, so that each is read once.
-    for part, schema in schemas.items():
-        places = [at * count + turn for at, (other, _) in enumerate(asked) if other == part for turn in range(count)]
-        prompts = [reading_prompt(part.title, part.text, asked[at // count][1].question, sampler.known.chat) for at in places]
-        requests = [Request(prompt, LONGEST_ITEM, schema) for prompt in prompts]
+    # Part by part, so that each is read once; a server is asked everything at a time.
+    for among in [set(schemas)] if config.url else [{part} for part in schemas]:
+        places = [at * count + turn for at, (part, _) in enumerate(asked) if part in among for turn in range(count)]
+        requests = []
+        for part, one in (asked[at // count] for at in places):
+            prompt = reading_prompt(part.title, part.text, one.question, sampler.known.chat)
+            requests.append(Request(prompt, LONGEST_ITEM, schemas[part]))
         with standing(lm, [], alone=True):
             made = sampler.write(requests, sampling, [seeds.derive(seed, at) for at in places])
         texts |= zip(places, made, strict=True)
