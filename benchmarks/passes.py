@@ -33,6 +33,7 @@ from selfedit.runs import Run, write_json
 from selfedit.samplers.local import write_edits
 from selfedit.stats import mean_and_error, paired_difference
 from selfedit.tasks.knowledge.data import load_dataset
+from selfedit.tasks.knowledge.exam import asked_in
 from selfedit.tasks.knowledge.task import KnowledgeTask
 
 MEASURES = ("right", "probability", "bare", "bare_probability", "tokens", "documents")
@@ -82,7 +83,10 @@ def try_passage(lm: LanguageModel, passage: Passage, config: PassesConfig) -> di
         if outcome.status != "ok":
             rows[name] = {"status": outcome.status}
             continue
-        titled, bare = (mark_sitting(RecallGrader(), task.asked(passage), sitting) for sitting in outcome.sittings)
+        titled, bare = (
+            mark_sitting(RecallGrader(), asked_in(one.form, task.asked(passage)), sitting)
+            for one, sitting in zip(tasks, outcome.sittings, strict=True)
+        )
         rows[name] = {
             "status": "ok",
             "right": titled.accuracy,
@@ -105,8 +109,7 @@ def summary(rows: Sequence[dict[str, Any]], variants: Sequence[str]) -> dict[str
         control = {measure: [float(row[variants[0]][measure]) for row in whole] for measure in MEASURES}
         found["variants"][name] = {
             measure: {
-                "mean": mean_and_error(values[measure]).mean,
-                "se": mean_and_error(values[measure]).se,
+                **asdict(mean_and_error(values[measure])),
                 "difference": asdict(paired_difference(values[measure], control[measure])) if name != variants[0] else None,
             }
             for measure in MEASURES

@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -149,11 +150,14 @@ def learn(
                 if made.reason:
                     unfinished.close()
                     return _no_quiz(config, known, passage, made, made.reason)
+
+            def examined(halves: Halves) -> Future[Any]:
+                exams = exams_of(halves, task, again)
+                return unfinished.submit(executor, "exam", list[Sitting], sit_kept, exams, now)
+
             wanted = (writer.folder, task, passage, config.edits, config.edit.sampling, config.seed)
             written = unfinished.submit(executor, "self-edits", list[Written], write_as, *wanted)
-            sittings = (
-                unfinished.submit(executor, "exam", list[Sitting], sit_kept, exams_of(halves, task, again), now) if halves else None
-            )
+            sittings = examined(halves) if halves else None
             general = executor.submit(sample_kept, now)
             ready = executor.submit(prepare, (config.settings,))
             edits: list[Written] = result(written)
@@ -167,7 +171,7 @@ def learn(
                 kept = left
                 questions = [made.questions[index] for index in kept]
                 halves = Halves.of(passage, questions, config)
-                sittings = unfinished.submit(executor, "exam", list[Sitting], sit_kept, exams_of(halves, task, again), now)
+                sittings = examined(halves)
             assert halves is not None and sittings is not None
             chooser, reports = halves.chooser, _reports(task, halves.reporter)
             to_choose, to_report = task.asked(chooser), task.asked(halves.reporter)
@@ -184,30 +188,31 @@ def learn(
             groups = _groups(candidates, chooser, unfinished.folder, slots)
             jobs = [
                 unfinished.submit(executor, name, list[Outcome], run_trials, [task], trials, slots, whole=partial(_saved, trials))
-                for name, trials in ((name, [trial for _, trial in group]) for name, group in groups.items())
+                for name, (_, trials) in groups.items()
             ]
-            ahead = [trial.plan.steps for name, group in groups.items() if name not in unfinished.done for _, trial in group]
+            ahead = [one.plan.steps for name, (_, trials) in groups.items() if name not in unfinished.done for one in trials]
             progress("wrote", {"candidates": candidates, "steps": sum(ahead)})
             chosen_before, *before = result(sittings)
             baseline = mark_sitting(grader, to_choose, chosen_before)
             progress("baseline", {"marks": baseline})
-            for group, job in zip(groups.values(), jobs, strict=True):
-                _fill_in(candidates, [index for index, _ in group], result(job), chosen_before, result(ways))
+            for (places, _), job in zip(groups.values(), jobs, strict=True):
+                _fill_in(candidates, places, result(job), chosen_before, result(ways))
             _mark(candidates, grader, to_choose)
             best = choose(candidates)
+            adapter = _adapter(unfinished.folder, best, slots) if best is not None else None
             accepted = best is not None and enough(candidates[best].marks, baseline)
             general_before: dict[str, float] = result(general)
             after, general_after = before, general_before
-            if best is not None:
-                then = now.beside(str(_adapter(unfinished.folder, best, slots)), passage)
+            if adapter is not None:
+                then = now.beside(str(adapter), passage)
                 changed = executor.submit(sample_kept, then)
                 after = result(executor.submit(sit_kept, [*reports, *again], then))
                 general_after = result(changed)
             others = _others(grader, earlier, before[len(reports) :], after[len(reports) :])
             over_budget = accepted and fall(others) > config.budget + 1e-9
             accepted = accepted and not over_budget
-            if best is not None and accepted and memory.keep == "bank":
-                result(executor.submit(keep_states, (passage,), str(_adapter(unfinished.folder, best, slots))))
+            if accepted and memory.keep == "bank":
+                result(executor.submit(keep_states, (passage,), str(adapter)))
         chance = noise_chance(candidates, best, baseline, to_choose)
         report = _report(grader, to_report, before[: len(reports)], after[: len(reports)])
         report["general"] = {
@@ -223,9 +228,7 @@ def learn(
             record = _record(known_config, passage, questions, halves.choosing, candidates[best], baseline, committed, report)
             record["quiz_by"] = "model" if made else "user"
         progress("decided", {"best": best, "accepted": accepted, "chance": chance})
-        entry = None
-        if best is not None and accepted:
-            entry = memory.commit(record, _adapter(unfinished.folder, best, slots)).id
+        entry = memory.commit(record, adapter).id if accepted and adapter is not None else None
         unfinished.close()
     return {
         "model": config.model,
@@ -378,14 +381,17 @@ def _candidate(
     return Candidate(edit, plans, replayed=replayed)
 
 
-def _groups(candidates: Sequence[Candidate], passage: Passage, folder: Path, slots: int) -> dict[str, list[tuple[int, Trial]]]:
-    """A job's name -> its (candidate, trial) pairs, ``slots`` of them; repeats after the first keep no adapter."""
-    trials = [
+def _groups(
+    candidates: Sequence[Candidate], passage: Passage, folder: Path, slots: int
+) -> dict[str, tuple[list[int], list[Trial]]]:
+    """A job's name -> its candidates and their trials, ``slots`` of them; repeats after the first keep no adapter."""
+    pairs = [
         (index, Trial(passage, plan, str(_adapter(folder, index, slots)) if repeat == 0 else None))
         for index, candidate in enumerate(candidates)
         for repeat, plan in enumerate(candidate.plans)
     ]
-    return {f"trials-{at}-by-{slots}": trials[at : at + slots] for at in range(0, len(trials), slots)}
+    parts = {f"trials-{at}-by-{slots}": pairs[at : at + slots] for at in range(0, len(pairs), slots)}
+    return {name: ([index for index, _ in part], [trial for _, trial in part]) for name, part in parts.items()}
 
 
 def _adapter(folder: Path, candidate: int, slots: int) -> Path:

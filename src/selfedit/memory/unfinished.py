@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,12 @@ class Unfinished:
         """
         file = self.folder / f"{name}.json"
         if name in self.done:
-            try:
+            with suppress(ValidationError):
                 result = TypeAdapter(kind).validate_python(_read(file))
                 if whole(result):
                     found: Future[Any] = Future()
                     found.set_result(result)
                     return found
-            except ValidationError:
-                pass
             # Damaged on the disk; what followed from it may follow from another result now.
             self.done.clear()
         return executor.submit(_run_and_keep, file, kind, job, *arguments)
@@ -98,7 +97,7 @@ def _run_and_keep(lm: LanguageModel, file: Path, kind: Any, job: Callable[..., A
 
 def _code() -> str:
     """A hash of the package's own code."""
-    digest = hashlib.sha256(selfedit.__version__.encode())
+    digest = hashlib.sha256()
     for file in sorted(Path(selfedit.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
